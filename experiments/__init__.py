@@ -1,0 +1,1 @@
+"""One script per job: flags -> functions -> one JSON record and figures."""

@@ -1,0 +1,109 @@
+"""What the scripts share: flags, one-line errors, the JSON record.
+
+Every script is `common.run(main)`. A `ValueError` or `OSError` that reaches
+the top is bad input: it is printed as one line and the exit code is 1
+(`--verbosity=1` shows where it was raised). Anything else is a bug and keeps
+its traceback.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+DATASET = flags.DEFINE_string(
+  'dataset',
+  'mnist5k',
+  'mnist5k, mnist, fashion_mnist, cifar10, svhn, restricted_imagenet, or the '
+  'path of an .npz file with train_images, train_labels, test_images and '
+  'test_labels.',
+)
+DATA_DIR = flags.DEFINE_string(
+  'data_dir',
+  None,
+  'Folder with the published files of the data sets; prepared arrays are kept '
+  'there too. Default: $ROBUSTLIP_DATA, else ~/.cache/robustlip.',
+)
+SEED = flags.DEFINE_integer(
+  'seed', 0, 'Seed of everything that is random.', lower_bound=0
+)
+
+
+def run(main: Callable[[], Any]) -> None:
+  """Parses the flags, calls `main()`, turns bad input into one line."""
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def fail(error: BaseException | str) -> None:
+  """Prints one line to stderr and ends the process with exit code 1."""
+  logging.debug('Raised here:', exc_info=True)
+  print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+  sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv, known_only=False)
+  except flags.Error as error:
+    fail(f'{error} (see --help)')
+
+
+def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+  logging.use_absl_handler()
+  logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+  if len(argv) > 1:  # absl drops stray arguments silently
+    fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    fail(f'no device to compute on: {error}')
+  try:
+    main()
+  except (ValueError, OSError) as error:
+    fail(error)
+  except KeyboardInterrupt:
+    fail('interrupted; the same command goes on from the last checkpoint')
+
+
+def device_name() -> str:
+  """Kind and number of the devices in use, as records name them."""
+  devices = jax.devices()
+  return f'{len(devices)} x {devices[0].device_kind}'
+
+
+def plain(value: Any) -> Any:
+  """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
+  if isinstance(value, dict):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if isinstance(value, np.ndarray | jax.Array):
+    return plain(np.asarray(value).tolist())
+  if isinstance(value, np.generic):
+    return plain(value.item())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
+  """Writes `record` on one line of `path`, moved in place when complete."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(json.dumps(plain(record)) + '\n')
+  partial.replace(path)
+
+
+def finish(record: dict[str, Any], path: str | os.PathLike) -> None:
+  """Writes the record of a finished job to `path` and prints it, last."""
+  write_json(record, path)
+  sys.stderr.flush()
+  print(json.dumps(plain(record)), flush=True)

@@ -1,0 +1,24 @@
+"""What `experiments.benchmark` measures: one module for each suite.
+
+A suite is a function `cases(peers)` that returns the cases to time; `peers`
+says whether other libraries take part. `experiments.benchmark` runs the
+candidates of a case in turns and reports work per second and paired ratios.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Candidate(NamedTuple):
+  """One way to do a piece of work."""
+
+  run: Callable[[], object]  # does it once and returns when it is done
+  work: float  # units of the case that one run does
+
+
+class Case(NamedTuple):
+  """Candidates that do the same work; the first is ours."""
+
+  name: str
+  unit: str  # what `work` counts: images, pairs, ...
+  candidates: dict[str, Candidate]

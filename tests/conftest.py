@@ -1,0 +1,20 @@
+"""A strict session: two CPU devices, no silent broadcasting."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def real_data_dir() -> pathlib.Path:
+  """The folder named by ROBUSTLIP_DATA, or a skip that says so."""
+  folder = os.environ.get('ROBUSTLIP_DATA')
+  if not folder:
+    pytest.skip('ROBUSTLIP_DATA does not name a folder with real data sets')
+  return pathlib.Path(folder)
