@@ -1,1 +1,78 @@
-"""The networks."""
+"""The networks: functions from images in [0, 1] to logits, and nothing else.
+
+A network is a Linen module; `module.apply(variables, inputs)` gives float32
+logits in inference mode. With `train=True` it normalises by the statistics of
+the batch (`mutable=['batch_stats']`) and drops units (`rngs={'dropout': key}`).
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from robustlip.models import cnn, resnet, wide_resnet
+from robustlip.types import LogitsFn
+
+Factory = Callable[..., nn.Module]
+
+
+def _wide_resnet(depth: int, width: int) -> Factory:
+  wide_resnet.blocks_per_group(depth)  # raises where the depth is wrong
+  return functools.partial(wide_resnet.WideResNet, depth=depth, width=width)
+
+
+# Name -> factory(num_classes, *, dropout_rate=None, dtype=jnp.float32).
+MODELS: dict[str, Factory] = {
+  'cnn1': cnn.CNN1,
+  'cnn2': cnn.CNN2,
+  'resnet26': functools.partial(resnet.ResNet, stage_sizes=(2, 2, 2, 2)),
+  'resnet50': functools.partial(resnet.ResNet, stage_sizes=(3, 4, 6, 3)),
+  'wrn_10_1': _wide_resnet(10, 1),
+  'wrn_16_4': _wide_resnet(16, 4),
+  'wrn_28_10': _wide_resnet(28, 10),
+  'wrn_34_10': _wide_resnet(34, 10),
+  'wrn_40_10': _wide_resnet(40, 10),
+}
+
+
+def build(
+  name: str,
+  num_classes: int,
+  *,
+  dropout_rate: float | None = None,
+  dtype: jnp.dtype = jnp.float32,
+) -> nn.Module:
+  """The network of that name: one of `MODELS` or any 'wrn_<depth>_<width>'.
+
+  Args:
+    dropout_rate: in [0, 1) at every position where the network drops; None is
+      the paper's standard network (0.25 and 0.5 in cnn1, 0.5 in cnn2, else 0).
+    dtype: type to compute in; parameters and logits stay float32.
+
+  Raises:
+    ValueError: if the name is unknown or a number is out of range.
+  """
+  if num_classes < 2:
+    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+  if dropout_rate is not None and not 0 <= dropout_rate < 1:
+    raise ValueError(f'dropout_rate must be in [0, 1), got {dropout_rate}.')
+  factory = MODELS.get(name) or _parse_wide_resnet(name)
+  return factory(num_classes, dropout_rate=dropout_rate, dtype=dtype)
+
+
+def _parse_wide_resnet(name: str) -> Factory:
+  match = re.fullmatch(r'wrn_(\d+)_([1-9]\d*)', name)
+  if not match:
+    raise ValueError(
+      f'no network {name!r}; there are {", ".join(MODELS)} and every '
+      'wrn_<depth>_<width>.'
+    )
+  return _wide_resnet(*map(int, match.groups()))
+
+
+def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
+  """The network in inference mode as a function of images alone."""
+  return functools.partial(module.apply, variables)

@@ -1,0 +1,106 @@
+"""Wide residual networks of any depth and width, with dropout.
+
+Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from robustlip.models import layers
+
+# A normal distribution, not the truncated one that flax calls he_normal.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_PAD_ONE = ((1, 1), (1, 1))  # at stride 2 too, where XLA's 'SAME' differs
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions, normalised before each, and a shortcut."""
+
+  width: int
+  strides: int
+  dropout_rate: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, inputs: chex.Array, train: bool) -> chex.Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
+    normalized = layers.batch_norm(inputs, train=train, dtype=self.dtype)
+    normalized = jax.nn.relu(normalized)
+    features = self._conv(3, self.strides)(normalized)
+    features = layers.batch_norm(features, train=train, dtype=self.dtype)
+    features = jax.nn.relu(features)
+    features = nn.Dropout(self.dropout_rate, deterministic=not train)(features)
+    features = self._conv(3, 1)(features)
+    if inputs.shape[-1] == self.width and self.strides == 1:
+      return inputs + features
+    return self._conv(1, self.strides)(normalized) + features
+
+  def _conv(self, size, strides):
+    return layers.Conv(
+      self.width,
+      (size, size),
+      strides=strides,
+      padding=_PAD_ONE if size == 3 else layers.VALID,
+      use_bias=False,
+      kernel_init=_KERNEL_INIT,
+      dtype=self.dtype,
+    )
+
+
+class WideResNet(nn.Module):
+  """WRN-depth-width; 55,841,754 parameters for 40, 10 and ten classes.
+
+  Raises:
+    ValueError: if `depth` is not 6 n + 4 for a positive n.
+  """
+
+  num_classes: int
+  depth: int
+  width: int
+  dropout_rate: float | None = None  # None: 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
+    """Images [B, H, W, C] in [0, 1] -> logits [B, num_classes]."""
+    num_blocks = blocks_per_group(self.depth)
+    features = layers.Conv(
+      16,
+      padding=_PAD_ONE,
+      use_bias=False,
+      kernel_init=_KERNEL_INIT,
+      dtype=self.dtype,
+    )(inputs)
+    for group in range(3):
+      for index in range(num_blocks):
+        features = Block(
+          width=16 * 2**group * self.width,
+          strides=2 if group > 0 and index == 0 else 1,
+          dropout_rate=self.dropout_rate or 0.0,
+          dtype=self.dtype,
+        )(features, train)
+    features = layers.batch_norm(features, train=train, dtype=self.dtype)
+    features = jax.nn.relu(features).mean(axis=(1, 2))
+    logits = layers.dense(
+      features,
+      self.num_classes,
+      bias_init=nn.initializers.zeros,
+      dtype=self.dtype,
+    )
+    return logits.astype(jnp.float32)
+
+
+def blocks_per_group(depth: int) -> int:
+  """Number of blocks in each of the three groups.
+
+  Raises:
+    ValueError: if `depth` is not 6 n + 4 for a positive n.
+  """
+  if depth < 10 or depth % 6 != 4:
+    raise ValueError(
+      'the depth of a wide residual network must be 6 n + 4 (10, 16, 22, 28, '
+      f'34, 40, ...), got {depth}.'
+    )
+  return (depth - 4) // 6
