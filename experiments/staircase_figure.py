@@ -1,0 +1,53 @@
+"""The figure of all staircase fits over the data."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+
+from experiments import splines
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+FAMILIES = {
+  'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),
+  'AT and RST': ('AT', 'RST(.5)', 'RST(1)', 'RST(2)'),
+  'TRADES': ('TRADES(1)', 'TRADES(3)', 'TRADES(6)'),
+}
+STYLES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
+
+
+def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
+  """Writes `path`.png and .pdf, one row per training set.
+
+  Args:
+    panels: number of examples -> (coefficients by method, `splines.Data`).
+  """
+  grid = np.linspace(-splines.SHIFT, 9 + splines.SHIFT, 600)
+  features = splines.BASIS(grid)
+  figure, axes = plt.subplots(
+    len(panels),
+    len(FAMILIES),
+    figsize=(12, 7),
+    sharex=True,
+    sharey=True,
+    layout='constrained',
+  )
+  for row, (num_examples, (coefficients, data)) in zip(
+    axes, panels.items(), strict=True
+  ):
+    for axis, (family, names) in zip(row, FAMILIES.items(), strict=True):
+      axis.plot(data.inputs, data.targets, 'o', color='0.6', ms=3, zorder=0)
+      for name, style in zip(names, STYLES, strict=False):
+        axis.plot(grid, features @ coefficients[name], ls=style, label=name)
+      axis.set_title(f'{family}, n = {num_examples:,}')
+      axis.set_ylim(-1, 10)
+      axis.legend(loc='upper left', frameon=False)
+    row[0].set_ylabel('target y')
+  for axis in axes[-1]:
+    axis.set_xlabel('input x')
+    axis.set_xticks(range(10))
+  for suffix in ('.png', '.pdf'):
+    figure.savefig(path.with_suffix(suffix), dpi=150)
+  plt.close(figure)
