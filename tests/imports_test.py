@@ -7,9 +7,12 @@ import robustlip
 
 ROOT = pathlib.Path(robustlip.__file__).parent
 LAYERS = [
-  {'types', 'projections', 'progress'},
-  {'separation', 'models', 'datasets'},
-  {'losses', 'attacks', 'lipschitz', 'theory'},
+  {'types', 'progress'},
+  {'projections'},
+  {'augmentations', 'datasets', 'models', 'separation'},
+  {'losses', 'attacks', 'theory'},
+  {'lipschitz', 'methods'},
+  {'reference'},
   {'training', 'evaluation', 'checkpoints'},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}

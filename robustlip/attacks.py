@@ -1,0 +1,224 @@
+"""Attacks: one projected ascent inside a small ball, and what it climbs.
+
+Shared arguments: `logits_fn` maps [B, H, W, C] float32 images in [0, 1] to
+logits [B, classes] and should be in inference mode; `batch` is a
+`types.Batch`; `key` is one PRNG key or one per example ([B]), see
+`projections`; `epsilon` and `step_size` are in units of the pixel range and
+may be traced. No gradient flows through an attack.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustlip import projections
+from robustlip.types import Batch, LogitsFn, Objective
+
+KEEP = ('last', 'best')
+
+
+def ascend(
+  objective: Objective,
+  inputs: chex.Array,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  step_size: chex.Numeric,
+  num_steps: int,
+  norm: str = 'linf',
+  start: chex.Array | None = None,
+  keep: str = 'last',
+) -> chex.Array:
+  """Points of the ball around `inputs` that climb `objective`, [B, ...].
+
+  Each step follows the sign of the gradient (l-inf) or the normalised gradient
+  (l2) and is projected back. The objective must not mix examples.
+
+  Args:
+    objective: [B, ...] -> [B], differentiable.
+    num_steps: number of gradient steps, at least 0.
+    start: explicit first point; None draws it uniformly from the ball.
+    keep: 'last' returns the last iterate, 'best' for each example the iterate
+      (the start and the end included) with the highest objective.
+
+  Raises:
+    ValueError: if `norm` or `keep` is unknown, or a number is out of range.
+
+  Source: Madry et al. 2018, arXiv:1706.06083.
+  """
+  _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
+  if keep not in KEEP:
+    raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
+  if start is None:
+    start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
+
+  def value_and_gradient(points):
+    values, pullback = jax.vjp(objective, points)
+    return values, pullback(jnp.ones_like(values))[0]
+
+  def climb(_, state):
+    points, best = state
+    values, gradients = value_and_gradient(points)
+    best = _better(best, values, points)
+    moved = points + step_size * projections.steepest(gradients, norm=norm)
+    return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
+
+  best = None
+  if keep == 'best':
+    best = jnp.full(len(inputs), -jnp.inf, inputs.dtype), points
+  points, best = jax.lax.fori_loop(0, num_steps, climb, (points, best))
+  if best is not None:
+    points = _better(best, objective(points), points)[1]
+  return jax.lax.stop_gradient(points)
+
+
+def _better(best, values, points):
+  """Keeps, per example, the higher of the value and point seen so far."""
+  if best is None:
+    return None
+  improved = values > best[0]
+  where = projections.per_example(improved, points)
+  return (
+    jnp.where(improved, values, best[0]),
+    jnp.where(where, points, best[1]),
+  )
+
+
+def _check(**numbers: chex.Numeric) -> None:
+  for name, value in numbers.items():
+    if isinstance(value, int | float) and not value >= 0:
+      raise ValueError(f'{name} must be at least 0, got {value}.')
+
+
+def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Best wrong logit minus the label's: [B, C], [B] -> [B]; > 0 is an error."""
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  wrong = jnp.where(is_label, -jnp.inf, logits).max(axis=-1)
+  return wrong - jnp.where(is_label, logits, 0.0).sum(axis=-1)
+
+
+def _worst(
+  logits_fn: LogitsFn, batch: Batch, candidates: chex.Array
+) -> chex.Array:
+  """Of [K, B, ...] candidates the one with the largest margin, [B, ...]."""
+  logits = jax.vmap(logits_fn)(candidates)
+  scores = jax.vmap(margins, (0, None))(logits, batch.labels)
+  chosen = scores.argmax(axis=0)
+  return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, chosen)
+
+
+def _keys(key: chex.PRNGKey, num_examples: int, copies: int) -> chex.PRNGKey:
+  """[copies, B] keys; an example's depend on its own key alone."""
+  keys = projections.example_keys(key, num_examples)
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  return jax.vmap(fold, (None, 0))(keys, jnp.arange(copies))
+
+
+def pgd(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  step_size: chex.Numeric | None = None,
+  num_steps: int = 10,
+  num_restarts: int = 1,
+  norm: str = 'linf',
+  start: chex.Array | None = None,
+) -> chex.Array:
+  """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
+
+  Args:
+    step_size: None is the paper's epsilon / 5.
+    num_restarts: independent random starts, run at once; for each example
+      the one with the largest margin is kept, so that it counts as robust
+      only if every restart fails.
+    start: explicit first point, with a single restart.
+
+  Raises:
+    ValueError: if a number is out of range or `start` comes with restarts.
+
+  Source: Madry et al. 2018, arXiv:1706.06083; the paper's Section 5.1.
+  """
+  if num_restarts < 1:
+    raise ValueError(f'num_restarts must be at least 1, got {num_restarts}.')
+  if start is not None and num_restarts > 1:
+    raise ValueError('an explicit start leaves nothing to restart from.')
+
+  def objective(points):
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits_fn(points), batch.labels
+    )
+
+  def attack(key):
+    return ascend(
+      objective,
+      batch.inputs,
+      key,
+      epsilon=epsilon,
+      step_size=epsilon / 5 if step_size is None else step_size,
+      num_steps=num_steps,
+      norm=norm,
+      start=start,
+    )
+
+  if num_restarts == 1:
+    return attack(key)
+  keys = _keys(key, len(batch.inputs), num_restarts)
+  return _worst(logits_fn, batch, jax.vmap(attack)(keys))
+
+
+def multi_targeted(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  num_classes: int,
+  num_steps: int = 20,
+  step_size: chex.Numeric | None = None,
+  start: chex.Array | None = None,
+) -> chex.Array:
+  """The worst of one attack per wrong class, [B, H, W, C] in [0, 1].
+
+  Every wrong class t climbs logit_t - logit_label, all at once; the point
+  with the largest margin is kept, so that an example counts as robust only if
+  no target fools it.
+
+  Args:
+    num_classes: number of logits, at least 2.
+    step_size: None is the paper's epsilon / 10.
+    start: explicit first point of every target; None draws one for each.
+
+  Raises:
+    ValueError: if a number is out of range.
+
+  Source: Gowal et al. 2019, arXiv:1910.09338; the paper's Appendix E.1.
+  """
+  if num_classes < 2:
+    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+
+  def attack(shift, key):
+    targets = (batch.labels + 1 + shift) % num_classes
+
+    def objective(points):
+      logits = logits_fn(points)
+      weights = jax.nn.one_hot(targets, num_classes)
+      weights -= jax.nn.one_hot(batch.labels, num_classes)
+      return (weights * logits).sum(axis=-1)
+
+    return ascend(
+      objective,
+      batch.inputs,
+      key,
+      epsilon=epsilon,
+      step_size=epsilon / 10 if step_size is None else step_size,
+      num_steps=num_steps,
+      start=start,
+    )
+
+  shifts = jnp.arange(num_classes - 1)
+  keys = _keys(key, len(batch.inputs), num_classes - 1)
+  return _worst(logits_fn, batch, jax.vmap(attack)(shifts, keys))

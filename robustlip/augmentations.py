@@ -1,0 +1,48 @@
+"""Random crops and flips of uint8 images, on the device.
+
+Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
+per example ([B]).
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from robustlip import projections
+
+
+def crop(images: chex.Array, key: chex.PRNGKey, *, padding: int) -> chex.Array:
+  """Windows of the original size out of images padded with black."""
+  keys = projections.example_keys(key, len(images))
+  amounts = ((padding, padding), (padding, padding), (0, 0))
+
+  def one(image, key):
+    corner = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    padded = jnp.pad(image, amounts)
+    return jax.lax.dynamic_slice(padded, (*corner, 0), image.shape)
+
+  return jax.vmap(one)(images, keys)
+
+
+def flip(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
+  """Each image mirrored left to right with probability one half."""
+  keys = projections.example_keys(key, len(images))
+  mirrored = jax.vmap(jax.random.bernoulli)(keys)
+  mirrored = projections.per_example(mirrored, images)
+  return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def _cifar(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
+  keys = projections.example_keys(key, len(images))
+  crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  return flip(crop(images, crop_keys, padding=4), flip_keys)
+
+
+# Flag value -> function; the paper's for CIFAR-10 and Restricted ImageNet.
+AUGMENTATIONS: dict[str, Callable[[chex.Array, chex.PRNGKey], chex.Array]] = {
+  'none': lambda images, key: images,
+  'crop4_flip': _cifar,
+  'crop8': lambda images, key: crop(images, key, padding=8),
+}

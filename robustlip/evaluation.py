@@ -1,0 +1,199 @@
+"""Measurements of a network on every example of a data set.
+
+`per_example` runs a measure over a set in batches and returns one value per
+example; the last batch is padded and the padding cut off. The key of an
+example is `fold_in(key, its index)`: no result depends on the batch size, on
+the number of devices or on which other examples are measured.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from robustlip import models, progress
+from robustlip.datasets import Split
+from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
+
+# (variables, batch, keys [B]) -> [B]
+Measure = Callable[[Any, Batch, chex.PRNGKey], chex.Array]
+# (logits_fn, inputs, keys [B]) -> [B]
+Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
+
+
+def over_devices(measure: Measure) -> Callable[..., chex.Array]:
+  """`measure` on uint8 images, compiled; local devices share a batch."""
+  devices = jax.local_devices()
+  mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  shared = NamedSharding(mesh, PartitionSpec(DEVICES))
+
+  def on_images(variables, images, labels, mask, indices, key):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    inputs = images.astype(jnp.float32) / 255
+    return measure(variables, Batch(inputs, labels, mask), keys)
+
+  return jax.jit(
+    on_images,
+    in_shardings=(everywhere, shared, shared, shared, shared, everywhere),
+    out_shardings=shared,
+  )
+
+
+def per_example(
+  program: Callable[..., chex.Array],
+  variables: Any,
+  split: Split,
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  indices: np.ndarray | None = None,
+  description: str = 'evaluation',
+) -> np.ndarray:
+  """Values of `program` for the examples at `indices`, in order.
+
+  Args:
+    program: what `over_devices` returned.
+    split: `images` uint8 [N, H, W, C] and `labels` int32 [N].
+    batch_size: examples to a dispatch of this process, rounded up so that its
+      devices share them evenly.
+    indices: at least one; None is all examples.
+    description: what the progress bar says.
+  """
+  indices = np.arange(len(split.labels)) if indices is None else indices
+  processes = jax.process_count()
+  mine = -(-len(indices) // processes)  # the same number for every process
+  share = np.resize(indices, mine * processes)
+  share = share.reshape(processes, mine)[jax.process_index()]
+  devices = jax.local_device_count()
+  size = devices * -(-min(batch_size, mine) // devices)
+  values = []
+  with progress.bar(mine, description, unit='img') as bar:
+    for first in range(0, mine, size):
+      count = min(size, mine - first)
+      chosen = np.resize(share[first : first + count], size)
+      value = program(
+        variables,
+        split.images[chosen],
+        split.labels[chosen],
+        (np.arange(size) < count).astype(np.float32),
+        chosen.astype(np.uint32),
+        key,
+      )
+      values.append(np.asarray(value)[:count])
+      bar.update(count)
+  values = np.concatenate(values)
+  if processes > 1:
+    values = multihost_utils.process_allgather(values, tiled=True)
+  return values[: len(indices)]
+
+
+class Outcome(NamedTuple):
+  """What was measured, per example of a split."""
+
+  correct: np.ndarray  # bool [N]
+  robust: np.ndarray  # bool [N], correct before and after the attack
+  ratios: np.ndarray  # float32 [N], local Lipschitz estimates
+
+
+class Evaluator:
+  """Clean and attacked accuracy and Lipschitz ratios of one architecture.
+
+  Its programs are compiled once and serve any variables and split. Examples
+  that are misclassified are not attacked: their ball holds a mistake already.
+
+  Args:
+    attack: finds points in the ball, with the network in inference mode.
+    ratios: local Lipschitz estimates, [B].
+  """
+
+  def __init__(
+    self,
+    module: nn.Module,
+    *,
+    attack: Maximizer,
+    ratios: Ratios,
+    batch_size: int,
+  ):
+    def network(variables):
+      return models.logits_fn(module, variables)
+
+    def correct(variables, batch, keys):
+      del keys
+      logits = network(variables)(batch.inputs)
+      return logits.argmax(axis=-1) == batch.labels
+
+    def withstands(variables, batch, keys):
+      points = attack(network(variables), batch, keys)
+      return network(variables)(points).argmax(axis=-1) == batch.labels
+
+    def lipschitz(variables, batch, keys):
+      return ratios(network(variables), batch.inputs, keys)
+
+    self._correct = over_devices(correct)
+    self._withstands = over_devices(withstands)
+    self._ratios = over_devices(lipschitz)
+    self._batch_size = batch_size
+
+  def accuracies(
+    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Who is classified correctly, and who still is under attack: bool [N]."""
+    correct = per_example(
+      self._correct,
+      variables,
+      split,
+      key,
+      batch_size=self._batch_size,
+      description=f'{name} accuracy'.strip(),
+    )
+    robust = np.zeros_like(correct)
+    survivors = np.flatnonzero(correct)
+    if len(survivors):
+      robust[survivors] = per_example(
+        self._withstands,
+        variables,
+        split,
+        key,
+        batch_size=self._batch_size,
+        indices=survivors,
+        description=f'{name} attack'.strip(),
+      )
+    return correct, robust
+
+  def __call__(
+    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
+  ) -> Outcome:
+    """Everything, on every example of the split."""
+    ratios = per_example(
+      self._ratios,
+      variables,
+      split,
+      key,
+      batch_size=self._batch_size,
+      description=f'{name} Lipschitz'.strip(),
+    )
+    return Outcome(*self.accuracies(variables, split, key, name=name), ratios)
+
+
+def percent(hits: np.ndarray) -> float:
+  """Share of True, in percent."""
+  return 100.0 * float(np.mean(hits))
+
+
+def summary(train: Outcome, test: Outcome) -> dict[str, float]:
+  """Means over both splits and their gaps, as the paper's tables have them."""
+  record = {}
+  for name, outcome in (('train', train), ('test', test)):
+    record[f'{name}_acc'] = percent(outcome.correct)
+    record[f'adv_{name}_acc'] = percent(outcome.robust)
+    record[f'{name}_lipschitz'] = float(outcome.ratios.mean(dtype=np.float64))
+  record['gap'] = record['train_acc'] - record['test_acc']
+  record['adv_gap'] = record['adv_train_acc'] - record['adv_test_acc']
+  return record

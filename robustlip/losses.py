@@ -1,0 +1,154 @@
+"""The paper's training objectives and what their inner problems climb.
+
+A robust loss is an outer function of given points, `loss(logits_fn, batch,
+points) -> [B]`, one value per example in nats; the points come from an ascent
+on an inner objective, or from one gradient. `training` calls the two with the
+network in its two modes; `methods` pairs them.
+
+Shared arguments: `logits_fn` maps [B, H, W, C] to logits; `batch` is a
+`types.Batch`; `points` are [B, H, W, C], one for each input. Weights may be
+traced and are not checked.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from robustlip import projections
+from robustlip.types import Batch, LogitsFn, Objective
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """-log softmax(logits)[label], [B, C] and [B] -> [B]."""
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:
+  """KL(softmax(logits) || softmax(other)), [B, C] twice -> [B]."""
+  log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+  return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+def natural(
+  logits_fn: LogitsFn, batch: Batch, points: chex.Array
+) -> chex.Array:
+  """CE(x)."""
+  del points
+  return cross_entropy(logits_fn(batch.inputs), batch.labels)
+
+
+def at(logits_fn: LogitsFn, batch: Batch, points: chex.Array) -> chex.Array:
+  """CE(x'): adversarial training, Madry et al. 2018, arXiv:1706.06083."""
+  return cross_entropy(logits_fn(points), batch.labels)
+
+
+def rst(
+  logits_fn: LogitsFn, batch: Batch, points: chex.Array, *, lam: chex.Numeric
+) -> chex.Array:
+  """CE(x) + lam CE(x'): robust self-training on labelled data only.
+
+  Source: Raghunathan et al. 2020, arXiv:2002.10716; the paper's Section 5.1.
+  """
+  clean = cross_entropy(logits_fn(batch.inputs), batch.labels)
+  return clean + lam * cross_entropy(logits_fn(points), batch.labels)
+
+
+def trades(
+  logits_fn: LogitsFn, batch: Batch, points: chex.Array, *, beta: chex.Numeric
+) -> chex.Array:
+  """CE(x) + beta KL(p(x) || p(x')), gradients through both distributions.
+
+  Source: Zhang et al. 2019, arXiv:1901.08573, Eq. (5).
+  """
+  clean = logits_fn(batch.inputs)
+  divergence = kl_divergence(clean, logits_fn(points))
+  return cross_entropy(clean, batch.labels) + beta * divergence
+
+
+def gr(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  points: chex.Array,
+  *,
+  lam: chex.Numeric,
+  step_size: chex.Numeric,
+) -> chex.Array:
+  """CE(x) + lam/2 ((CE(x') - CE(x)) / step_size)^2: gradient regularization.
+
+  The finite difference stands for the l2 norm of the input gradient; x' is
+  `gradient_step` of the same size.
+
+  Source: Finlay and Oberman 2019, arXiv:1905.11468.
+  """
+  clean = cross_entropy(logits_fn(batch.inputs), batch.labels)
+  moved = cross_entropy(logits_fn(points), batch.labels)
+  return clean + lam / 2 * ((moved - clean) / step_size) ** 2
+
+
+def llr(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  points: chex.Array,
+  *,
+  lam: chex.Numeric,
+  mu: chex.Numeric,
+) -> chex.Array:
+  """CE(x) + lam |CE(x') - CE(x) - d . grad CE(x)| + mu |d . grad CE(x)|.
+
+  d = x' - x, and the gradient is with respect to the input.
+
+  Source: Qin et al. 2019, arXiv:1907.02610, Eq. (8).
+  """
+  clean, slope = _along(logits_fn, batch, points - batch.inputs)
+  moved = cross_entropy(logits_fn(points), batch.labels)
+  return clean + lam * jnp.abs(moved - clean - slope) + mu * jnp.abs(slope)
+
+
+def _along(logits_fn, batch, deltas):
+  """CE(x) and its derivative along each delta, both [B]."""
+  return jax.jvp(
+    lambda inputs: cross_entropy(logits_fn(inputs), batch.labels),
+    (batch.inputs,),
+    (deltas,),
+  )
+
+
+def divergence(logits_fn: LogitsFn, batch: Batch) -> Objective:
+  """The inner objective of TRADES: x' -> KL(p(x) || p(x')).
+
+  Its gradient vanishes at x' = x, so the ascent has to start elsewhere.
+  """
+  clean = logits_fn(batch.inputs)
+  return lambda points: kl_divergence(clean, logits_fn(points))
+
+
+def nonlinearity(logits_fn: LogitsFn, batch: Batch) -> Objective:
+  """The inner objective of LLR: x' -> |CE(x') - CE(x) - d . grad CE(x)|.
+
+  Zero with a zero gradient at x' = x, so the ascent has to start elsewhere.
+  """
+
+  def total(inputs):
+    losses = cross_entropy(logits_fn(inputs), batch.labels)
+    return losses.sum(), losses
+
+  gradients, clean = jax.grad(total, has_aux=True)(batch.inputs)
+
+  def objective(points):
+    deltas = points - batch.inputs
+    slope = (deltas * gradients).reshape(len(deltas), -1).sum(axis=1)
+    moved = cross_entropy(logits_fn(points), batch.labels)
+    return jnp.abs(moved - clean - slope)
+
+  return objective
+
+
+def gradient_step(
+  logits_fn: LogitsFn, batch: Batch, *, step_size: chex.Numeric
+) -> chex.Array:
+  """Moves x by step_size g / ||g||_2, g = grad CE(x), maybe out of the box."""
+  gradients = jax.grad(
+    lambda inputs: cross_entropy(logits_fn(inputs), batch.labels).sum()
+  )(batch.inputs)
+  return batch.inputs + step_size * projections.steepest(gradients, norm='l2')

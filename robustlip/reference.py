@@ -1,0 +1,128 @@
+"""What the authors' released code computes where it departs from their text.
+
+The published columns come from that code, so that they can be compared with
+nothing else; everywhere else robustlip follows the text. Selected by
+`--protocol=reference`. Source of every line: the released code of the paper
+(github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
+BUILD_NOTES.md.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from robustlip import attacks, lipschitz, losses, methods, projections
+from robustlip.types import Batch, LogitsFn
+
+LIPSCHITZ_STEP = 0.003  # fixed, whatever the radius
+LLR_STEPS = 2
+
+
+def gr(settings: methods.Settings) -> methods.Method:
+  """Gradient regularization with the clean loss counted twice.
+
+  The clean loss is differentiated once for the direction and its parameter
+  gradients are not cleared before the penalised loss adds its own.
+  """
+  paper = methods.gr(settings)
+
+  def loss(logits_fn, batch, points):
+    clean = losses.natural(logits_fn, batch, points)
+    return clean + paper.loss(logits_fn, batch, points)
+
+  return methods.Method(paper.maximize, loss)
+
+
+def llr(settings: methods.Settings) -> methods.Method:
+  """CE(x) + lam CE(x'): the gradient terms of LLR are zeroed by aliasing.
+
+  x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start.
+  """
+  epsilon = settings.epsilon
+
+  def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
+    @jax.grad
+    def gradient(points):
+      return losses.cross_entropy(logits_fn(points), batch.labels).sum()
+
+    points = methods.near(batch.inputs, key)
+    for _ in range(LLR_STEPS):
+      slope = gradient(points)
+      largest = jnp.maximum(projections.sizes(slope), 1e-30)
+      slope /= projections.per_example(largest, slope)
+      moved = points + epsilon / LLR_STEPS * slope
+      points = projections.ball(moved, batch.inputs, epsilon=epsilon)
+    return jax.lax.stop_gradient(points)
+
+  def loss(logits_fn, batch, points):
+    return losses.rst(logits_fn, batch, points, lam=settings.lam)
+
+  return methods.Method(maximize, loss)
+
+
+METHODS = methods.METHODS | {'gr': gr, 'llr': llr}
+
+
+def lipschitz_estimate(
+  logits_fn: LogitsFn,
+  inputs: chex.Array,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  num_steps: int = 10,
+) -> lipschitz.Estimate:
+  """The ratio at the end of a walk that descends it, [B].
+
+  Ten sign steps of 0.003 from a Gaussian start, the last iterate: the
+  released procedure negates the ratio and then adds the sign of the gradient.
+  """
+  points = attacks.ascend(
+    lambda points: -lipschitz.ratio(logits_fn, inputs, points),
+    inputs,
+    key,
+    epsilon=epsilon,
+    step_size=LIPSCHITZ_STEP,
+    num_steps=num_steps,
+    start=methods.near(inputs, key),
+  )
+  return lipschitz.Estimate(lipschitz.ratio(logits_fn, inputs, points), points)
+
+
+def multi_targeted(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  num_classes: int,
+  num_steps: int = 20,
+  step_size: chex.Numeric | None = None,
+) -> chex.Array:
+  """The one wrong class that softmax scores highest, tested alone.
+
+  Each wrong class t descends CE(x', t) for 20 steps of epsilon / 10; the
+  point with the largest softmax_t(x') - softmax_label(x) is returned, whether
+  or not another target would have fooled the network.
+  """
+  keys = projections.example_keys(key, len(batch.inputs))
+  before = jax.nn.softmax(logits_fn(batch.inputs))
+  index = batch.labels[:, None]
+  before = jnp.take_along_axis(before, index, axis=1)[:, 0]
+
+  def attack(shift):
+    targets = (batch.labels + 1 + shift) % num_classes
+    points = attacks.ascend(
+      lambda x: -losses.cross_entropy(logits_fn(x), targets),
+      batch.inputs,
+      jax.vmap(jax.random.fold_in, (0, None))(keys, shift),
+      epsilon=epsilon,
+      step_size=epsilon / 10 if step_size is None else step_size,
+      num_steps=num_steps,
+    )
+    after = jax.nn.softmax(logits_fn(points))
+    after = jnp.take_along_axis(after, targets[:, None], axis=1)[:, 0]
+    return points, after - before
+
+  points, scores = jax.vmap(attack)(jnp.arange(num_classes - 1))
+  best = scores.argmax(axis=0)
+  return jax.vmap(lambda p, k: p[k], (1, 0))(points, best)
