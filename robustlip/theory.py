@@ -1,0 +1,125 @@
+"""The classifier of the paper's theorems, computed exactly on finite sets.
+
+f(x)_i = dist(x, class i) / r and g(x) = argmin_i f(x)_i (Eqs. 1 and 2), with
+the examples of a reference set as the classes. Each distance moves by at most
+dist(x, x') between x and x', so f is 1/r-Lipschitz everywhere and g keeps its
+answer while x moves by less than half the gap between the two smallest class
+distances. At exactly half the gap the two can tie (the boundary case of
+Lemma 4.1, where f(x)_j - f(x)_y = 2 and x' is at distance r): certificates
+here hold in the open ball.
+
+Shared arguments: `class_distances` is [N, C], of `class_distances`; `labels`
+is [N], integers in [0, C); `radius` is r, positive, in units of the inputs.
+All functions raise ValueError if these do not fit together. Everything is
+NumPy; the distances come from `separation` and are float32.
+"""
+
+import chex
+import numpy as np
+
+from robustlip import separation
+
+
+def class_distances(
+  inputs: chex.Array,
+  ref_inputs: chex.Array,
+  ref_labels: chex.Array,
+  *,
+  num_classes: int,
+  norm: str = 'linf',
+) -> np.ndarray:
+  """Distance of each input to the nearest reference of each class, [N, C].
+
+  Args:
+    inputs: [N, ...], uint8 images or float32.
+    ref_inputs: [M, ...] of the same type and shape.
+    ref_labels: [M], integers in [0, num_classes).
+    num_classes: C; a class without a reference is at distance inf.
+    norm: 'linf' or 'l2'.
+  """
+  ref_labels = np.asarray(ref_labels)
+  if ref_labels.shape != (len(ref_inputs),):
+    raise ValueError(
+      f'{len(ref_inputs)} reference inputs need as many labels, got '
+      f'{ref_labels.shape}.'
+    )
+  _check_labels(ref_labels, num_classes)
+  distances = np.full((len(inputs), num_classes), np.inf, np.float32)
+  for label in np.unique(ref_labels):
+    refs = ref_inputs[ref_labels == label]
+    distances[:, label] = separation.nearest(inputs, refs, norm=norm).distances
+  return distances
+
+
+def values(class_distances: np.ndarray, *, radius: float) -> np.ndarray:
+  """The f of Eq. (1), [N, C]."""
+  _check_radius(radius)
+  return class_distances / radius
+
+
+def predict(class_distances: np.ndarray) -> np.ndarray:
+  """The g of Eq. (2), [N]; of tied classes the smallest number."""
+  return np.argmin(class_distances, axis=1)
+
+
+def binary_values(class_distances: np.ndarray, *, radius: float) -> np.ndarray:
+  """The f of Theorem 4.4, [N]: positive where class 1 is the nearer."""
+  _check_radius(radius)
+  if class_distances.shape[1] != 2:
+    raise ValueError(f'need two classes, got {class_distances.shape[1]}.')
+  negative, positive = class_distances.T
+  return (negative - positive) / (2 * radius)
+
+
+def gaps(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Distance to the nearest other class minus that to the own class, [N].
+
+  Positive where g is right. Divided by r it is the margin of Lemma 4.1.
+  """
+  labels = np.asarray(labels)
+  count, num_classes = class_distances.shape
+  if labels.shape != (count,):
+    raise ValueError(f'{count} rows need as many labels, got {labels.shape}.')
+  _check_labels(labels, num_classes)
+  is_label = np.arange(num_classes) == labels[:, None]
+  own = class_distances[is_label]
+  return np.where(is_label, np.inf, class_distances).min(axis=1) - own
+
+
+def certified_radius(
+  class_distances: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+  """Radius of the open ball on which g is right for certain, [N].
+
+  Half the gap of the two smallest class distances where g is right, 0 where
+  it is wrong or tied; inf if no other class has a reference.
+  """
+  return np.maximum(gaps(class_distances, labels), 0) / 2
+
+
+def lipschitz_ratio(
+  values: np.ndarray, moved_values: np.ndarray, moves: np.ndarray
+) -> np.ndarray:
+  """Largest |f(x)_i - f(x')_i| / dist(x, x') over coordinates i, [N].
+
+  Args:
+    values: f at x, [N, C].
+    moved_values: f at x', [N, C].
+    moves: dist(x, x'), [N], positive.
+  """
+  if not np.all(moves > 0):
+    raise ValueError('the two points of every pair must differ.')
+  return np.abs(values - moved_values).max(axis=1) / moves
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+  if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+    raise ValueError(
+      f'labels must be in [0, {num_classes}), got {labels.min()} to '
+      f'{labels.max()}.'
+    )
+
+
+def _check_radius(radius: float) -> None:
+  if not radius > 0:
+    raise ValueError(f'radius must be positive, got {radius}.')
