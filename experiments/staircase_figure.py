@@ -2,13 +2,10 @@
 
 import pathlib
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 
 from experiments import splines
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
 
 FAMILIES = {
   'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),
@@ -26,14 +23,8 @@ def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
   """
   grid = np.linspace(-splines.SHIFT, 9 + splines.SHIFT, 600)
   features = splines.BASIS(grid)
-  figure, axes = plt.subplots(
-    len(panels),
-    len(FAMILIES),
-    figsize=(12, 7),
-    sharex=True,
-    sharey=True,
-    layout='constrained',
-  )
+  figure = matplotlib.figure.Figure((12, 7), layout='constrained')
+  axes = figure.subplots(len(panels), len(FAMILIES), sharex=True, sharey=True)
   for row, (num_examples, (coefficients, data)) in zip(
     axes, panels.items(), strict=True
   ):
@@ -50,4 +41,3 @@ def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
     axis.set_xticks(range(10))
   for suffix in ('.png', '.pdf'):
     figure.savefig(path.with_suffix(suffix), dpi=150)
-  plt.close(figure)

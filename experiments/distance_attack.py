@@ -1,0 +1,137 @@
+"""An attack on the distance classifier g: close the gap of class distances.
+
+The subgradient of an l-inf distance is one pixel, and the nearest reference
+changes on the way, so the attack alternates two steps. One searches, exactly,
+the nearest reference of the own class and of any other class, and adds them to
+the candidates of each example. The other ascends own minus other distance over
+the candidates, with the gradient of a smooth stand-in (log-sum-exp over pixels
+and over candidates) that moves every pixel: away from the own class, towards
+the others. It starts from the point of the ball nearest to the nearest
+reference of another class. The exact gaps of every search decide.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustlip import attacks, separation
+from robustlip.progress import bar
+
+BLOCK = 64  # examples that ascend together
+
+
+class Attacked(NamedTuple):
+  """The best point found for each example, and its exact gap."""
+
+  points: np.ndarray  # [N, ...], float32
+  gaps: np.ndarray  # [N], other minus own class distance; g is wrong below 0
+
+
+class _Search(NamedTuple):
+  gaps: np.ndarray  # [N]
+  own: np.ndarray  # [N], index of the nearest reference of the own class
+  other: np.ndarray  # [N], of another class
+
+
+def _search(points, labels, refs, ref_labels) -> _Search:
+  other = separation.nearest_opposite(points, labels, refs, ref_labels)
+  distances = np.full(len(points), np.inf, np.float32)
+  own = np.zeros(len(points), np.int32)
+  for label in np.unique(labels):
+    rows, columns = np.flatnonzero(labels == label), ref_labels == label
+    if columns.any():
+      found = separation.nearest(points[rows], refs[columns])
+      distances[rows] = found.distances
+      own[rows] = np.flatnonzero(columns)[found.indices]
+  return _Search(other.distances - distances, own, other.indices)
+
+
+def _distances(points, candidates, temperature):
+  """Exact and smooth distance to the nearest candidate, [B]."""
+  moves = jnp.abs(points[:, None] - candidates)
+  moves = moves.reshape(*moves.shape[:2], -1)
+  exact = moves.max(axis=-1).min(axis=-1)
+  smooth = jax.nn.logsumexp(moves / temperature, axis=-1)
+  smooth = -temperature * jax.nn.logsumexp(-smooth, axis=-1)
+  return exact, smooth
+
+
+@jax.jit(static_argnames='num_steps')
+def _ascend(inputs, start, own, other, *, epsilon, temperature, num_steps):
+  def objective(points):
+    exact_own, smooth_own = _distances(points, own, temperature)
+    exact_other, smooth_other = _distances(points, other, temperature)
+    smooth = smooth_own - smooth_other
+    exact = exact_own - exact_other
+    return smooth + jax.lax.stop_gradient(exact - smooth)
+
+  return attacks.ascend(
+    objective,
+    inputs,
+    jax.random.key(0),
+    epsilon=epsilon,
+    step_size=epsilon / 4,
+    num_steps=num_steps,
+    start=start,
+    keep='best',
+  )
+
+
+def attack(
+  inputs: np.ndarray,
+  labels: np.ndarray,
+  refs: np.ndarray,
+  ref_labels: np.ndarray,
+  *,
+  epsilon: float,
+  num_rounds: int = 4,
+  num_steps: int = 20,
+  temperatures: tuple[float, float] = (0.1, 0.005),
+) -> Attacked:
+  """Attacks g within the l-inf ball of `epsilon` and the pixel box.
+
+  Args:
+    inputs: [N, ...] float32 in [0, 1].
+    labels: [N], the classes that g should answer.
+    refs: [M, ...] float32, the examples that define g.
+    ref_labels: [M].
+    epsilon: radius of the ball, in units of the pixel range.
+    num_rounds: searches after the first; examples already lost are left out.
+    num_steps: ascent steps per round, of a quarter of `epsilon`.
+    temperatures: of the smooth distances, in the first and in the last round,
+      in units of the pixel range.
+  """
+  found = _search(inputs, labels, refs, ref_labels)
+  points, best = inputs.copy(), found.gaps.copy()
+  own = np.repeat(found.own[:, None], num_rounds, axis=1)
+  other = np.repeat(found.other[:, None], num_rounds, axis=1)
+  towards = np.clip(refs[found.other] - inputs, -epsilon, epsilon)
+  current = np.clip(inputs + towards, 0, 1)
+  schedule = np.geomspace(*temperatures, num_rounds)
+  with bar(num_rounds, 'attack on g', unit='round') as progress:
+    for turn, temperature in enumerate(schedule):
+      alive = np.flatnonzero(best > 0)
+      if not len(alive):
+        break
+      for rows in np.split(alive, range(BLOCK, len(alive), BLOCK)):
+        full = np.resize(rows, BLOCK)  # one shape, one compilation
+        current[full] = _ascend(
+          inputs[full],
+          current[full],
+          refs[own[full]],
+          refs[other[full]],
+          epsilon=epsilon,
+          temperature=temperature,
+          num_steps=num_steps,
+        )
+      found = _search(current[alive], labels[alive], refs, ref_labels)
+      better = found.gaps < best[alive]
+      best[alive] = np.minimum(best[alive], found.gaps)
+      points[alive[better]] = current[alive[better]]
+      if turn + 1 < num_rounds:
+        own[alive, turn + 1] = found.own
+        other[alive, turn + 1] = found.other
+      progress.update()
+  return Attacked(points, best)
