@@ -1,0 +1,173 @@
+"""What the theorems say, computed on a data set: the distance classifier.
+
+Shared arguments: `dataset` is a `datasets.Dataset`; g is the distance
+classifier whose classes are the training examples. Ties between classes count
+as errors. Accuracies are fractions of the examples named beside them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from experiments import distance_attack
+from robustlip import separation, theory
+from robustlip.datasets import Dataset
+from robustlip.progress import bar
+
+BLOCK = 256  # examples between two updates of the progress bar
+JUST_INSIDE = 0.999  # of a ball's radius: certificates hold in the open ball
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+  """Images uint8 as float32 in [0, 1]."""
+  return images.astype(np.float32) / np.float32(255)
+
+
+def _in_blocks(function, count, description):
+  """Concatenates `function(rows)` over slices of `count` examples."""
+  parts = []
+  with bar(count, description, unit='image') as progress:
+    for start in range(0, count, BLOCK):
+      rows = slice(start, min(start + BLOCK, count))
+      parts.append(function(rows))
+      progress.update(rows.stop - rows.start)
+  return np.concatenate(parts)
+
+
+def class_distances(inputs, dataset: Dataset) -> np.ndarray:
+  """l-inf distances of images to the training classes, [N, C]."""
+  train = dataset.train
+  images = train.images
+  if inputs.dtype != np.uint8:
+    images = scaled(images)
+  num_classes = len(dataset.class_names)
+  return _in_blocks(
+    lambda rows: theory.class_distances(
+      inputs[rows], images, train.labels, num_classes=num_classes
+    ),
+    len(inputs),
+    'class distances',
+  )
+
+
+def train_certificate(distances: np.ndarray) -> dict[str, Any]:
+  """Theorem 4.2 on the training set itself, with r half its separation.
+
+  An example's distance to its own class is 0, so its certified radius is half
+  its distance to the nearest example of another class.
+
+  Args:
+    distances: those distances, [N].
+  """
+  radius = distances.min() / 2
+  return {
+    'num_train': len(distances),
+    'separation': 2 * radius,
+    'r': radius,
+    'accuracy': np.mean(distances > 0),
+    'astute_in_open_ball': np.mean((distances / 2 >= radius) & (distances > 0)),
+    'astute_in_closed_ball': np.mean(distances / 2 > radius),
+    'smallest_margin': distances.min() / radius if radius else None,
+  }
+
+
+def train_distances(dataset: Dataset) -> np.ndarray:
+  """Distance of each training example to the nearest of another class."""
+  images, labels = dataset.train.images, dataset.train.labels
+  return _in_blocks(
+    lambda rows: (
+      separation.nearest_opposite(
+        images[rows], labels[rows], images, labels
+      ).distances
+    ),
+    len(images),
+    'train-train separation',
+  )
+
+
+def certified_accuracies(gaps: np.ndarray, epsilons: np.ndarray) -> list[float]:
+  """Fraction of examples certified at each radius."""
+  return [np.mean(gaps / 2 > epsilon) for epsilon in epsilons]
+
+
+def test_table(
+  dataset: Dataset, *, num_test: int, num_attacked: int, epsilon: float
+) -> dict[str, Any]:
+  """Accuracy of g on the test set: clean, certified and under attack.
+
+  Args:
+    num_test: the first test examples, which the clean and certified columns
+      cover.
+    num_attacked: of these the first, which the attack covers.
+    epsilon: radius of certificate and attack.
+  """
+  images, labels = (
+    dataset.test.images[:num_test],
+    dataset.test.labels[:num_test],
+  )
+  distances = class_distances(images, dataset)
+  gaps = theory.gaps(distances, labels)
+  some = slice(0, num_attacked)
+  attacked = distance_attack.attack(
+    scaled(images[some]),
+    labels[some],
+    scaled(dataset.train.images),
+    dataset.train.labels,
+    epsilon=epsilon,
+  )
+  epsilons = epsilon * np.linspace(0, 3, 61)
+  return {
+    'epsilon': epsilon,
+    'num_test': len(labels),
+    'accuracy': np.mean(gaps > 0),
+    'tied': np.mean(gaps == 0),
+    'certified': np.mean(gaps / 2 > epsilon),
+    'curve': {
+      'epsilons': epsilons,
+      'certified': certified_accuracies(gaps, epsilons),
+    },
+    'attacked_subset': {
+      'num_attacked': len(attacked.gaps),
+      'accuracy': np.mean(gaps[some] > 0),
+      'attacked': np.mean((gaps[some] > 0) & (attacked.gaps > 0)),
+      'certified': np.mean(gaps[some] / 2 > epsilon),
+    },
+  }
+
+
+def lemma_checks(
+  dataset: Dataset, *, radius: float, num_examples: int, seed: int
+) -> dict[str, Any]:
+  """Lemma 4.1's conditions and conclusion around some training examples.
+
+  Around each example one point is drawn uniformly just inside the ball of
+  `radius`, and one is found by the attack on g.
+  """
+  images, labels = (
+    scaled(dataset.train.images[:num_examples]),
+    dataset.train.labels[:num_examples],
+  )
+  size = JUST_INSIDE * radius
+  noise = np.random.default_rng(seed).uniform(-size, size, images.shape)
+  moved = {
+    'sampled': np.clip(images + noise, 0, 1).astype(np.float32),
+    'attacked': distance_attack.attack(
+      images,
+      labels,
+      scaled(dataset.train.images),
+      dataset.train.labels,
+      epsilon=size,
+    ).points,
+  }
+  before = theory.values(class_distances(images, dataset), radius=radius)
+  result = {'num_examples': len(labels)}
+  for name, points in moved.items():
+    distances = class_distances(points, dataset)
+    after = theory.values(distances, radius=radius)
+    moves = np.abs(points - images).reshape(len(images), -1).max(axis=1)
+    ratios = theory.lipschitz_ratio(before, after, moves)
+    result[name] = {
+      'largest_ratio_times_r': ratios.max() * radius,
+      'astute': np.mean(theory.gaps(distances, labels) > 0),
+    }
+  return result
