@@ -34,8 +34,8 @@ def read(
   Looks into `data_dir`, then into $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Raises:
-    ImportError: if there is such a folder but no tensorflow_datasets.
-    ValueError: if it is damaged or in a format without random access.
+    ValueError: if there is one that cannot be read: it is damaged, in a format
+      without random access, or tensorflow_datasets is not installed.
   """
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   for root in (data_dir, pathlib.Path(default).expanduser()):
@@ -46,11 +46,11 @@ def read(
 
 
 def _read_folder(facts: Facts, root: pathlib.Path) -> tuple[Split, Split]:
-  import tensorflow_datasets as tfds
-
   is_imagenet = facts.tfds_name == 'imagenet2012'
   names = ['train', 'validation' if is_imagenet else 'test']
   try:
+    import tensorflow_datasets as tfds
+
     train, test = tfds.data_source(
       facts.tfds_name,
       split=names,
@@ -60,7 +60,7 @@ def _read_folder(facts: Facts, root: pathlib.Path) -> tuple[Split, Split]:
     )
     convert = _imagenet_split if is_imagenet else _split
     return convert(train, facts), convert(test, facts)
-  except (ValueError, ImportError):
+  except ValueError:
     raise
   except Exception as error:  # TFDS raises what the damage happens to cause
     reason = ' '.join(str(error).split())

@@ -1,0 +1,303 @@
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+
+from robustlip.datasets import files
+
+IDX = {
+  'train-images-idx3-ubyte': (7, 28, 28),
+  'train-labels-idx1-ubyte': (7,),
+  't10k-images-idx3-ubyte': (5, 28, 28),
+  't10k-labels-idx1-ubyte': (5,),
+}
+BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
+
+
+def pixels(shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def idx_bytes(array):
+  head = struct.pack(f'>{1 + array.ndim}I', 0x800 + array.ndim, *array.shape)
+  return head + array.tobytes()
+
+
+def write_idx(folder, *, gzipped=False):
+  folder.mkdir(parents=True, exist_ok=True)
+  arrays = {
+    name: pixels(shape) if len(shape) > 1 else pixels(shape) % 10
+    for name, shape in IDX.items()
+  }
+  for name, array in arrays.items():
+    content = idx_bytes(array)
+    if gzipped:
+      (folder / f'{name}.gz').write_bytes(gzip.compress(content))
+    else:
+      (folder / name).write_bytes(content)
+  return list(arrays.values())
+
+
+def cifar_parts(num_per_batch=3):
+  """Six batches as [N, 3, 32, 32] planes and labels."""
+  return {
+    name: (
+      pixels((num_per_batch, 3, 32, 32), seed),
+      pixels(num_per_batch, seed) % 10,
+    )
+    for seed, name in enumerate(BATCHES)
+  }
+
+
+def binary(planes, labels):
+  flat = planes.reshape(len(planes), -1)
+  return np.concatenate([labels[:, None], flat], 1).tobytes()
+
+
+def pickled(planes, labels, protocol=2):
+  batch = {
+    b'data': planes.reshape(len(planes), -1),
+    b'labels': labels.tolist(),
+    b'batch_label': b'one of six',
+  }
+  return pickle.dumps(batch, protocol)
+
+
+def write_cifar(root, encode, suffix, folder):
+  (root / folder).mkdir(parents=True)
+  parts = cifar_parts()
+  for name, part in parts.items():
+    (root / folder / f'{name}{suffix}').write_bytes(encode(*part))
+  return parts
+
+
+def check_cifar(splits, parts):
+  train, test = splits
+  planes = np.concatenate([parts[name][0] for name in BATCHES[:5]])
+  np.testing.assert_array_equal(train.images.transpose(0, 3, 1, 2), planes)
+  labels = np.concatenate([parts[name][1] for name in BATCHES[:5]])
+  np.testing.assert_array_equal(train.labels, labels)
+  planes, labels = parts['test_batch']
+  np.testing.assert_array_equal(test.images.transpose(0, 3, 1, 2), planes)
+  np.testing.assert_array_equal(test.labels, labels)
+
+
+def write_tar(path, contents):
+  with tarfile.open(path, 'w:gz') as tar:
+    for name, content in contents.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+
+
+def write_svhn(folder, num=6):
+  folder.mkdir(parents=True, exist_ok=True)
+  for seed, part in enumerate(('train', 'test')):
+    scipy.io.savemat(
+      folder / f'{part}_32x32.mat',
+      {
+        'X': pixels((32, 32, 3, num), seed),
+        'y': np.array([[10], [1], [2], [9], [10], [5]], np.uint8)[:num],
+      },
+      do_compression=True,
+    )
+
+
+@pytest.mark.parametrize('gzipped', [False, True])
+def test_idx(tmp_path, gzipped):
+  expected = write_idx(tmp_path, gzipped=gzipped)
+  train, test = files.read_idx(tmp_path)
+  for split, images, labels in (
+    (train, *expected[:2]),
+    (test, *expected[2:]),
+  ):
+    np.testing.assert_array_equal(split.images, images[..., None])
+    np.testing.assert_array_equal(split.labels, labels)
+
+
+def test_absent_files_are_none(tmp_path):
+  assert files.read_idx(tmp_path) is None
+  assert files.read_cifar10(tmp_path) is None
+  assert files.read_svhn(tmp_path) is None
+
+
+def test_an_incomplete_set_is_named(tmp_path):
+  write_idx(tmp_path)
+  (tmp_path / 't10k-labels-idx1-ubyte').unlink()
+  with pytest.raises(FileNotFoundError, match='t10k-labels'):
+    files.read_idx(tmp_path)
+
+
+@pytest.mark.parametrize('gzipped', [False, True])
+@pytest.mark.parametrize('name', IDX)
+def test_truncated_idx(tmp_path, name, gzipped):
+  write_idx(tmp_path, gzipped=gzipped)
+  path = tmp_path / (name + '.gz' * gzipped)
+  whole = path.read_bytes()
+  for size in (0, 3, len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=path.name):
+      files.read_idx(tmp_path)
+
+
+def test_idx_says_both_sizes(tmp_path):
+  write_idx(tmp_path)
+  path = tmp_path / 'train-images-idx3-ubyte'
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(ValueError, match=f'100 bytes, expected {16 + 7 * 784}'):
+    files.read_idx(tmp_path)
+
+
+def test_images_in_place_of_labels(tmp_path):
+  write_idx(tmp_path)
+  images = tmp_path / 'train-images-idx3-ubyte'
+  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(images.read_bytes())
+  with pytest.raises(ValueError, match='number 0x803.*expected 0x801'):
+    files.read_idx(tmp_path)
+
+
+def test_labels_of_the_other_split(tmp_path):
+  write_idx(tmp_path)
+  labels = tmp_path / 't10k-labels-idx1-ubyte'
+  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels.read_bytes())
+  with pytest.raises(ValueError, match='7 images but .* 5 labels'):
+    files.read_idx(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'encode, suffix, folder',
+  [
+    (binary, '.bin', 'cifar-10-batches-bin'),
+    (pickled, '', 'cifar-10-batches-py'),
+    (lambda p, y: pickled(p, y, 5), '', 'cifar-10-batches-py'),
+  ],
+)
+def test_cifar10_folders(tmp_path, encode, suffix, folder):
+  parts = write_cifar(tmp_path, encode, suffix, folder)
+  check_cifar(files.read_cifar10(tmp_path), parts)
+  check_cifar(files.read_cifar10(tmp_path / folder), parts)
+
+
+@pytest.mark.parametrize(
+  'encode, suffix, folder, archive',
+  [
+    (binary, '.bin', 'cifar-10-batches-bin', 'cifar-10-binary.tar.gz'),
+    (pickled, '', 'cifar-10-batches-py', 'cifar-10-python.tar.gz'),
+  ],
+)
+def test_cifar10_archives(tmp_path, encode, suffix, folder, archive):
+  parts = cifar_parts()
+  contents = {
+    f'{folder}/{name}{suffix}': encode(*part) for name, part in parts.items()
+  }
+  write_tar(tmp_path / archive, {**contents, f'{folder}/readme.html': b'x'})
+  check_cifar(files.read_cifar10(tmp_path), parts)
+  assert os.listdir(tmp_path) == [archive]
+
+  whole = (tmp_path / archive).read_bytes()
+  (tmp_path / archive).write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=f'{archive}.*no whole tar.gz'):
+    files.read_cifar10(tmp_path)
+  contents.popitem()
+  write_tar(tmp_path / archive, contents)
+  with pytest.raises(ValueError, match=f'lacks .*test_batch{suffix}'):
+    files.read_cifar10(tmp_path)
+
+
+def test_a_python_2_batch(tmp_path):
+  # Protocol 2 as Python 2 wrote it: str is SHORT_BINSTRING, not unicode.
+  planes, labels = pixels((2, 3072)), [3, 4]
+  state = (1, (2, 3072), np.dtype('u1'), False, planes.tobytes())
+  raw = state[-1]
+  content = (
+    b'\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n'
+    b'cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02M\x00\x0c\x86'
+    b'cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xff'
+    b'J\xff\xff\xff\xffK\x00tb\x89T' + struct.pack('<i', len(raw)) + raw + b'tb'
+    b'U\x06labels](K\x03K\x04eu.'
+  )
+  folder = tmp_path / 'cifar-10-batches-py'
+  folder.mkdir()
+  for name in BATCHES:
+    (folder / name).write_bytes(content)
+  train, test = files.read_cifar10(tmp_path)
+  np.testing.assert_array_equal(
+    test.images.transpose(0, 3, 1, 2).reshape(2, -1), planes
+  )
+  assert test.labels.tolist() == labels
+  assert len(train.labels) == 10
+
+
+class Attack:
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_a_pickle_cannot_execute(tmp_path, protocol):
+  write_cifar(tmp_path, pickled, '', 'cifar-10-batches-py')
+  content = pickle.dumps({b'data': Attack(tmp_path / 'owned')}, protocol)
+  (tmp_path / 'cifar-10-batches-py' / 'data_batch_2').write_bytes(content)
+  with pytest.raises(ValueError, match='data_batch_2.*refused.*mkdir'):
+    files.read_cifar10(tmp_path)
+  assert not (tmp_path / 'owned').exists()
+  pickle.loads(content)  # the attack itself works
+  assert (tmp_path / 'owned').exists()
+
+
+@pytest.mark.parametrize(
+  'encode, suffix, folder',
+  [
+    (binary, '.bin', 'cifar-10-batches-bin'),
+    (pickled, '', 'cifar-10-batches-py'),
+  ],
+)
+def test_truncated_cifar10(tmp_path, encode, suffix, folder):
+  write_cifar(tmp_path, encode, suffix, folder)
+  path = tmp_path / folder / f'data_batch_3{suffix}'
+  whole = path.read_bytes()
+  for size in (0, 3073, len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=f'{path.name}: .*, expected'):
+      files.read_cifar10(tmp_path)
+
+
+def test_svhn(tmp_path):
+  write_svhn(tmp_path)
+  train, test = files.read_svhn(tmp_path)
+  assert train.labels.tolist() == [0, 1, 2, 9, 0, 5]
+  np.testing.assert_array_equal(
+    train.images.transpose(1, 2, 3, 0), pixels((32, 32, 3, 6), 0)
+  )
+  np.testing.assert_array_equal(
+    test.images.transpose(1, 2, 3, 0), pixels((32, 32, 3, 6), 1)
+  )
+
+
+def test_damaged_svhn(tmp_path):
+  write_svhn(tmp_path)
+  path = tmp_path / 'train_32x32.mat'
+  whole = path.read_bytes()
+  for size in (0, 100, len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=r'train_32x32.mat: \d+ bytes, exp'):
+      files.read_svhn(tmp_path)
+  images = pixels((32, 32, 3, 2))
+  for content in (
+    {'X': images},
+    {'X': images, 'y': np.array([[0], [1]])},
+    {'X': images, 'y': np.array([[11], [1]])},
+    {'X': images, 'y': np.array([[1]])},
+  ):
+    scipy.io.savemat(path, content)
+    with pytest.raises(ValueError, match='train_32x32.mat'):
+      files.read_svhn(tmp_path)
