@@ -10,8 +10,10 @@ import json
 import math
 import os
 import pathlib
+import platform
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -33,6 +35,23 @@ DATA_DIR = flags.DEFINE_string(
 )
 SEED = flags.DEFINE_integer(
   'seed', 0, 'Seed of everything that is random.', lower_bound=0
+)
+
+EPSILON = flags.DEFINE_float(
+  'epsilon',
+  None,
+  'Radius of the l-inf ball in units of the pixel range (8/255 is 0.031). '
+  "Default: the paper's for the data set.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+PROTOCOL = flags.DEFINE_enum(
+  'protocol',
+  'text',
+  ['text', 'reference'],
+  "`text` trains and measures as the papers say, `reference` as the authors' "
+  'released code does; the published Lipschitz column and the gr and llr rows '
+  'can only be compared with the latter.',
 )
 
 
@@ -78,6 +97,17 @@ def device_name() -> str:
   return f'{len(devices)} x {devices[0].device_kind}'
 
 
+def versions() -> dict[str, Any]:
+  """What a record has to say of the software and the machine."""
+  return {
+    'jax_version': jax.__version__,
+    'flax_version': metadata.version('flax'),
+    'numpy_version': np.__version__,
+    'python_version': platform.python_version(),
+    'device': device_name(),
+  }
+
+
 def plain(value: Any) -> Any:
   """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
   if isinstance(value, dict):
@@ -93,17 +123,43 @@ def plain(value: Any) -> Any:
   return value
 
 
-def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
-  """Writes `record` on one line of `path`, moved in place when complete."""
+def write_text(text: str, path: str | os.PathLike) -> None:
+  """Writes a file under a temporary name and moves it in place."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(plain(record)) + '\n')
+  partial.write_text(text)
   partial.replace(path)
+
+
+def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
+  """Writes `record` on one line of `path`."""
+  write_text(json.dumps(plain(record)) + '\n', path)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """The record in `path`.
+
+  Raises:
+    ValueError: if the file is not one JSON object.
+    FileNotFoundError: if there is no such file.
+  """
+  try:
+    record = json.loads(pathlib.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from None
+  if not isinstance(record, dict):
+    raise ValueError(f'{path} does not hold a JSON object')
+  return record
+
+
+def print_json(record: dict[str, Any]) -> None:
+  """Prints a record on one line, after whatever went to stderr."""
+  sys.stderr.flush()
+  print(json.dumps(plain(record)), flush=True)
 
 
 def finish(record: dict[str, Any], path: str | os.PathLike) -> None:
   """Writes the record of a finished job to `path` and prints it, last."""
   write_json(record, path)
-  sys.stderr.flush()
-  print(json.dumps(plain(record)), flush=True)
+  print_json(record)

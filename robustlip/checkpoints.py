@@ -1,7 +1,7 @@
 """Checkpoints through Orbax: written in the background, restored exactly.
 
 A store keeps the newest few trees of NumPy arrays in one folder. A checkpoint
-that cannot be read is moved aside and the one before it is used.
+that cannot be read is moved aside, so that the one before it is the newest.
 """
 
 import os
@@ -32,23 +32,24 @@ class Store:
     tree = jax.tree.map(np.asarray, tree)
     self._manager.save(number, args=ocp.args.StandardSave(tree), force=True)
 
-  def restore(self, like: Any) -> tuple[int, Any] | None:
-    """The newest readable (number, tree); None where there is none.
+  def numbers(self) -> list[int]:
+    """What there is, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, number: int, like: Any = None) -> Any | None:
+    """The tree saved as `number`, or None if it cannot be read.
 
     Args:
-      like: a tree of arrays or `jax.ShapeDtypeStruct` with the structure,
-        shapes and dtypes to restore.
+      like: a tree of arrays with the structure, shapes and dtypes to restore;
+        None gives what was saved as nested dicts.
     """
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    for number in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        tree = self._manager.restore(
-          number, args=ocp.args.StandardRestore(like)
-        )
-        return number, jax.tree.map(np.asarray, tree)
-      except Exception as error:  # Orbax raises whatever its readers raise
-        self._set_aside(number, error)
-    return None
+    try:
+      tree = self._manager.restore(number, args=ocp.args.StandardRestore(like))
+    except Exception as error:  # Orbax raises whatever its readers raise
+      self._set_aside(number, error)
+      return None
+    return jax.tree.map(np.asarray, tree)
 
   def _set_aside(self, number: int, error: Exception) -> None:
     damaged = self.folder / f'damaged-{number}'
@@ -56,12 +57,31 @@ class Store:
     os.replace(self.folder / str(number), damaged)
     self._manager = self._open()
     logging.warning(
-      'Checkpoint %d cannot be read (%s); moved to %s, trying the one before.',
+      'Checkpoint %d cannot be read (%s); moved to %s, the one before is used.',
       number,
       ' '.join(str(error).split())[:200],
       damaged,
     )
 
-  def close(self) -> None:
+  def __enter__(self) -> 'Store':
+    """The store itself."""
+    return self
+
+  def __exit__(self, *exc) -> None:
     """Waits until everything is written."""
     self._manager.close()
+
+
+def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:
+  """The newest number that every store can restore, and the trees.
+
+  Stores of runs that train together differ by one checkpoint at most, if the
+  process was killed between two saves.
+  """
+  while True:
+    common = set.intersection(*(set(store.numbers()) for store in stores))
+    if not common:
+      return None
+    trees = [store.restore(max(common), like) for store in stores]
+    if all(tree is not None for tree in trees):
+      return max(common), trees

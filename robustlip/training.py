@@ -35,6 +35,11 @@ class TrainState(NamedTuple):
   loss_sum: chex.Array  # float32, over the steps of this epoch
   bad_step: chex.Array  # int32, the first with a loss not finite, or -1
 
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What the network is applied with."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
 
 class Recipe(NamedTuple):
   """What is fixed when a program is traced."""
@@ -252,14 +257,12 @@ def step(
 def trainer(recipe: Recipe) -> Callable[..., TrainState]:
   """The program `(states, settings, epoch, first, last) -> states`.
 
-  It takes steps `first` to `last` (exclusive) of an epoch, both traced, so
+  It takes steps `first` to `last` (exclusive) of the order, both traced, so
   that any number of them is one dispatch and one compilation. `states` are
   [D, R, ...] and are donated; `settings` are [R]; `epoch` is an `Epoch`.
   """
 
   def steps(states, settings, epoch, first, last):
-    kept = jnp.where(first == 0, 0.0, states.loss_sum)
-
     def advance(index, states):
       def one(settings, state, order):
         chosen = order[index]
@@ -268,7 +271,6 @@ def trainer(recipe: Recipe) -> Callable[..., TrainState]:
 
       return _over_runs(one)(settings, states, epoch.order)
 
-    states = states._replace(loss_sum=kept)
     return jax.lax.fori_loop(first, last, advance, states)
 
   return jax.pmap(

@@ -1,0 +1,84 @@
+"""The settings of a training run, checked, and as JSON."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from robustlip import models
+from robustlip.methods import WEIGHTS, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that decides the numbers of a run."""
+
+  dataset: str
+  arch: str
+  method: str
+  epsilon: float
+  lam: float
+  beta: float
+  mu: float
+  seed: int
+  epochs: int
+  batch_size: int
+  optimizer: str
+  learning_rate: float
+  momentum: float
+  milestones: tuple[int, ...]
+  augment: str
+  dropout: float | None
+  protocol: str
+  attack_mode: str
+  precision: str
+  holdout: int
+  accumulate: int
+  train_on: str  # 'train', or 'train+test' for the proof of concept
+  eval_examples: int  # of each split measured at the end; 0 for all
+
+  def __post_init__(self):
+    """Raises ValueError for settings that cannot be trained with."""
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f'--batch_size={self.batch_size} does not split into '
+        f'--accumulate={self.accumulate} equal parts'
+      )
+    models.build(self.arch, 2, dropout_rate=self.dropout)
+
+  @property
+  def name(self) -> str:
+    """A short name for the run's folder."""
+    weights = [f'{k}{getattr(self, k):g}' for k in WEIGHTS[self.method]]
+    stem = pathlib.Path(self.dataset).stem
+    parts = [stem, self.arch, self.method, *weights]
+    if self.dropout is not None:
+      parts.append(f'dropout{self.dropout:g}')
+    return '-'.join([*parts, f'eps{self.epsilon:g}', f'seed{self.seed}'])
+
+  def to_json(self) -> dict[str, Any]:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+  def shared(self) -> dict[str, Any]:
+    """What runs of one program have in common."""
+    fields = dataclasses.asdict(self)
+    return {k: v for k, v in fields.items() if k not in Settings._fields}
+
+
+def from_json(record: dict[str, Any]) -> Config:
+  """The inverse of `Config.to_json`."""
+  record = dict(record, milestones=tuple(record['milestones']))
+  return Config(**record)
+
+
+def numeric(configs: list[Config]) -> Settings:
+  """The settings in which runs of one program may differ, arrays of [R]."""
+  columns = {
+    name: np.array([getattr(c, name) for c in configs], np.float32)
+    for name in Settings._fields
+  }
+  columns['seed'] = np.array([c.seed for c in configs], np.uint32)
+  return Settings(**columns)

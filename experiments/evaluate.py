@@ -1,0 +1,82 @@
+r"""Measures a trained network again, under any attack.
+
+  python -m experiments.evaluate --workdir=runs/NAME --attack=multi_targeted
+
+The record goes to a folder of its own inside the run's, so that the run's own
+result stays: `<workdir>/evaluations/<attack>/result.json`.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+from absl import flags
+
+from experiments import common, config, measure
+from robustlip import checkpoints, datasets
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+ATTACK = flags.DEFINE_enum('attack', 'pgd', measure.ATTACKS, 'Attack.')
+NUM_STEPS = flags.DEFINE_integer(
+  'num_steps', None, 'Default: 10 for pgd, 20 for multi_targeted.', 1
+)
+NUM_RESTARTS = flags.DEFINE_integer(
+  'num_restarts', 1, 'Random starts of pgd, the worst counts.', 1
+)
+CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint',
+  'newest',
+  ['newest', 'best'],
+  'The newest, or the best on the held-out examples.',
+)
+
+
+def newest_variables(path: pathlib.Path) -> tuple[int, dict]:
+  """The step and the variables of the newest checkpoint that can be read.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  if path.is_dir():
+    with checkpoints.Store(path) as store:
+      for step in reversed(store.numbers()):
+        if (tree := store.restore(step)) is not None:
+          state = tree['state']
+          return step, {k: state[k] or {} for k in ('params', 'batch_stats')}
+  raise FileNotFoundError(f'{path} has no checkpoint that can be read')
+
+
+def main() -> None:
+  """Loads the run, measures it, writes one record."""
+  if not WORKDIR.value:
+    raise ValueError('--workdir is needed: the folder of a run')
+  began = time.monotonic()
+  root = pathlib.Path(WORKDIR.value)
+  run = config.from_json(common.read_json(root / 'config.json'))
+  if common.PROTOCOL.present:
+    run = dataclasses.replace(run, protocol=common.PROTOCOL.value)
+  attack = measure.Attack(
+    ATTACK.value,
+    NUM_STEPS.value or {'pgd': 10, 'multi_targeted': 20}[ATTACK.value],
+    NUM_RESTARTS.value,
+    common.EPSILON.value,
+  )
+  dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
+  folder = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
+  step, variables = newest_variables(root / folder)
+  record = measure.record(
+    run, dataset, variables, measure.evaluator(run, dataset, attack), attack
+  )
+  record |= {
+    'checkpoint': CHECKPOINT.value,
+    'step': step,
+    'seconds': time.monotonic() - began,
+  }
+  parts = [attack.name, attack.num_steps, attack.num_restarts, run.protocol]
+  parts += [f'eps{record["attack_epsilon"]:g}', CHECKPOINT.value]
+  name = '-'.join(map(str, parts))
+  common.finish(record, root / 'evaluations' / name / 'result.json')
+
+
+if __name__ == '__main__':
+  common.run(main)

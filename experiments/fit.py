@@ -1,0 +1,230 @@
+"""The training loop of runs that share a program, and how it resumes.
+
+A dispatch takes about `DISPATCH_SECONDS` of steps. Checkpoints hold the whole
+state at a step boundary and every draw depends on seed and step alone, so that
+a resumed run is the run that was never stopped.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import flags, logging
+from flax import jax_utils
+
+from experiments import feed
+from experiments.config import Config, numeric
+from experiments.folder import Folder
+from robustlip import checkpoints, methods, progress, reference, training
+from robustlip.augmentations import AUGMENTATIONS
+from robustlip.datasets import Split
+
+CHECKPOINT_SECONDS = flags.DEFINE_float(
+  'checkpoint_seconds',
+  60.0,
+  'Least time between two checkpoints.',
+  lower_bound=0.0,
+)
+STREAM = flags.DEFINE_bool(
+  'stream',
+  None,
+  'Keep the training images on the host and send each dispatch its own. '
+  'Default: only if they would take over half of the memory of the device.',
+)
+DISPATCH_SECONDS = 2.0
+
+# (config, variables) -> what to add to a line of the curve
+Watch = Callable[[Config, Any], dict[str, float]]
+
+
+class Progress(NamedTuple):
+  """What a checkpoint holds."""
+
+  state: training.TrainState  # of one run, no leading axes
+  seconds: np.ndarray  # float64, spent so far
+
+
+def recipe(
+  config: Config, module: nn.Module, steps_per_epoch: int
+) -> training.Recipe:
+  """The static part of the program that trains with `config`."""
+  table = {'text': methods.METHODS, 'reference': reference.METHODS}
+  return training.Recipe(
+    module=module,
+    method=table[config.protocol][config.method],
+    optimizer=training.OPTIMIZERS[config.optimizer](
+      momentum=config.momentum,
+      milestones=config.milestones,
+      steps_per_epoch=steps_per_epoch,
+    ),
+    augment=AUGMENTATIONS[config.augment],
+    attack_in_training_mode=config.attack_mode == 'train',
+    accumulate=config.accumulate,
+  )
+
+
+def restore(
+  folders: list[Folder], fresh: training.TrainState
+) -> tuple[list[Progress], int]:
+  """States to go on from and their step; `fresh` is [R, ...]."""
+  starts = [
+    Progress(jax.tree.map(lambda x, r=r: np.asarray(x[r]), fresh), np.zeros(()))
+    for r in range(len(folders))
+  ]
+  found = checkpoints.newest_common([f.newest for f in folders], starts[0])
+  if found is None:
+    return starts, 0
+  step, trees = found
+  logging.info('Resuming at step %d.', step)
+  return trees, step
+
+
+class Fit:
+  """Trains `configs`, which differ in numbers alone, to their last epoch.
+
+  Args:
+    watch: called with a config and its variables after every epoch; what it
+      returns joins the line of the curve. With a held-out set it has to give
+      `holdout_adv_acc`, by which the best checkpoint is kept.
+
+  Raises:
+    ValueError: if the batch does not fit the set or the devices; from `run`,
+      if a loss is not finite.
+  """
+
+  def __init__(
+    self,
+    configs: list[Config],
+    folders: list[Folder],
+    module: nn.Module,
+    split: Split,
+    watch: Watch,
+  ):
+    shared = configs[0]
+    if shared.batch_size % (jax.device_count() * shared.accumulate):
+      raise ValueError(
+        f'--batch_size={shared.batch_size} does not split evenly over '
+        f'{jax.device_count()} devices and --accumulate={shared.accumulate}'
+      )
+    self._configs, self._folders, self._watch = configs, folders, watch
+    self._order = partial(
+      training.epoch_order,
+      num_examples=len(split.labels),
+      batch_size=shared.batch_size,
+    )
+    self._steps = len(self._order(0, 0))
+    self._total = self._steps * shared.epochs
+    self._settings = numeric(configs)
+    plan = recipe(shared, module, self._steps)
+    self._program = training.trainer(plan)
+    shape = split.images.shape[1:]
+    fresh = training.initial_state(plan, self._settings, shape)
+    starts, self._done = restore(folders, fresh)
+    self._curves = [f.rewind_metrics(self._done) for f in folders]
+    self._states = jax_utils.replicate(
+      jax.tree.map(lambda *x: np.stack(x), *[s.state for s in starts])
+    )
+    self._seconds = float(max(s.seconds for s in starts))
+    stream = not feed.fits(split) if STREAM.value is None else STREAM.value
+    self._feed = (feed.Streamed if stream else feed.Resident)(split)
+    self._per_dispatch = 1
+    self._saved_step, self._saved_at = self._done, time.monotonic()
+
+  def run(self) -> list[Progress]:
+    """Trains on from where the folders stand; final progress of each run."""
+    description = f'training {self._configs[0].name}'
+    if len(self._configs) > 1:
+      description += f' and {len(self._configs) - 1} more'
+    with progress.bar(
+      self._total, description, unit='step', initial=self._done
+    ) as bar:
+      while self._done < self._total:
+        self._epoch(self._done // self._steps, bar)
+    self._save(force=True)
+    return [self._progress(r) for r in range(len(self._configs))]
+
+  def _epoch(self, epoch: int, bar) -> None:
+    start, end = epoch * self._steps, (epoch + 1) * self._steps
+    orders = [self._order(c.seed, epoch) for c in self._configs]
+    self._feed.epoch(np.stack(orders))
+    while self._done < end:
+      self._dispatch(start, bar)
+      if self._done < end:
+        self._save()
+    losses = self._losses() / self._steps
+    self._states = self._states._replace(loss_sum=self._states.loss_sum * 0)
+    for run in range(len(self._configs)):
+      self._write_curve(run, epoch, losses[run])
+    self._save()
+
+  def _dispatch(self, start: int, bar) -> None:
+    began, first = time.monotonic(), self._done - start
+    last = min(first + self._per_dispatch, self._steps)
+    arguments = self._feed.chunk(first, last)
+    self._states = self._program(self._states, self._settings, *arguments)
+    losses = self._losses()  # waits for the devices
+    self._check_finite()
+    taken, spent = arguments[2] - arguments[1], time.monotonic() - began
+    if self._seconds:  # the first dispatch of a process compiles
+      self._per_dispatch = max(1, int(DISPATCH_SECONDS / spent * taken))
+    self._seconds += spent
+    self._done += taken
+    bar.set_postfix_str(f'loss {losses.mean() / (first + taken):.3f}')
+    bar.update(taken)
+
+  def _losses(self) -> np.ndarray:
+    return np.asarray(self._states.loss_sum.addressable_data(0)[0])
+
+  def _check_finite(self) -> None:
+    bad = np.asarray(self._states.bad_step.addressable_data(0)[0])
+    if (bad < 0).all():
+      return
+    run = int((bad >= 0).argmax())
+    folder = self._folders[run]
+    kept = folder.newest.numbers()
+    where = (
+      f'the last good checkpoint is step {kept[-1]} in {folder.newest.folder}'
+      if kept
+      else 'there is no checkpoint yet'
+    )
+    raise ValueError(
+      f'the loss of {self._configs[run].name} is not finite at step '
+      f'{bad[run]}; {where}; try a lower --learning_rate'
+    )
+
+  def _progress(self, run: int) -> Progress:
+    state = jax.tree.map(
+      lambda x: np.asarray(x.addressable_data(0)[0, run]), self._states
+    )
+    return Progress(state, np.float64(self._seconds))
+
+  def _save(self, *, force: bool = False) -> None:
+    waited = time.monotonic() - self._saved_at
+    due = force or waited >= CHECKPOINT_SECONDS.value
+    if not due or self._done == self._saved_step:
+      return
+    for run, folder in enumerate(self._folders):
+      folder.newest.save(self._done, self._progress(run))
+    self._saved_step, self._saved_at = self._done, time.monotonic()
+
+  def _write_curve(self, run: int, epoch: int, loss: float) -> None:
+    config, folder = self._configs[run], self._folders[run]
+    trained = self._progress(run)
+    line = {
+      'epoch': epoch + 1,
+      'step': self._done,
+      'loss': float(loss),
+      'seconds': round(self._seconds, 2),
+    }
+    line |= self._watch(config, trained.state.variables)
+    earlier = [
+      x['holdout_adv_acc'] for x in self._curves[run] if config.holdout
+    ]
+    if config.holdout and line['holdout_adv_acc'] > max(earlier, default=-1):
+      folder.best.save(self._done, trained)
+    self._curves[run].append(line)
+    folder.append_metrics(line)

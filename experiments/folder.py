@@ -1,0 +1,99 @@
+"""The folder of a run: its lock, its settings, its checkpoints, its curve.
+
+`config.json` has the settings, and others are refused; `checkpoints/` the
+newest states, `best/` one more with a held-out set; `metrics.jsonl` a line per
+epoch, which `curves.png` and `.pdf` draw; `result.json` ends the run.
+"""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from experiments import common
+from experiments.config import Config
+from robustlip import checkpoints
+
+
+class Folder:
+  """One run's files; a context in which no other process may touch them.
+
+  Raises (on entering):
+    ValueError: if the folder has a run of other settings, or is in use.
+  """
+
+  def __init__(self, path: pathlib.Path, config: Config):
+    self.path, self.config = path, config
+    self.result = path / 'result.json'
+    self.metrics = path / 'metrics.jsonl'
+    self._stack = contextlib.ExitStack()
+
+  def __enter__(self) -> 'Folder':
+    """Locks the folder and writes or compares the settings."""
+    self.path.mkdir(parents=True, exist_ok=True)
+    with self._stack:
+      if jax.process_index() == 0:
+        self._lock()
+        self._claim()
+      self.newest, self.best = (
+        self._stack.enter_context(checkpoints.Store(self.path / name))
+        for name in ('checkpoints', 'best')
+      )
+      self._stack = self._stack.pop_all()
+    return self
+
+  def __exit__(self, *exc):
+    """Waits for the checkpoints and unlocks."""
+    self._stack.close()
+
+  def _lock(self) -> None:
+    lock = self._stack.enter_context(open(self.path / '.lock', 'w'))
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(f'{self.path} is in use by another process') from None
+
+  def _claim(self) -> None:
+    path, wanted = self.path / 'config.json', self.config.to_json()
+    if not path.exists():
+      if any(p.name != '.lock' for p in self.path.iterdir()):
+        raise ValueError(
+          f'{self.path} has files but no config.json, so it is not the folder '
+          'of a run; name another --workdir'
+        )
+      common.write_json(wanted, path)
+    found = common.read_json(path)
+    for name, value in wanted.items():
+      if found.get(name, '') != value:
+        raise ValueError(
+          f'{self.path} has a run with {name}={found.get(name)}, asked for '
+          f'{name}={value}; name another --workdir'
+        )
+
+  def read_metrics(self) -> list[dict[str, Any]]:
+    """The lines of the curve; a torn last line is left out."""
+    if not self.metrics.exists():
+      return []
+    lines = []
+    for line in self.metrics.read_text().splitlines():
+      with contextlib.suppress(json.JSONDecodeError):
+        lines.append(json.loads(line))
+    return lines
+
+  def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
+    """Drops what was written after `step`; returns what remains."""
+    lines = [line for line in self.read_metrics() if line['step'] <= step]
+    if jax.process_index() == 0:
+      common.write_text(
+        ''.join(json.dumps(line) + '\n' for line in lines), self.metrics
+      )
+    return lines
+
+  def append_metrics(self, line: dict[str, Any]) -> None:
+    """Adds one line to the curve."""
+    if jax.process_index() == 0:
+      with open(self.metrics, 'a') as file:
+        file.write(json.dumps(common.plain(line)) + '\n')

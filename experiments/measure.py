@@ -1,0 +1,157 @@
+"""What is measured of a trained network, by which attack, under which name."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import common
+from experiments.config import Config
+from robustlip import attacks, evaluation, lipschitz, models, reference
+from robustlip.datasets import Dataset, Split
+
+EVAL_BATCH_SIZE = flags.DEFINE_integer(
+  'eval_batch_size',
+  None,
+  'Examples to a dispatch when measuring; no result depends on it. Default: '
+  '250 on a CPU, 1000 elsewhere.',
+  lower_bound=1,
+)
+ATTACKS = ('pgd', 'multi_targeted')
+LIPSCHITZ = {
+  'text': 'Eq. (3): best of 10 ascending sign steps of epsilon / 5',
+  'reference': 'released procedure: last of 10 descending sign steps of 0.003, '
+  'comparable with the published column',
+}
+
+
+class Attack(NamedTuple):
+  """An attack by name, with the numbers that the record states."""
+
+  name: str = 'pgd'
+  num_steps: int = 10
+  num_restarts: int = 1
+  epsilon: float | None = None  # None: the radius trained with
+
+  def maximizer(self, config: Config, num_classes: int):
+    """The attack as a function of a network and a batch."""
+    epsilon = config.epsilon if self.epsilon is None else self.epsilon
+    if self.name == 'pgd':
+      return partial(
+        attacks.pgd,
+        epsilon=epsilon,
+        num_steps=self.num_steps,
+        num_restarts=self.num_restarts,
+      )
+    source = {'text': attacks, 'reference': reference}[config.protocol]
+    return partial(
+      source.multi_targeted,
+      epsilon=epsilon,
+      num_steps=self.num_steps,
+      num_classes=num_classes,
+    )
+
+
+def evaluator(
+  config: Config, dataset: Dataset, attack: Attack
+) -> evaluation.Evaluator:
+  """Compiled measurements for networks trained with `config`."""
+  epsilon = config.epsilon if attack.epsilon is None else attack.epsilon
+  source = {
+    'text': lipschitz.estimate,
+    'reference': reference.lipschitz_estimate,
+  }[config.protocol]
+  default = 250 if jax.default_backend() == 'cpu' else 1000
+  return evaluation.Evaluator(
+    network(config, dataset),
+    attack=attack.maximizer(config, len(dataset.class_names)),
+    ratios=lambda *args: source(*args, epsilon=epsilon).ratios,
+    batch_size=EVAL_BATCH_SIZE.value or default,
+  )
+
+
+def network(config: Config, dataset: Dataset) -> nn.Module:
+  """The Linen module that `config` names, for the classes of the data."""
+  return models.build(
+    config.arch,
+    len(dataset.class_names),
+    dropout_rate=config.dropout,
+    dtype=config.precision,
+  )
+
+
+def subset(split: Split, count: int, seed: int = 0) -> Split:
+  """`count` examples drawn without replacement; all if `count` is 0."""
+  if not 0 < count < len(split.labels):
+    return split
+  chosen = np.random.default_rng(seed).permutation(len(split.labels))[:count]
+  chosen = np.sort(chosen)
+  return Split(split.images[chosen], split.labels[chosen])
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+  """(the rest, `count` examples drawn without replacement); 0 is no split.
+
+  Raises:
+    ValueError: if nothing would be left to train on.
+  """
+  if count == 0:
+    return split, split
+  total = len(split.labels)
+  if count >= total:
+    raise ValueError(
+      f'--holdout={count} leaves none of the {total} training examples'
+    )
+  order = np.random.default_rng([seed, 1]).permutation(total)
+  held, rest = np.sort(order[:count]), np.sort(order[count:])
+  return (
+    Split(split.images[rest], split.labels[rest]),
+    Split(split.images[held], split.labels[held]),
+  )
+
+
+def key(config: Config) -> jax.Array:
+  """The key of all measurements of a run, apart from those of training."""
+  return jax.random.fold_in(jax.random.key(config.seed), 2**31)
+
+
+def describe(config: Config, attack: Attack) -> dict[str, Any]:
+  """What the numbers of a record mean."""
+  return {
+    'attack': attack.name,
+    'attack_steps': attack.num_steps,
+    'attack_restarts': attack.num_restarts,
+    'attack_epsilon': config.epsilon
+    if attack.epsilon is None
+    else attack.epsilon,
+    'lipschitz_definition': LIPSCHITZ[config.protocol],
+  }
+
+
+def record(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  evaluator: evaluation.Evaluator,
+  attack: Attack,
+) -> dict[str, Any]:
+  """Everything measured of a network, with the settings behind it."""
+  splits = {
+    name: subset(split, config.eval_examples)
+    for name, split in (('train', dataset.train), ('test', dataset.test))
+  }
+  outcomes = {
+    name: evaluator(variables, split, key(config), name=name)
+    for name, split in splits.items()
+  }
+  return {
+    **config.to_json(),
+    **evaluation.summary(**outcomes),
+    'measured_train': len(splits['train'].labels),
+    'measured_test': len(splits['test'].labels),
+    **describe(config, attack),
+    **common.versions(),
+  }

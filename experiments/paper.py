@@ -1,0 +1,80 @@
+"""The paper as data: settings and published numbers, nothing else.
+
+Source: Yang et al. 2020, arXiv:2003.02460; where its text is silent, the
+authors' released code. Learning rates are for losses that are means over the
+batch: the published ones were for sums, so that SGD's are multiplied by the
+batch size.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Setup(NamedTuple):
+  """How the paper trains on one data set."""
+
+  arch: str
+  optimizer: str
+  momentum: float  # b1 for Adam
+  batch_size: int
+  epochs: int
+  milestones: tuple[int, ...]  # epochs at which the rate falls tenfold
+  learning_rate: float
+  augment: str
+  method_settings: dict[str, dict[str, Any]]  # what a method has of its own
+  dropout: float | None = None  # the rate of Table 4
+
+
+_MNIST = Setup(
+  arch='cnn2',
+  optimizer='sgd',
+  momentum=0.9,
+  batch_size=64,
+  epochs=160,
+  milestones=(40, 80, 120, 140),
+  learning_rate=64 * 1e-4,
+  augment='none',
+  method_settings={},
+)
+
+SETUPS = {
+  'mnist': _MNIST,
+  'mnist5k': _MNIST,
+  'fashion_mnist': _MNIST,  # not in the paper
+  'svhn': Setup(
+    arch='wrn_40_10',
+    optimizer='sgd',
+    momentum=0.0,
+    batch_size=64,
+    epochs=60,
+    milestones=(30, 50),
+    learning_rate=64 * 1e-2,
+    augment='none',
+    method_settings={
+      name: {'learning_rate': 64 * 1e-3} for name in ('at', 'rst', 'llr')
+    },
+    dropout=0.5,
+  ),
+  'cifar10': Setup(
+    arch='wrn_40_10',
+    optimizer='sgd',
+    momentum=0.0,
+    batch_size=64,
+    epochs=120,
+    milestones=(40, 80, 100),
+    learning_rate=64 * 1e-2,
+    augment='crop4_flip',
+    method_settings={'rst': {'learning_rate': 64 * 1e-3}},
+    dropout=0.2,
+  ),
+  'restricted_imagenet': Setup(
+    arch='resnet50',
+    optimizer='adam',
+    momentum=0.9,
+    batch_size=128,
+    epochs=70,
+    milestones=(40, 60),
+    learning_rate=1e-2,
+    augment='crop8',
+    method_settings={'llr': {'lam': 3.0, 'mu': 6.0}},
+  ),
+}

@@ -1,0 +1,106 @@
+"""From settings to records: trains what is missing, measures, writes.
+
+Shared by every script that trains. A run that is finished gives its record at
+once; the others train together where they differ in numbers alone.
+"""
+
+import contextlib
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import common, fit, measure, plots
+from experiments.config import Config
+from experiments.folder import Folder
+from robustlip import evaluation
+from robustlip.datasets import Dataset, Split
+
+CURVE_EXAMPLES = flags.DEFINE_integer(
+  'curve_examples',
+  500,
+  'Test examples measured after every epoch for the curve; 0 for none. They '
+  'select nothing.',
+  lower_bound=0,
+)
+
+
+def train(
+  configs: list[Config], dataset: Dataset, paths: list[pathlib.Path]
+) -> list[dict[str, Any]]:
+  """Records of the runs, one for each config and its folder.
+
+  Raises:
+    ValueError: if a folder has other settings, or training cannot go on.
+  """
+  with contextlib.ExitStack() as stack:
+    folders = [
+      stack.enter_context(Folder(path, config))
+      for path, config in zip(paths, configs, strict=True)
+    ]
+    for group in _groups(folders):
+      _train_together(group, dataset)
+    return [common.read_json(folder.result) for folder in folders]
+
+
+def _groups(folders: list[Folder]) -> list[list[Folder]]:
+  """Unfinished runs by program, and by whether they have begun."""
+  groups: dict[Any, list[Folder]] = {}
+  for folder in folders:
+    if not folder.result.exists():
+      shared = str(folder.config.shared())
+      begun = bool(folder.newest.numbers())
+      groups.setdefault((shared, begun), []).append(folder)
+  return list(groups.values())
+
+
+def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
+  """What is trained on, and the held-out part."""
+  split = dataset.train
+  if config.train_on == 'train+test':
+    split = Split(
+      *(np.concatenate(pair) for pair in zip(split, dataset.test, strict=True))
+    )
+  return measure.hold_out(split, config.holdout, config.seed)
+
+
+def _train_together(folders: list[Folder], dataset: Dataset) -> None:
+  configs = [folder.config for folder in folders]
+  split, held_out = training_split(configs[0], dataset)
+  evaluator = measure.evaluator(configs[0], dataset, measure.Attack())
+  curve = measure.subset(dataset.test, CURVE_EXAMPLES.value)
+
+  def watch(config: Config, variables: Any) -> dict[str, float]:
+    line = {}
+    if CURVE_EXAMPLES.value:
+      line |= accuracies(config, variables, curve, 'test')
+    if config.holdout:
+      line |= accuracies(config, variables, held_out, 'holdout')
+    return line
+
+  def accuracies(config, variables, split, name):
+    correct, robust = evaluator.accuracies(
+      variables, split, measure.key(config), name=name
+    )
+    return {
+      f'{name}_acc': evaluation.percent(correct),
+      f'{name}_adv_acc': evaluation.percent(robust),
+    }
+
+  network = measure.network(configs[0], dataset)
+  trained = fit.Fit(configs, folders, network, split, watch).run()
+  for folder, progress in zip(folders, trained, strict=True):
+    began = time.monotonic()
+    record = measure.record(
+      folder.config,
+      dataset,
+      progress.state.variables,
+      evaluator,
+      measure.Attack(),
+    )
+    record['train_seconds'] = float(progress.seconds)
+    record['seconds'] = record['train_seconds'] + time.monotonic() - began
+    plots.curves(folder.read_metrics(), folder.path / 'curves')
+    common.write_json(record, folder.result)

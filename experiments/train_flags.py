@@ -1,0 +1,194 @@
+"""The flags of every script that trains, and the runs that they ask for.
+
+`configs` gives one `Config` for each combination of the listed `--lam` and
+`--beta` and of the `--seeds`; what is not given comes from `--preset`.
+"""
+
+import itertools
+from typing import Any
+
+from absl import flags
+
+from experiments import common, paper
+from experiments.config import Config
+from robustlip.augmentations import AUGMENTATIONS
+from robustlip.datasets import Dataset
+from robustlip.methods import METHODS, WEIGHTS
+from robustlip.training import OPTIMIZERS
+
+_SHORT = paper.Setup(
+  arch='cnn1',
+  optimizer='sgd',
+  momentum=0.9,
+  batch_size=64,
+  epochs=5,
+  milestones=(4,),
+  learning_rate=0.05,
+  augment='none',
+  method_settings={},
+)
+
+METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
+LAM = flags.DEFINE_list(
+  'lam',
+  None,
+  'Weight in rst, gr and llr, at least 0; several, separated by commas, train '
+  'at once.',
+)
+BETA = flags.DEFINE_list(
+  'beta', None, 'Weight in trades, at least 0, or several.'
+)
+MU = flags.DEFINE_float('mu', None, 'Second weight in llr.', lower_bound=0.0)
+SEEDS = flags.DEFINE_integer(
+  'seeds',
+  1,
+  'Number of runs with consecutive seeds from --seed on, trained at once.',
+  lower_bound=1,
+)
+PRESET = flags.DEFINE_enum(
+  'preset',
+  'short',
+  ['short', 'paper'],
+  'Where settings that are not given come from: `short`, five epochs of cnn1, '
+  'or `paper`, the published schedule of the data set and method.',
+)
+ARCH = flags.DEFINE_string(
+  'arch', None, 'cnn1, cnn2, resnet26, resnet50 or wrn_<depth>_<width>.'
+)
+EPOCHS = flags.DEFINE_integer('epochs', None, 'Epochs.', lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', None, 'Examples to a step, over all devices.', lower_bound=1
+)
+OPTIMIZER = flags.DEFINE_enum(
+  'optimizer', None, sorted(OPTIMIZERS), 'Optimizer.'
+)
+LEARNING_RATE = flags.DEFINE_float(
+  'learning_rate', None, 'For a mean loss.', lower_bound=0.0
+)
+MOMENTUM = flags.DEFINE_float(
+  'momentum', None, "SGD's momentum, Adam's b1.", 0.0, 1.0
+)
+MILESTONES = flags.DEFINE_list(
+  'milestones', None, 'Epochs at which the learning rate falls tenfold.'
+)
+AUGMENT = flags.DEFINE_enum(
+  'augment', None, sorted(AUGMENTATIONS), 'Augmentation of training images.'
+)
+DROPOUT = flags.DEFINE_float(
+  'dropout',
+  None,
+  "Rate at the network's dropout positions; default: the paper's standard "
+  'network (0.25 and 0.5 in cnn1, 0.5 in cnn2, none in the others).',
+  lower_bound=0.0,
+  upper_bound=0.99,
+)
+ATTACK_MODE = flags.DEFINE_enum(
+  'attack_mode',
+  'eval',
+  ['eval', 'train'],
+  'Mode of the network inside the training attack; the released code of the '
+  'paper uses `train` for at and rst.',
+)
+PRECISION = flags.DEFINE_enum(
+  'precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'What the network computes in.',
+)
+HOLDOUT = flags.DEFINE_integer(
+  'holdout',
+  0,
+  'Training examples held out to choose the checkpoint kept as best.',
+  lower_bound=0,
+)
+ACCUMULATE = flags.DEFINE_integer(
+  'accumulate',
+  1,
+  'Slices of a batch computed one after the other, to save memory.',
+  lower_bound=1,
+)
+EVAL_EXAMPLES = flags.DEFINE_integer(
+  'eval_examples',
+  0,
+  'Examples of each split measured at the end, drawn at random; 0 for all.',
+  lower_bound=0,
+)
+
+
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
+  if flag.value is None:
+    return None
+  try:
+    values = [kind(text) for text in flag.value]
+  except ValueError:
+    raise ValueError(
+      f'--{flag.name} takes numbers separated by commas, got '
+      f'{",".join(flag.value)!r}'
+    ) from None
+  if not all(0 <= value < float('inf') for value in values):
+    raise ValueError(f'--{flag.name} must be at least 0 and finite: {values}')
+  return values
+
+
+def _setup(dataset: str, method: str) -> paper.Setup:
+  if PRESET.value == 'short':
+    return _SHORT
+  if dataset not in paper.SETUPS:
+    raise ValueError(
+      f'--preset=paper knows {", ".join(paper.SETUPS)}, not {dataset!r}'
+    )
+  return paper.SETUPS[dataset]
+
+
+def configs(dataset: Dataset) -> list[Config]:
+  """One checked `Config` per run that the flags ask for.
+
+  Raises:
+    ValueError: for a flag that does not fit the data set or another flag.
+  """
+  method = METHOD.value
+  setup = _setup(dataset.name, method)
+  own = WEIGHTS[method] | setup.method_settings.get(method, {})
+  for flag in (LAM, BETA, MU):
+    if flag.value is not None and flag.name not in WEIGHTS[method]:
+      raise ValueError(f'--{flag.name} means nothing to --method={method}')
+  epsilon = (
+    dataset.epsilon if common.EPSILON.value is None else common.EPSILON.value
+  )
+  if epsilon is None:
+    raise ValueError(f'--epsilon is needed for {dataset.name}')
+
+  def chosen(flag, default):
+    return default if flag.value is None else flag.value
+
+  common_fields = dict(
+    dataset=common.DATASET.value,
+    arch=chosen(ARCH, setup.arch),
+    method=method,
+    epsilon=epsilon,
+    mu=chosen(MU, own.get('mu', 0.0)),
+    epochs=chosen(EPOCHS, setup.epochs),
+    batch_size=chosen(BATCH_SIZE, setup.batch_size),
+    optimizer=chosen(OPTIMIZER, setup.optimizer),
+    learning_rate=chosen(
+      LEARNING_RATE, own.get('learning_rate', setup.learning_rate)
+    ),
+    momentum=chosen(MOMENTUM, setup.momentum),
+    milestones=tuple(_numbers(MILESTONES, int) or setup.milestones),
+    augment=chosen(AUGMENT, setup.augment),
+    dropout=DROPOUT.value,
+    protocol=common.PROTOCOL.value,
+    attack_mode=ATTACK_MODE.value,
+    precision=PRECISION.value,
+    holdout=HOLDOUT.value,
+    accumulate=ACCUMULATE.value,
+    train_on='train',
+    eval_examples=EVAL_EXAMPLES.value,
+  )
+  lams = _numbers(LAM, float) or [own.get('lam', 0.0)]
+  betas = _numbers(BETA, float) or [own.get('beta', 0.0)]
+  seeds = range(common.SEED.value, common.SEED.value + SEEDS.value)
+  return [
+    Config(lam=lam, beta=beta, seed=seed, **common_fields)
+    for lam, beta, seed in itertools.product(lams, betas, seeds)
+  ]

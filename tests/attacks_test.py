@@ -1,0 +1,149 @@
+"""Attacks on networks whose worst points are known."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from robustlip import attacks, projections
+from robustlip.types import Batch
+
+KEY = jax.random.key(0)
+INPUTS = jax.random.uniform(
+  jax.random.key(1), (7, 4, 4, 1), minval=0.4, maxval=0.6
+)
+WEIGHTS = jax.random.normal(jax.random.key(2), (16, 3))
+LABELS = jnp.array([0, 1, 2, 0, 1, 2, 0])
+BATCH = Batch(INPUTS, LABELS, jnp.ones(7))
+
+
+def linear(inputs):
+  return inputs.reshape(len(inputs), -1) @ WEIGHTS
+
+
+def two_class(inputs):
+  return linear(inputs)[:, :2]
+
+
+TWO = Batch(INPUTS, LABELS % 2, jnp.ones(7))
+
+
+def worst_two_class(epsilon, norm):
+  """The exact worst point of a linear two-class network inside the box."""
+  away = np.asarray(WEIGHTS[:, 1] - WEIGHTS[:, 0])
+  signs = np.where(np.asarray(TWO.labels) == 0, 1.0, -1.0)[:, None] * away
+  if norm == 'l2':
+    signs = signs / np.linalg.norm(signs, axis=1, keepdims=True)
+  else:
+    signs = np.sign(signs)
+  return INPUTS + epsilon * signs.reshape(INPUTS.shape)
+
+
+class AttacksTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.product(norm=['linf', 'l2'], epsilon=[0.02, 0.1])
+  def test_pgd_is_exact_on_a_linear_network(self, norm, epsilon):
+    attack = self.variant(
+      functools.partial(
+        attacks.pgd, two_class, epsilon=epsilon, norm=norm, num_steps=60
+      )
+    )
+    expected = worst_two_class(epsilon, norm)
+    chex.assert_trees_all_close(attack(TWO, KEY), expected, atol=1e-4)
+
+  def test_best_iterate_is_the_highest_seen(self):
+    # Ascent on a parabola with steps too large to settle on its top.
+    def objective(points):
+      return -((points - INPUTS - 0.03) ** 2).sum(axis=(1, 2, 3))
+
+    climb = functools.partial(
+      attacks.ascend, objective, INPUTS, KEY, epsilon=0.1, start=INPUTS
+    )
+    visited = [objective(climb(step_size=0.04, num_steps=n)) for n in range(5)]
+    best = objective(climb(step_size=0.04, num_steps=4, keep='best'))
+    np.testing.assert_allclose(best, np.max(visited, axis=0), rtol=1e-6)
+    assert (best > visited[-1]).all()
+
+  @parameterized.parameters('linf', 'l2')
+  def test_points_stay_in_ball_and_box(self, norm):
+    batch = Batch(jnp.round(INPUTS), LABELS, jnp.ones(7))
+    points = attacks.pgd(linear, batch, KEY, epsilon=0.1, norm=norm)
+    deltas = projections.sizes(points - batch.inputs, norm=norm)
+    assert (deltas <= 0.1 + 1e-6).all()
+    assert points.min() >= 0 and points.max() <= 1
+
+  def test_epsilon_zero_changes_nothing(self):
+    points = attacks.pgd(linear, BATCH, KEY, epsilon=0.0)
+    chex.assert_trees_all_equal(points, INPUTS)
+
+  def test_restarts_never_help_the_network(self):
+    def bumpy(inputs):
+      waves = jnp.sin(40 * inputs).reshape(len(inputs), -1)
+      return waves @ WEIGHTS
+
+    def margin(points):
+      return attacks.margins(bumpy(points), LABELS)
+
+    keys = jax.random.split(KEY, 7)
+    attack = functools.partial(attacks.pgd, bumpy, BATCH, keys, epsilon=0.2)
+    several = margin(attack(num_restarts=5))
+    again = margin(attack(num_restarts=8))
+    assert (again >= several).all() and (again > several).any()
+
+  def test_margins_by_hand(self):
+    logits = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
+    chex.assert_trees_all_equal(
+      attacks.margins(logits, jnp.array([1, 2])), jnp.array([-2.0, 2.0])
+    )
+
+  def test_multi_targeted_is_exact_on_a_linear_network(self):
+    epsilon = 0.05
+    points = attacks.multi_targeted(
+      linear, BATCH, KEY, epsilon=epsilon, num_classes=3, num_steps=30
+    )
+    gaps = WEIGHTS.T[None] - WEIGHTS.T[LABELS][:, None]  # [B, target, pixel]
+    x = INPUTS.reshape(7, 1, -1)
+    worst = (x * gaps).sum(-1) + epsilon * jnp.abs(gaps).sum(-1)
+    worst = jnp.where(jax.nn.one_hot(LABELS, 3, dtype=bool), -jnp.inf, worst)
+    chex.assert_trees_all_close(
+      attacks.margins(linear(points), LABELS), worst.max(1), atol=1e-4
+    )
+
+  def test_multi_targeted_is_pgd_with_two_classes(self):
+    start = projections.random_start(INPUTS, KEY, epsilon=0.1)
+    settings = dict(epsilon=0.1, num_steps=10, step_size=0.02, start=start)
+    one = attacks.pgd(two_class, TWO, KEY, **settings)
+    all_targets = attacks.multi_targeted(
+      two_class, TWO, KEY, num_classes=2, **settings
+    )
+    chex.assert_trees_all_close(one, all_targets, atol=1e-6)
+
+  def test_per_example_keys_make_batches_irrelevant(self):
+    keys = jax.random.split(KEY, 7)
+    whole = attacks.pgd(linear, BATCH, keys, epsilon=0.1, num_restarts=3)
+    part = Batch(INPUTS[4:], LABELS[4:], jnp.ones(3))
+    chex.assert_trees_all_close(
+      whole[4:],
+      attacks.pgd(linear, part, keys[4:], epsilon=0.1, num_restarts=3),
+      atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    (dict(epsilon=-0.1), 'epsilon must be at least 0'),
+    (dict(epsilon=0.1, num_steps=-1), 'num_steps must be at least 0'),
+    (dict(epsilon=float('nan')), 'epsilon must be at least 0'),
+    (dict(epsilon=0.1, num_restarts=0), 'num_restarts must be at least 1'),
+    (dict(epsilon=0.1, norm='l1'), "got 'l1'"),
+    (dict(epsilon=0.1, num_restarts=2, start=INPUTS), 'explicit start'),
+  ],
+)
+def test_wrong_settings_are_named(settings, message):
+  with pytest.raises(ValueError, match=message):
+    attacks.pgd(linear, BATCH, KEY, **settings)

@@ -1,0 +1,171 @@
+"""Losses against values computed by hand and against each other."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from scipy import special, stats
+
+from robustlip import losses, methods, reference
+from robustlip.types import Batch
+
+WEIGHTS = np.random.default_rng(0).normal(size=(6, 3))
+INPUTS = np.random.default_rng(1).uniform(0.3, 0.7, (5, 6, 1, 1))
+POINTS = INPUTS + np.random.default_rng(2).uniform(-0.1, 0.1, INPUTS.shape)
+LABELS = np.array([0, 1, 2, 1, 0])
+BATCH = Batch(
+  jnp.asarray(INPUTS, jnp.float32), jnp.asarray(LABELS), jnp.ones(5)
+)
+MOVED = jnp.asarray(POINTS, jnp.float32)
+
+
+def linear(inputs):
+  return inputs.reshape(len(inputs), -1) @ WEIGHTS.astype(np.float32)
+
+
+def quadratic(inputs):
+  return linear(inputs) ** 2
+
+
+def softmax(x):
+  return special.softmax(x.reshape(5, 6) @ WEIGHTS, axis=1)
+
+
+def cross_entropy(x):
+  return -np.log(softmax(x)[np.arange(5), LABELS])
+
+
+def slope():
+  """The derivative of the cross entropy from INPUTS towards POINTS."""
+  rise = softmax(INPUTS) - np.eye(3)[LABELS]
+  return ((POINTS - INPUTS).reshape(5, 6) @ WEIGHTS * rise).sum(axis=1)
+
+
+CLEAN, ATTACKED = cross_entropy(INPUTS), cross_entropy(POINTS)
+EXPECTED = {
+  'natural': CLEAN,
+  'at': ATTACKED,
+  'rst': CLEAN + 2 * ATTACKED,
+  'trades': CLEAN + 2 * stats.entropy(softmax(INPUTS), softmax(POINTS), axis=1),
+  'gr': CLEAN + ((ATTACKED - CLEAN) / 0.5) ** 2,
+  'llr': CLEAN + 2 * np.abs(ATTACKED - CLEAN - slope()) + 3 * np.abs(slope()),
+}
+SETTINGS = {
+  'natural': {},
+  'at': {},
+  'rst': dict(lam=2.0),
+  'trades': dict(beta=2.0),
+  'gr': dict(lam=2.0, step_size=0.5),
+  'llr': dict(lam=2.0, mu=3.0),
+}
+RUN = methods.Settings(
+  seed=0, learning_rate=0.1, epsilon=0.1, lam=0.0, beta=0.0, mu=0.0
+)
+
+
+class LossesTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*EXPECTED)
+  def test_value(self, name):
+    loss = self.variant(
+      lambda batch, points: getattr(losses, name)(
+        linear, batch, points, **SETTINGS[name]
+      )
+    )
+    chex.assert_trees_all_close(
+      loss(BATCH, MOVED), EXPECTED[name].astype(np.float32), rtol=1e-4
+    )
+
+  @parameterized.parameters('rst', 'trades', 'gr', 'llr')
+  def test_weight_zero_is_natural(self, name):
+    method = methods.METHODS[name](RUN)
+    points = method.maximize(linear, BATCH, jax.random.key(0))
+    chex.assert_trees_all_close(
+      method.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
+    )
+
+  def test_at_with_epsilon_zero_is_natural(self):
+    method = methods.METHODS['at'](RUN._replace(epsilon=0.0))
+    points = method.maximize(linear, BATCH, jax.random.key(0))
+    chex.assert_trees_all_close(
+      method.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
+    )
+
+  def test_gradient_step_has_its_length_and_direction(self):
+    points = losses.gradient_step(linear, BATCH, step_size=0.25)
+    rise = softmax(INPUTS) - np.eye(3)[LABELS]
+    gradient = rise @ WEIGHTS.T
+    gradient /= np.linalg.norm(gradient, axis=1, keepdims=True)
+    expected = INPUTS.reshape(5, 6) + 0.25 * gradient
+    chex.assert_trees_all_close(
+      points.reshape(5, 6), expected.astype(np.float32), atol=1e-5
+    )
+
+  def test_nonlinearity_is_the_remainder_of_the_expansion(self):
+    objective = losses.nonlinearity(linear, BATCH)
+    expected = np.abs(ATTACKED - CLEAN - slope())
+    np.testing.assert_allclose(objective(MOVED), expected, atol=1e-5)
+
+  @parameterized.parameters('trades', 'llr')
+  def test_inner_problem_rises(self, name):
+    inner = {'trades': losses.divergence, 'llr': losses.nonlinearity}[name]
+    objective = inner(quadratic, BATCH)
+    settings = RUN._replace(lam=1.0, beta=1.0, mu=1.0)
+    points = methods.METHODS[name](settings).maximize(
+      quadratic, BATCH, jax.random.key(0)
+    )
+    start = methods.near(BATCH.inputs, jax.random.key(0))
+    assert (objective(points) > 5 * objective(start)).all()
+
+  def test_gradients_reach_both_distributions_of_trades(self):
+    def total(weights, detach):
+      def logits_fn(inputs):
+        logits = inputs.reshape(5, 6) @ weights
+        same = inputs is BATCH.inputs
+        return jax.lax.stop_gradient(logits) if detach and same else logits
+
+      clean, moved = logits_fn(BATCH.inputs), logits_fn(MOVED)
+      return losses.kl_divergence(clean, moved).sum()
+
+    whole, half = (
+      jax.grad(total)(jnp.asarray(WEIGHTS, jnp.float32), detach)
+      for detach in (False, True)
+    )
+    step = 1e-3 * np.random.default_rng(3).normal(size=WEIGHTS.shape)
+
+    def exact(weights):
+      p, q = (
+        special.softmax(x.reshape(5, 6) @ weights, 1) for x in (INPUTS, POINTS)
+      )
+      return stats.entropy(p, q, axis=1).sum()
+
+    rise = exact(WEIGHTS + step) - exact(WEIGHTS - step)
+    np.testing.assert_allclose((whole * step).sum() * 2, rise, rtol=1e-2)
+    assert abs((half * step).sum() * 2 - rise) > 0.1 * abs(rise)
+
+
+class ReferenceTest(chex.TestCase):
+  def test_gr_counts_the_clean_loss_twice(self):
+    settings = RUN._replace(lam=1.0)
+    method = reference.METHODS['gr'](settings)
+    points = method.maximize(linear, BATCH, jax.random.key(0))
+    moved = cross_entropy(np.asarray(points, np.float64))
+    expected = 2 * CLEAN + 0.5 * (moved - CLEAN) ** 2
+    chex.assert_trees_all_close(
+      method.loss(linear, BATCH, points),
+      expected.astype(np.float32),
+      rtol=1e-4,
+    )
+
+  def test_llr_is_a_weighted_attack_loss(self):
+    method = reference.METHODS['llr'](RUN._replace(lam=4.0))
+    points = method.maximize(linear, BATCH, jax.random.key(0))
+    assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
+    moved = cross_entropy(np.asarray(points, np.float64))
+    assert (moved > CLEAN).all()
+    chex.assert_trees_all_close(
+      method.loss(linear, BATCH, points),
+      (CLEAN + 4 * moved).astype(np.float32),
+      rtol=1e-4,
+    )

@@ -1,0 +1,67 @@
+"""Balls and steps against their definitions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from robustlip import projections
+
+KEY = jax.random.key(0)
+CENTERS = jax.random.uniform(jax.random.key(1), (5, 4, 3, 2))
+POINTS = CENTERS + jax.random.normal(jax.random.key(2), CENTERS.shape)
+
+
+class ProjectionsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(0.0, 0.03, 0.3, 2.0)
+  def test_linf_ball_is_two_clips(self, epsilon):
+    project = self.variant(lambda p, c: projections.ball(p, c, epsilon=epsilon))
+    x, c = np.asarray(POINTS, np.float64), np.asarray(CENTERS, np.float64)
+    expected = np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 1)
+    chex.assert_trees_all_close(project(POINTS, CENTERS), expected, atol=1e-6)
+
+  @parameterized.parameters(0.1, 1.0, 10.0)
+  def test_l2_ball_without_the_box_is_the_scaled_difference(self, epsilon):
+    centers = jnp.full((6, 10), 0.5)
+    points = centers + 0.05 * jax.random.normal(KEY, centers.shape)
+    moved = projections.ball(points, centers, epsilon=epsilon, norm='l2')
+    delta = np.asarray(points - centers, np.float64)
+    length = np.linalg.norm(delta, axis=1, keepdims=True)
+    expected = 0.5 + delta * np.minimum(1, epsilon / length)
+    chex.assert_trees_all_close(moved, expected, atol=1e-6)
+
+  @parameterized.parameters('linf', 'l2')
+  def test_results_are_in_ball_and_box_and_fixed(self, norm):
+    moved = projections.ball(POINTS, CENTERS, epsilon=0.2, norm=norm)
+    assert (projections.sizes(moved - CENTERS, norm=norm) <= 0.2 + 1e-6).all()
+    assert moved.min() >= 0 and moved.max() <= 1
+    again = projections.ball(moved, CENTERS, epsilon=0.2, norm=norm)
+    chex.assert_trees_all_close(again, moved, atol=1e-6)
+
+  @parameterized.parameters('linf', 'l2')
+  def test_random_start_fills_the_ball(self, norm):
+    centers = jnp.full((4000, 3), 0.5)
+    start = projections.random_start(centers, KEY, epsilon=0.1, norm=norm)
+    sizes = np.sort(projections.sizes(start - centers, norm=norm)) / 0.1
+    # Of a uniform draw from a ball in three dimensions, P(size <= s) = s^3.
+    quantiles = (np.arange(4000) + 0.5) / 4000
+    np.testing.assert_allclose(sizes**3, quantiles, atol=0.03)
+
+  def test_a_draw_depends_on_its_own_key_alone(self):
+    keys = jax.random.split(KEY, 5)
+    whole = projections.random_start(CENTERS, keys, epsilon=0.1)
+    part = projections.random_start(CENTERS[3:], keys[3:], epsilon=0.1)
+    chex.assert_trees_all_equal(whole[3:], part)
+
+  def test_steepest_of_zero_stays(self):
+    for norm in projections.NORMS:
+      steps = projections.steepest(jnp.zeros((2, 3)), norm=norm)
+      chex.assert_trees_all_equal(steps, jnp.zeros((2, 3)))
+
+
+def test_unknown_norm_is_named():
+  with pytest.raises(ValueError, match="'l7'"):
+    projections.ball(POINTS, CENTERS, epsilon=0.1, norm='l7')
