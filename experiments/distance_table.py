@@ -121,6 +121,7 @@ def test_table(
     'num_test': len(labels),
     'accuracy': np.mean(gaps > 0),
     'tied': np.mean(gaps == 0),
+    'accuracy_smallest_of_ties': np.mean(theory.predict(distances) == labels),
     'certified': np.mean(gaps / 2 > epsilon),
     'curve': {
       'epsilons': epsilons,

@@ -45,7 +45,7 @@ SEPARATION = flags.DEFINE_bool(
 )
 
 
-def on_data(dataset: datasets.Dataset) -> dict:
+def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
   from experiments import distance_table
 
@@ -60,12 +60,11 @@ def on_data(dataset: datasets.Dataset) -> dict:
         num_examples=NUM_CHECKED.value,
         seed=common.SEED.value,
       )
-  epsilon = common.EPSILON.value
   result['test'] = distance_table.test_table(
     dataset,
     num_test=NUM_TEST.value or len(dataset.test.labels),
     num_attacked=NUM_ATTACKED.value,
-    epsilon=dataset.epsilon if epsilon is None else epsilon,
+    epsilon=epsilon,
   )
   return result
 
@@ -77,11 +76,20 @@ def main() -> None:
   start = time.monotonic()
   seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
+  name, epsilon = pathlib.Path(dataset.name).stem, common.EPSILON.value
+  if epsilon is None:
+    epsilon = dataset.epsilon
+  if epsilon is None:
+    raise ValueError(f'--epsilon is needed: {name} has no radius of its own')
   folder.mkdir(parents=True, exist_ok=True)
-  record = {'job': 'theory', 'seed': seed, 'data': on_data(dataset)}
-  theory_curves.accuracies(
-    folder / f'accuracies_{dataset.name}', dataset.name, record['data']['test']
-  )
+  data = on_data(dataset, epsilon)
+  theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
+  record = {
+    'job': 'theory',
+    'command': f'python -m experiments.theory --dataset={dataset.name}',
+    'seed': seed,
+    'data': data,
+  }
   record['figures'] = {
     'figure_2': theory_figures.existence(folder / 'figure_2', seed),
     'figure_4': theory_figures.spirals(folder / 'figure_4', seed),
@@ -91,7 +99,7 @@ def main() -> None:
     ),
   }
   record |= {'seconds': time.monotonic() - start, **common.versions()}
-  common.finish(record, folder / f'theory_{dataset.name}.json')
+  common.finish(record, folder / f'theory_{name}.json')
 
 
 if __name__ == '__main__':
