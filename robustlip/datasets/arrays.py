@@ -45,19 +45,21 @@ def read(
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      keys = set(getattr(archive, 'files', ()))
+    with (
+      path.open('rb') as file,  # np.load leaves damaged files open
+      np.load(file, allow_pickle=False) as archive,
+    ):
+      keys = set(archive.files)
       missing = [key for key in _KEYS if key not in keys]
       if not missing:
         return {
           key: archive[key] for key in (*_KEYS, 'class_names') if key in keys
         }
   except (
-    AttributeError,  # a single .npy array is no context manager
     ValueError,
     OSError,
     EOFError,
-    TypeError,
+    TypeError,  # a single .npy array is no context manager
     zipfile.BadZipFile,
     zlib.error,
   ) as error:

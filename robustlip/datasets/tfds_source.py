@@ -31,21 +31,26 @@ def read(
 ) -> tuple[Split, Split, pathlib.Path] | None:
   """Train, test and folder of a prepared set; None where there is none.
 
-  Looks into `data_dir`, then into $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  Looks into `data_dir`, then into $TFDS_DATA_DIR or ~/tensorflow_datasets. A
+  folder in TFRecord format, which only TensorFlow reads, counts as none.
 
   Raises:
-    ValueError: if there is one that cannot be read: it is damaged, in a format
-      without random access, or tensorflow_datasets is not installed.
+    ValueError: if there is one that cannot be read: it is damaged, or
+      tensorflow_datasets is not installed.
   """
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   for root in (data_dir, pathlib.Path(default).expanduser()):
     folder = root / facts.tfds_name
     if any(folder.glob('**/dataset_info.json')):
-      return *_read_folder(facts, root), folder
+      splits = _read_folder(facts, root)
+      if splits is not None:
+        return *splits, folder
   return None
 
 
-def _read_folder(facts: Facts, root: pathlib.Path) -> tuple[Split, Split]:
+def _read_folder(
+  facts: Facts, root: pathlib.Path
+) -> tuple[Split, Split] | None:
   is_imagenet = facts.tfds_name == 'imagenet2012'
   names = ['train', 'validation' if is_imagenet else 'test']
   try:
@@ -62,6 +67,12 @@ def _read_folder(facts: Facts, root: pathlib.Path) -> tuple[Split, Split]:
     return convert(train, facts), convert(test, facts)
   except ValueError:
     raise
+  except NotImplementedError:  # prepared with TensorFlow, as TFRecord
+    logging.warning(
+      'Ignored %s: not prepared with file_format=array_record.',
+      root / facts.tfds_name,
+    )
+    return None
   except Exception as error:  # TFDS raises what the damage happens to cause
     reason = ' '.join(str(error).split())
     raise ValueError(
