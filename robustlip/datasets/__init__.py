@@ -76,42 +76,43 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
 
 def _load_published(name: str, data_dir: pathlib.Path) -> tuple[Split, Split]:
   facts = FACTS[name]
-  found = cache.read(name, data_dir)
-  prepared = found is not None
-  if not prepared:
-    found = (
-      _from_files(name, data_dir)
-      or _from_tfds(facts, data_dir)
-      or _from_network(name, data_dir)
-    )
-  *splits, source = found
-  train, test = (
-    check(
-      split,
-      f'{source}, {part}',
-      num_classes=len(facts.class_names),
-      image_shape=facts.image_shape,
-    )
-    for part, split in zip(('train', 'test'), splits, strict=True)
+  prepared = cache.read(name, data_dir)
+  *splits, source = (
+    prepared
+    or _from_files(name, data_dir)
+    or _from_tfds(facts, data_dir)
+    or _from_network(name, data_dir)
   )
-  _compare_with_published(facts, train, test, source)
+  where = str(cache.folder(name, data_dir)) if prepared else source
+  train, test = _checked(facts, *splits, where)
   if not prepared:
-    cache.write(
-      name,
-      data_dir,
-      train,
-      test,
-      class_names=facts.class_names,
-      source=source,
-    )
+    names = facts.class_names
+    cache.write(name, data_dir, train, test, class_names=names, source=source)
   logging.info(
     '%s: %d + %d images from %s%s',
     name,
     len(train.labels),
     len(test.labels),
-    source,
-    f', prepared in {cache.folder(name, data_dir)}' if prepared else '',
+    where,
+    f', made from {source}' if prepared else '',
   )
+  return train, test
+
+
+def _checked(
+  facts: Facts, train: Split, test: Split, where: str
+) -> tuple[Split, Split]:
+  """The splits, if they are what the facts say."""
+  train, test = (
+    check(
+      split,
+      f'{where}, {part}',
+      num_classes=len(facts.class_names),
+      image_shape=facts.image_shape,
+    )
+    for part, split in (('train', train), ('test', test))
+  )
+  _compare_with_published(facts, train, test, where)
   return train, test
 
 
