@@ -250,6 +250,11 @@ def test_damaged_own_file(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match='not a whole .npz'):
       datasets.load(str(path))
+  damaged = bytearray(whole)
+  damaged[whole.index(b'PK\1\2') + 6] = 200  # version needed to unpack
+  path.write_bytes(damaged)
+  with pytest.raises(ValueError, match='not a whole .npz'):
+    datasets.load(str(path))
   with path.open('wb') as file:
     np.save(file, np.zeros(3))
   with pytest.raises(ValueError, match='own.npz'):

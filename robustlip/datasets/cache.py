@@ -43,7 +43,7 @@ def read(
       if list(array.shape) != info['shapes'][key]:
         raise ValueError(f'{key}.npy has shape {array.shape}')
     return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), info['source']
-  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+  except Exception as error:  # whatever the damage happens to cause
     logging.warning(
       'Ignored the damaged prepared arrays in %s: %s', path, error
     )
