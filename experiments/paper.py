@@ -1,9 +1,9 @@
-"""The paper as data: settings and published numbers, nothing else.
+"""The settings behind the rows of the paper, as data.
 
 Source: Yang et al. 2020, arXiv:2003.02460; where its text is silent, the
 authors' released code. Learning rates are for losses that are means over the
 batch: the published ones were for sums, so that SGD's are multiplied by the
-batch size.
+batch size. The published numbers are in `paper_tables`.
 """
 
 from typing import Any, NamedTuple
@@ -76,5 +76,39 @@ SETUPS = {
     learning_rate=1e-2,
     augment='crop8',
     method_settings={'llr': {'lam': 3.0, 'mu': 6.0}},
+  ),
+}
+
+# Appendix C as the released script has it; its rate for MNIST and the batch of
+# CIFAR-10 and SVHN are not known and are those above. There MNIST has a radius
+# of 0.031; here it has the 0.1 of the tables.
+PROOF_OF_CONCEPT = {
+  'mnist': _MNIST._replace(
+    batch_size=128,
+    epochs=40,
+    milestones=(20, 30),
+    learning_rate=128 * 1e-4,
+    method_settings={'rst': {'lam': 4.0}},
+  ),
+  'cifar10': SETUPS['cifar10']._replace(
+    optimizer='adam',
+    momentum=0.9,
+    epochs=70,
+    milestones=(40, 60),
+    learning_rate=1e-2,
+    augment='none',
+    method_settings={'rst': {'lam': 4.0}},
+  ),
+  'svhn': SETUPS['svhn']._replace(
+    arch='wrn_52_12',
+    optimizer='adam',
+    momentum=0.9,
+    learning_rate=1e-2,
+    method_settings={'rst': {'lam': 4.0}},
+  ),
+  'restricted_imagenet': SETUPS['restricted_imagenet']._replace(
+    epochs=30,
+    milestones=(15, 25),
+    method_settings={'rst': {'lam': 2.0}},
   ),
 }
