@@ -16,7 +16,7 @@ from robustlip.datasets import Dataset
 from robustlip.methods import METHODS, WEIGHTS
 from robustlip.training import OPTIMIZERS
 
-_SHORT = paper.Setup(
+QUICK = paper.Setup(
   arch='cnn1',
   optimizer='sgd',
   momentum=0.9,
@@ -47,9 +47,9 @@ SEEDS = flags.DEFINE_integer(
 )
 PRESET = flags.DEFINE_enum(
   'preset',
-  'short',
-  ['short', 'paper'],
-  'Where settings that are not given come from: `short`, five epochs of cnn1, '
+  'quick',
+  ['quick', 'paper'],
+  'Where settings that are not given come from: `quick`, five epochs of cnn1, '
   'or `paper`, the published schedule of the data set and method.',
 )
 ARCH = flags.DEFINE_string(
@@ -130,9 +130,9 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
   return values
 
 
-def _setup(dataset: str, method: str) -> paper.Setup:
-  if PRESET.value == 'short':
-    return _SHORT
+def _setup(dataset: str) -> paper.Setup:
+  if PRESET.value == 'quick':
+    return QUICK
   if dataset not in paper.SETUPS:
     raise ValueError(
       f'--preset=paper knows {", ".join(paper.SETUPS)}, not {dataset!r}'
@@ -140,18 +140,16 @@ def _setup(dataset: str, method: str) -> paper.Setup:
   return paper.SETUPS[dataset]
 
 
-def configs(dataset: Dataset) -> list[Config]:
-  """One checked `Config` per run that the flags ask for.
+def fields(
+  dataset: Dataset, method: str, setup: paper.Setup | None = None
+) -> dict[str, Any]:
+  """A `Config` but for its seed: what the flags say, else what `setup` does.
 
   Raises:
-    ValueError: for a flag that does not fit the data set or another flag.
+    ValueError: for a data set that has no `--preset` or no radius.
   """
-  method = METHOD.value
-  setup = _setup(dataset.name, method)
+  setup = setup or _setup(dataset.name)
   own = WEIGHTS[method] | setup.method_settings.get(method, {})
-  for flag in (LAM, BETA, MU):
-    if flag.value is not None and flag.name not in WEIGHTS[method]:
-      raise ValueError(f'--{flag.name} means nothing to --method={method}')
   epsilon = (
     dataset.epsilon if common.EPSILON.value is None else common.EPSILON.value
   )
@@ -161,11 +159,13 @@ def configs(dataset: Dataset) -> list[Config]:
   def chosen(flag, default):
     return default if flag.value is None else flag.value
 
-  common_fields = dict(
-    dataset=common.DATASET.value,
+  return dict(
+    dataset=dataset.name,
     arch=chosen(ARCH, setup.arch),
     method=method,
     epsilon=epsilon,
+    lam=own.get('lam', 0.0),
+    beta=own.get('beta', 0.0),
     mu=chosen(MU, own.get('mu', 0.0)),
     epochs=chosen(EPOCHS, setup.epochs),
     batch_size=chosen(BATCH_SIZE, setup.batch_size),
@@ -185,10 +185,27 @@ def configs(dataset: Dataset) -> list[Config]:
     train_on='train',
     eval_examples=EVAL_EXAMPLES.value,
   )
-  lams = _numbers(LAM, float) or [own.get('lam', 0.0)]
-  betas = _numbers(BETA, float) or [own.get('beta', 0.0)]
-  seeds = range(common.SEED.value, common.SEED.value + SEEDS.value)
+
+
+def seeds() -> range:
+  """The seeds that the flags ask for."""
+  return range(common.SEED.value, common.SEED.value + SEEDS.value)
+
+
+def configs(dataset: Dataset) -> list[Config]:
+  """One checked `Config` per run that the flags ask for.
+
+  Raises:
+    ValueError: for a flag that does not fit the data set or another flag.
+  """
+  method = METHOD.value
+  for flag in (LAM, BETA, MU):
+    if flag.value is not None and flag.name not in WEIGHTS[method]:
+      raise ValueError(f'--{flag.name} means nothing to --method={method}')
+  shared = fields(dataset, method)
+  lams = _numbers(LAM, float) or [shared['lam']]
+  betas = _numbers(BETA, float) or [shared['beta']]
   return [
-    Config(lam=lam, beta=beta, seed=seed, **common_fields)
-    for lam, beta, seed in itertools.product(lams, betas, seeds)
+    Config(**shared | {'lam': lam, 'beta': beta, 'seed': seed})
+    for lam, beta, seed in itertools.product(lams, betas, seeds())
   ]
