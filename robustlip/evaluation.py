@@ -167,11 +167,11 @@ class Evaluator:
       )
     return correct, robust
 
-  def __call__(
+  def lipschitz(
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
-  ) -> Outcome:
-    """Everything, on every example of the split."""
-    ratios = per_example(
+  ) -> np.ndarray:
+    """Local Lipschitz estimates, float32 [N]."""
+    return per_example(
       self._ratios,
       variables,
       split,
@@ -179,6 +179,12 @@ class Evaluator:
       batch_size=self._batch_size,
       description=f'{name} Lipschitz'.strip(),
     )
+
+  def __call__(
+    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
+  ) -> Outcome:
+    """Everything, on every example of the split."""
+    ratios = self.lipschitz(variables, split, key, name=name)
     return Outcome(*self.accuracies(variables, split, key, name=name), ratios)
 
 
