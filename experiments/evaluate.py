@@ -12,8 +12,8 @@ import time
 
 from absl import flags
 
-from experiments import common, config, measure
-from robustlip import checkpoints, datasets
+from experiments import common, config, folder, measure
+from robustlip import datasets
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 ATTACK = flags.DEFINE_enum('attack', 'pgd', measure.ATTACKS, 'Attack.')
@@ -29,21 +29,6 @@ CHECKPOINT = flags.DEFINE_enum(
   ['newest', 'best'],
   'The newest, or the best on the held-out examples.',
 )
-
-
-def newest_variables(path: pathlib.Path) -> tuple[int, dict]:
-  """The step and the variables of the newest checkpoint that can be read.
-
-  Raises:
-    FileNotFoundError: if there is none.
-  """
-  if path.is_dir():
-    with checkpoints.Store(path) as store:
-      for step in reversed(store.numbers()):
-        if (tree := store.restore(step)) is not None:
-          state = tree['state']
-          return step, {k: state[k] or {} for k in ('params', 'batch_stats')}
-  raise FileNotFoundError(f'{path} has no checkpoint that can be read')
 
 
 def main() -> None:
@@ -62,8 +47,8 @@ def main() -> None:
     common.EPSILON.value,
   )
   dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
-  folder = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
-  step, variables = newest_variables(root / folder)
+  name = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
+  step, variables = folder.newest_variables(root / name)
   record = measure.record(
     run, dataset, variables, measure.evaluator(run, dataset, attack), attack
   )

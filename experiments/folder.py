@@ -97,3 +97,18 @@ class Folder:
     if jax.process_index() == 0:
       with open(self.metrics, 'a') as file:
         file.write(json.dumps(common.plain(line)) + '\n')
+
+
+def newest_variables(path: pathlib.Path) -> tuple[int, dict]:
+  """The step and the variables of the newest checkpoint that can be read.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  if path.is_dir():
+    with checkpoints.Store(path) as store:
+      for step in reversed(store.numbers()):
+        if (tree := store.restore(step)) is not None:
+          state = tree['state']
+          return step, {k: state[k] or {} for k in ('params', 'batch_stats')}
+  raise FileNotFoundError(f'{path} has no checkpoint that can be read')
