@@ -1,0 +1,56 @@
+"""Where a published number comes from: command, commit, machine, date."""
+
+import datetime
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+from experiments import common
+
+
+def command() -> str:
+  """How this script was started, without the folder that it lies in."""
+  script = pathlib.Path(sys.argv[0]).stem
+  return shlex.join(['python', '-m', f'experiments.{script}', *sys.argv[1:]])
+
+
+def commit() -> str | None:
+  """The commit of the working tree; None outside of a checkout."""
+  try:
+    result = subprocess.run(
+      ['git', 'rev-parse', '--short', 'HEAD'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return result.stdout.strip()
+
+
+def machine() -> str:
+  """Processors and memory, as far as the system tells."""
+  model = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    lines = cpuinfo.read_text().splitlines()
+    names = (x.split(':')[1] for x in lines if x.startswith('model name'))
+    model = next(names, model).strip()
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+  return f'{os.cpu_count()} cores of {model}, {memory:.0f} GB'
+
+
+def record() -> dict[str, Any]:
+  """All of it, with the versions of the software."""
+  return {
+    'command': command(),
+    'commit': commit(),
+    'date': datetime.date.today().isoformat(),
+    'machine': machine(),
+    **common.versions(),
+  }

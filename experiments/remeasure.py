@@ -1,0 +1,104 @@
+"""Measurements of trained networks beside those that end a run.
+
+Each is kept in the run's `evaluations/` folder and made once.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments import common, folder, measure
+from experiments.config import Config
+from robustlip import evaluation
+from robustlip.datasets import Dataset
+
+PREFIX = {'text': '', 'reference': 'released_'}
+LIPSCHITZ = {'text': 'eq3_lipschitz', 'reference': 'released_lipschitz'}
+_PGD = measure.Attack()
+_MULTI_TARGETED = measure.Attack('multi_targeted', 20)
+
+
+def merged(path: pathlib.Path) -> dict[str, Any] | None:
+  """Everything measured of the run in `path`; None if it is not finished."""
+  if not (path / 'result.json').exists():
+    return None
+  record = common.read_json(path / 'result.json')
+  record[LIPSCHITZ[record['protocol']]] = record['test_lipschitz']
+  for more in sorted((path / 'evaluations').glob('*.json')):
+    found = common.read_json(more)
+    record['seconds'] += found.pop('seconds')
+    record |= found
+  return record
+
+
+def lipschitz(
+  configs: list[Config], dataset: Dataset, paths: list[pathlib.Path]
+) -> None:
+  """The test set's Lipschitz constant by the procedure not yet used."""
+  protocol = {'text': 'reference', 'reference': 'text'}[configs[0].protocol]
+
+  def compute(evaluator, config, variables):
+    split = measure.subset(dataset.test, config.eval_examples)
+    ratios = evaluator.lipschitz(
+      variables, split, measure.key(config), name='test'
+    )
+    return {LIPSCHITZ[protocol]: float(ratios.mean(dtype='float64'))}
+
+  _complete(
+    configs, dataset, paths, LIPSCHITZ[protocol], protocol, _PGD, compute
+  )
+
+
+def multi_targeted(
+  configs: list[Config], dataset: Dataset, paths: list[pathlib.Path]
+) -> None:
+  """Accuracy of both splits under the attack as defined and as released."""
+  for protocol, prefix in PREFIX.items():
+
+    def compute(evaluator, config, variables, prefix=prefix):
+      record = {}
+      for name, split in (('train', dataset.train), ('test', dataset.test)):
+        split = measure.subset(split, config.eval_examples)
+        _, robust = evaluator.accuracies(
+          variables, split, measure.key(config), name=name
+        )
+        record[f'{prefix}mt_adv_{name}_acc'] = evaluation.percent(robust)
+      record[f'{prefix}mt_adv_gap'] = (
+        record[f'{prefix}mt_adv_train_acc'] - record[f'{prefix}mt_adv_test_acc']
+      )
+      return record
+
+    _complete(
+      configs,
+      dataset,
+      paths,
+      f'{prefix}multi_targeted',
+      protocol,
+      _MULTI_TARGETED,
+      compute,
+    )
+
+
+def _complete(
+  configs: list[Config],
+  dataset: Dataset,
+  paths: list[pathlib.Path],
+  name: str,
+  protocol: str,
+  attack: measure.Attack,
+  compute: Callable[..., dict[str, float]],
+) -> None:
+  """Computes what is missing and writes it; runs of one program."""
+  evaluator = measure.evaluator(
+    dataclasses.replace(configs[0], protocol=protocol), dataset, attack
+  )
+  for config, path in zip(configs, paths, strict=True):
+    output = path / 'evaluations' / f'{name}.json'
+    if not output.exists():
+      began = time.monotonic()
+      _, variables = folder.newest_variables(path / 'checkpoints')
+      record = compute(evaluator, config, variables)
+      record['seconds'] = time.monotonic() - began
+      common.write_json(record, output)
