@@ -92,14 +92,63 @@ def _check_size(inputs, kernel_size, padding) -> None:
 def convolve(
   inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
 ) -> chex.Array:
-  """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D]."""
-  return lax.conv_general_dilated(
-    inputs,
-    kernel,
-    (strides, strides),
-    padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D].
+
+  One formulation for each backend, the same numbers up to rounding. XLA's own
+  convolution is slow on the CPU, its gradients more so, and loops make it
+  worse; matrix products are fast there.
+  """
+  if jax.default_backend() != 'cpu':
+    return lax.conv_general_dilated(
+      inputs,
+      kernel,
+      (strides, strides),
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  if strides == 1 and min(kernel.shape) >= 2:
+    return _gather_and_add(padded, kernel)
+  return _gather(padded, kernel, strides)
+
+
+def _gather(padded, kernel, strides):
+  """Patches times the kernel: the least arithmetic, the most memory."""
+  height, width = kernel.shape[:2]
+  rows = (padded.shape[1] - height) // strides * strides + 1
+  columns = (padded.shape[2] - width) // strides * strides + 1
+  patches = [
+    padded[:, top : top + rows : strides, left : left + columns : strides]
+    for top in range(height)
+    for left in range(width)
+  ]
+  return _product(
+    jnp.concatenate(patches, axis=-1), kernel.reshape(-1, kernel.shape[-1])
   )
+
+
+def _gather_and_add(padded, kernel):
+  """Columns gathered before the product, rows added up after it.
+
+  Both intermediate arrays have 3 times the size of the features for a 3x3
+  kernel, where patches have 9 times, and so have both of the gradient: its
+  transpose does the same in the other order.
+  """
+  height, width, channels, features = kernel.shape
+  rows, columns = padded.shape[1] - height + 1, padded.shape[2] - width + 1
+  shifted = [padded[:, :, left : left + columns] for left in range(width)]
+  products = _product(
+    jnp.concatenate(shifted, axis=-1),
+    kernel.transpose(1, 2, 0, 3).reshape(width * channels, height * features),
+  )
+  parts = lax.split(products, [features] * height, axis=3)
+  return sum(part[:, top : top + rows] for top, part in enumerate(parts))
+
+
+def _product(features, matrix):
+  """[B, H, W, C] times [C, D], as one matrix product."""
+  flat = features.reshape(-1, features.shape[-1]) @ matrix
+  return flat.reshape(*features.shape[:-1], matrix.shape[-1])
 
 
 def dense(
