@@ -29,13 +29,25 @@ class Attacked(NamedTuple):
   gaps: np.ndarray  # [N], other minus own class distance; g is wrong below 0
 
 
-class _Search(NamedTuple):
-  gaps: np.ndarray  # [N]
+class Found(NamedTuple):
+  """The nearest references of each example."""
+
+  gaps: np.ndarray  # [N], other minus own class distance
   own: np.ndarray  # [N], index of the nearest reference of the own class
   other: np.ndarray  # [N], of another class
 
 
-def _search(points, labels, refs, ref_labels) -> _Search:
+def search(
+  points: np.ndarray,
+  labels: np.ndarray,
+  refs: np.ndarray,
+  ref_labels: np.ndarray,
+) -> Found:
+  """Exact gaps, and the references that attain them.
+
+  The same gaps as those of `theory.class_distances`, without the distances to
+  the classes in between.
+  """
   other = separation.nearest_opposite(points, labels, refs, ref_labels)
   distances = np.full(len(points), np.inf, np.float32)
   own = np.zeros(len(points), np.int32)
@@ -45,7 +57,7 @@ def _search(points, labels, refs, ref_labels) -> _Search:
       found = separation.nearest(points[rows], refs[columns])
       distances[rows] = found.distances
       own[rows] = np.flatnonzero(columns)[found.indices]
-  return _Search(other.distances - distances, own, other.indices)
+  return Found(other.distances - distances, own, other.indices)
 
 
 def _distances(points, candidates, temperature):
@@ -103,7 +115,7 @@ def attack(
     temperatures: of the smooth distances, in the first and in the last round,
       in units of the pixel range.
   """
-  found = _search(inputs, labels, refs, ref_labels)
+  found = search(inputs, labels, refs, ref_labels)
   points, best = inputs.copy(), found.gaps.copy()
   own = np.repeat(found.own[:, None], num_rounds, axis=1)
   other = np.repeat(found.other[:, None], num_rounds, axis=1)
@@ -126,7 +138,7 @@ def attack(
           temperature=temperature,
           num_steps=num_steps,
         )
-      found = _search(current[alive], labels[alive], refs, ref_labels)
+      found = search(current[alive], labels[alive], refs, ref_labels)
       better = found.gaps < best[alive]
       best[alive] = np.minimum(best[alive], found.gaps)
       points[alive[better]] = current[alive[better]]

@@ -31,14 +31,14 @@ WORKDIR = flags.DEFINE_string(
 NUM_TEST = flags.DEFINE_integer(
   'num_test',
   None,
-  'Only the first test images. Default: all.',
+  'Test images, drawn at random. Default: all.',
   lower_bound=1,
 )
 NUM_ATTACKED = flags.DEFINE_integer(
   'num_attacked', 500, 'Of these, the first are attacked.', lower_bound=1
 )
 NUM_CHECKED = flags.DEFINE_integer(
-  'num_checked', 100, 'Training images to check Lemma 4.1 at.', lower_bound=1
+  'num_checked', 100, 'Training images to check Lemma 4.1 at.', lower_bound=0
 )
 SEPARATION = flags.DEFINE_bool(
   'separation', True, 'Measure the train-train separation.'
@@ -53,7 +53,7 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   if SEPARATION.value:
     distances = distance_table.train_distances(dataset)
     result['train'] = distance_table.train_certificate(distances)
-    if result['train']['r'] > 0:
+    if result['train']['r'] > 0 and NUM_CHECKED.value:
       result['lemma_4_1'] = distance_table.lemma_checks(
         dataset,
         radius=result['train']['r'],
@@ -65,6 +65,7 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
     num_test=NUM_TEST.value or len(dataset.test.labels),
     num_attacked=NUM_ATTACKED.value,
     epsilon=epsilon,
+    seed=common.SEED.value,
   )
   return result
 

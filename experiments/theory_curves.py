@@ -63,14 +63,14 @@ def accuracies(path: pathlib.Path, name: str, test: dict[str, Any]) -> None:
   percent = 100 * np.asarray(curve['certified'])
   axes.plot(curve['epsilons'], percent, label='certified')
   axes.axhline(100 * test['accuracy'], color='0.5', ls='--', label='clean')
-  label = f'attacked, first {subset["num_attacked"]}'
+  label = f'attacked, {subset["num_attacked"]:,} of them'
   axes.plot(test['epsilon'], 100 * subset['attacked'], 'vC3', label=label)
   axes.axvline(test['epsilon'], color='0.8', lw=1, zorder=0)
   axes.set(
-    xlabel=r'radius $\epsilon$ (l-inf; the line is the paper\'s)',
+    xlabel="radius (l-inf); the line is the paper's",
     ylabel='accuracy of g (%)',
-    title=f'{name}, first {test["num_test"]:,} test images',
-    ylim=(0, 101),
+    title=f'{name}, {test["num_test"]:,} test images',
+    ylim=(0, 120 * test['accuracy'] + 1),
   )
   axes.legend(frameon=False)
   save(figure, path)

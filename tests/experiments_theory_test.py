@@ -57,6 +57,15 @@ def test_attack_leaves_several_references_of_the_own_class():
   assert found.gaps[0] == pytest.approx(0.13 - 0.1 - 0.04, abs=2e-3)
 
 
+def test_search_finds_the_gaps_of_the_class_distances(dataset):
+  images, labels = dataset.test
+  found = distance_attack.search(images, labels, *dataset.train)
+  distances = theory.class_distances(images, *dataset.train, num_classes=3)
+  np.testing.assert_array_equal(found.gaps, theory.gaps(distances, labels))
+  np.testing.assert_array_equal(dataset.train.labels[found.own], labels)
+  assert np.all(dataset.train.labels[found.other] != labels)
+
+
 def test_reported_gaps_are_those_of_the_points(dataset):
   images = distance_table.scaled(dataset.test.images)
   refs = distance_table.scaled(dataset.train.images)
@@ -77,7 +86,7 @@ def test_reported_gaps_are_those_of_the_points(dataset):
 @pytest.mark.parametrize('epsilon', [0.0, 0.02, 0.05, 0.2])
 def test_certified_attacked_clean_are_ordered(dataset, epsilon):
   table = distance_table.test_table(
-    dataset, num_test=30, num_attacked=20, epsilon=epsilon
+    dataset, num_test=30, num_attacked=20, epsilon=epsilon, seed=0
   )
   subset = table['attacked_subset']
   assert subset['certified'] <= subset['attacked'] <= subset['accuracy']
