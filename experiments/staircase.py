@@ -13,6 +13,7 @@ Writes staircase.json and staircase.png and .pdf. 40 s on 2 CPU cores.
 """
 
 import pathlib
+import sys
 import time
 
 from absl import flags
@@ -51,7 +52,7 @@ def main() -> None:
   staircase_figure.draw(panels, folder / 'staircase')
   record = {
     'job': 'staircase',
-    'command': 'python -m experiments.staircase',
+    'command': ' '.join(['python -m experiments.staircase', *sys.argv[1:]]),
     'seed': seed,
     'columns': staircase_table.COLUMNS,
     'tables': tables,

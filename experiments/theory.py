@@ -18,6 +18,7 @@ Writes theory_<dataset>.json.
 """
 
 import pathlib
+import sys
 import time
 
 from absl import flags
@@ -42,6 +43,9 @@ NUM_CHECKED = flags.DEFINE_integer(
 )
 SEPARATION = flags.DEFINE_bool(
   'separation', True, 'Measure the train-train separation.'
+)
+FIGURES = flags.DEFINE_bool(
+  'figures', True, 'Draw what does not depend on the data set.'
 )
 
 
@@ -70,9 +74,23 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   return result
 
 
+def draw(folder: pathlib.Path, seed: int) -> dict:
+  """Draws the figures of the plane, returns what was measured for them."""
+  from experiments import theory_curves, theory_figures
+
+  return {
+    'figure_2': theory_figures.existence(folder / 'figure_2', seed),
+    'figure_4': theory_figures.spirals(folder / 'figure_4', seed),
+    'figure_5': theory_figures.two_classifiers(folder / 'figure_5', seed),
+    'not_separated': theory_curves.not_separated(
+      folder / 'not_separated', seed
+    ),
+  }
+
+
 def main() -> None:
   """The measurements, the figures, the record."""
-  from experiments import theory_curves, theory_figures
+  from experiments import theory_curves
 
   start = time.monotonic()
   seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)
@@ -87,18 +105,12 @@ def main() -> None:
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {
     'job': 'theory',
-    'command': f'python -m experiments.theory --dataset={dataset.name}',
+    'command': ' '.join(['python -m experiments.theory', *sys.argv[1:]]),
     'seed': seed,
     'data': data,
   }
-  record['figures'] = {
-    'figure_2': theory_figures.existence(folder / 'figure_2', seed),
-    'figure_4': theory_figures.spirals(folder / 'figure_4', seed),
-    'figure_5': theory_figures.two_classifiers(folder / 'figure_5', seed),
-    'not_separated': theory_curves.not_separated(
-      folder / 'not_separated', seed
-    ),
-  }
+  if FIGURES.value:
+    record['figures'] = draw(folder, seed)
   record |= {'seconds': time.monotonic() - start, **common.versions()}
   common.finish(record, folder / f'theory_{name}.json')
 

@@ -132,25 +132,52 @@ def existence(path: pathlib.Path, seed: int) -> dict[str, Any]:
   return result
 
 
+def _columns(random, count):
+  """One point per column, two of each class in turn, [count, 2]."""
+  labels = np.arange(count) // 2 % 2
+  heights = 0.5 + (2 * labels - 1) * random.uniform(0.12, 0.4, count)
+  points = np.stack([np.linspace(0.06, 0.94, count), heights], axis=1)
+  return points.astype(np.float32), labels
+
+
+def _cutting_through(points, labels, distance):
+  """A function that is 1 or -1 on the points, and 0 `distance` from them."""
+  from scipy.interpolate import PchipInterpolator
+
+  heights = points[:, 1] - (2 * labels - 1) * distance
+  curve = PchipInterpolator(points[:, 0], heights)
+
+  def function(inputs):
+    x = np.clip(inputs[..., 0], *points[[0, -1], 0])
+    return (inputs[..., 1] - curve(x)) / distance
+
+  return function
+
+
+def _local_behaviour(function, points, labels, radius) -> dict[str, float]:
+  """Accuracy, mean of the largest ratios, astuteness, all on grids of balls."""
+  steps = np.linspace(-0.999 * radius, 0.999 * radius, 41, dtype=np.float32)
+  moves = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+  moves = moves[np.abs(moves).max(axis=1) > 0]
+  signs, center = 2 * labels - 1, function(points)
+  around = function(points[:, None] + moves)
+  ratios = np.abs(around - center[:, None]) / np.abs(moves).max(axis=1)
+  return {
+    'accuracy': np.mean(signs * center > 0),
+    'lipschitz': ratios.max(axis=1).mean(),
+    'astute_at_r': np.mean((signs[:, None] * around > 0).all(axis=1)),
+  }
+
+
 def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
   """Figure 5: equal accuracy, small and large local Lipschitz constant.
 
-  One point per column, of either class. The first classifier is the binary f;
-  the second is h(x) = (x_2 - c(x_1)) / d, where the curve c passes every point
-  on its right side at the distance d = 0.01, so that |h| = 1 on the points.
-  Constants are the largest ratios on a grid over the ball of radius r, mean
-  over the points; h is counted as astute at a point unless the grid has a
-  counterexample.
+  The binary f, and a function h of the same size on the points whose boundary
+  passes every point at a distance of 0.01. The constants are means over the
+  points of the largest ratio on a grid over the ball of radius r; astute means
+  that the grid has no counterexample.
   """
-  from scipy.interpolate import PchipInterpolator
-
-  random = np.random.default_rng(seed)
-  labels = np.arange(14) // 2 % 2
-  signs = 2 * labels - 1
-  heights = 0.5 + signs * random.uniform(0.12, 0.4, 14)
-  points = np.stack([np.linspace(0.06, 0.94, 14), heights], axis=1)
-  points, distance = points.astype(np.float32), 0.01
-  curve = PchipInterpolator(points[:, 0], points[:, 1] - signs * distance)
+  points, labels = _columns(np.random.default_rng(seed), 14)
   nearest = separation.nearest_opposite(points, labels).distances
   radius = nearest.min() / 2
 
@@ -159,22 +186,6 @@ def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
     values = theory.binary_values(distances, radius=radius)
     return values.reshape(inputs.shape[:-1])
 
-  def h(inputs):
-    return (inputs[..., 1] - curve(inputs[..., 0])) / distance
-
-  steps = np.linspace(-0.999 * radius, 0.999 * radius, 41, dtype=np.float32)
-  moves = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-  moves = moves[np.abs(moves).max(axis=1) > 0]
-  result = {'r': radius, 'separation': nearest.min()}
-  for name, function in (('f', f), ('h', h)):
-    center = function(points)
-    around = function(points[:, None] + moves)
-    ratios = np.abs(around - center[:, None]) / np.abs(moves).max(axis=1)
-    result[name] = {
-      'accuracy': np.mean(signs * center > 0),
-      'lipschitz': ratios.max(axis=1).mean(),
-      'astute_at_r': np.mean((signs[:, None] * around > 0).all(axis=1)),
-    }
   figure = matplotlib.figure.Figure((7, 6), layout='constrained')
   axes = figure.subplots()
   _balls(axes, points, labels, radius, fc='none', lw=1)
@@ -182,24 +193,21 @@ def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
     axes.plot(*points[labels == label].T, 'o', color=color)
   x = np.linspace(-0.08, 1.08, GRID)
   grid = np.stack(np.meshgrid(x, x), axis=-1)
-  axes.contour(x, x, f(grid), [0.0], colors='darkorange', linewidths=2)
-  inside = np.linspace(points[0, 0], points[-1, 0], 1000)
-  axes.plot(inside, curve(inside), color='black', lw=1)
-  lines = [
-    matplotlib.lines.Line2D([], [], color=color, label=_describe(name, result))
-    for name, color in (('f', 'darkorange'), ('h', 'black'))
-  ]
+  result, lines = {'r': radius, 'separation': nearest.min()}, []
+  for name, color, function in (
+    ('f', 'darkorange', f),
+    ('h', 'black', _cutting_through(points, labels, 0.01)),
+  ):
+    result[name] = numbers = _local_behaviour(function, points, labels, radius)
+    axes.contour(x, x, function(grid), [0.0], colors=color, linewidths=1.5)
+    text = (
+      f'{name} = 0: accuracy {numbers["accuracy"]:.0%}, local Lipschitz '
+      f'constant {numbers["lipschitz"]:.0f}, astute at r = {radius:.3f}: '
+      f'{numbers["astute_at_r"]:.0%}'
+    )
+    lines.append(matplotlib.lines.Line2D([], [], color=color, label=text))
   figure.legend(handles=lines, loc='outside upper center', frameon=False)
   axes.set(xlabel='$x_1$', ylabel='$x_2$', aspect='equal')
   axes.set(xlim=(-0.08, 1.08), ylim=(-0.05, 1.05))
   save(figure, path)
   return result
-
-
-def _describe(name: str, result: dict[str, Any]) -> str:
-  numbers = result[name]
-  return (
-    f'{name} = 0: accuracy {numbers["accuracy"]:.0%}, local Lipschitz constant '
-    f'{numbers["lipschitz"]:.1f}, astute at r = {result["r"]:.2f}: '
-    f'{numbers["astute_at_r"]:.0%}'
-  )
