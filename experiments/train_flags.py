@@ -26,6 +26,7 @@ QUICK = paper.Setup(
   learning_rate=0.05,
   augment='none',
   method_settings={},
+  dropout=0.2,
 )
 
 METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
@@ -130,7 +131,12 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
   return values
 
 
-def _setup(dataset: str) -> paper.Setup:
+def setup(dataset: str) -> paper.Setup:
+  """The settings that `--preset` names for a data set.
+
+  Raises:
+    ValueError: if the paper has none.
+  """
   if PRESET.value == 'quick':
     return QUICK
   if dataset not in paper.SETUPS:
@@ -140,15 +146,12 @@ def _setup(dataset: str) -> paper.Setup:
   return paper.SETUPS[dataset]
 
 
-def fields(
-  dataset: Dataset, method: str, setup: paper.Setup | None = None
-) -> dict[str, Any]:
+def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
   """A `Config` but for its seed: what the flags say, else what `setup` does.
 
   Raises:
-    ValueError: for a data set that has no `--preset` or no radius.
+    ValueError: for a data set without a radius.
   """
-  setup = setup or _setup(dataset.name)
   own = WEIGHTS[method] | setup.method_settings.get(method, {})
   epsilon = (
     dataset.epsilon if common.EPSILON.value is None else common.EPSILON.value
@@ -202,7 +205,7 @@ def configs(dataset: Dataset) -> list[Config]:
   for flag in (LAM, BETA, MU):
     if flag.value is not None and flag.name not in WEIGHTS[method]:
       raise ValueError(f'--{flag.name} means nothing to --method={method}')
-  shared = fields(dataset, method)
+  shared = fields(dataset, method, setup(dataset.name))
   lams = _numbers(LAM, float) or [shared['lam']]
   betas = _numbers(BETA, float) or [shared['beta']]
   return [

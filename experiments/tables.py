@@ -1,0 +1,177 @@
+r"""The paper's tables: trains what is missing, holds it against the paper.
+
+  python -m experiments.tables --table=2 --preset=quick
+
+trains the ten methods of Table 2 on the embedded mnist5k (GR and LLR both as
+the text defines and as the released code computes them), measures them and
+prints ours / paper / difference. `--preset=paper` is the published schedule:
+
+  python -m experiments.tables --table=2 --preset=paper --arch=cnn2 --seeds=3
+
+Finished runs are reused and a stopped one goes on where it was. The record,
+Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`;
+`--render_only` makes them again from the record alone. A published record is
+rendered with `--render_only --workdir=experiments/results`.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+
+from experiments import (
+  common,
+  concept,
+  paper_tables,
+  provenance,
+  remeasure,
+  render,
+  runs,
+  table_record,
+  table_rows,
+  train_flags,
+)
+from experiments.config import Config
+from experiments.table_rows import ROWS, Target
+from robustlip import datasets
+
+TABLE = flags.DEFINE_enum(
+  'table',
+  '2',
+  ['1', *paper_tables.TABLES, 'poc'],
+  '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, '
+  '`svhn`, and `poc`, the proof of concept.',
+)
+CHOSEN = flags.DEFINE_list(
+  'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: all of the table.'
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of runs and tables; tables share their runs. Default: runs/<preset>.',
+)
+RENDER_ONLY = flags.DEFINE_bool(
+  'render_only', False, 'Train and measure nothing; render the record.'
+)
+TITLES = {
+  '1': 'Table 1: separation',
+  '2': 'Table 2: MNIST',
+  '3': 'Table 3: CIFAR-10 and Restricted ImageNet',
+  '4': 'Table 4: dropout',
+  'mt': 'Appendix: multi-targeted attack',
+  'svhn': 'Appendix: SVHN',
+  'poc': 'Appendix C: proof of concept',
+}
+
+
+def config(dataset: datasets.Dataset, target: Target, name: str) -> Config:
+  """The settings of a row with seed 0.
+
+  Raises:
+    ValueError: if dropout is asked for and no rate is known.
+  """
+  row, setup = ROWS[name], train_flags.setup(dataset.name)
+  fields = train_flags.fields(dataset, row.method, setup)
+  fields |= row.settings | {'protocol': row.protocol, 'arch': target.arch}
+  if TABLE.value == '4':
+    rate = fields['dropout'] or setup.dropout
+    if rate is None:
+      raise ValueError(f'--dropout is needed: none is known for {dataset.name}')
+    fields['dropout'] = rate if row.dropout else None
+  return Config(**fields, seed=0)
+
+
+def together(names: list[str]) -> list[list[str]]:
+  """Rows by program: those that differ in numbers alone train at once."""
+  groups: dict[Any, list[str]] = {}
+  for name in names:
+    row = ROWS[name]
+    key = row.method, row.protocol, row.dropout
+    groups.setdefault(key, []).append(name)
+  return list(groups.values())
+
+
+def train(
+  dataset: datasets.Dataset,
+  target: Target,
+  names: list[str],
+  root: pathlib.Path,
+) -> None:
+  """Trains and measures what is missing of rows of one program."""
+  configs, paths = [], []
+  for name in names:
+    row = config(dataset, target, name)
+    for seed in train_flags.seeds():
+      configs.append(dataclasses.replace(row, seed=seed))
+      paths.append(table_record.folder(root, target, name, seed))
+  runs.train(configs, dataset, paths)
+  measured = {'mt': remeasure.multi_targeted}.get(
+    TABLE.value, remeasure.lipschitz
+  )
+  measured(configs, dataset, paths)
+
+
+def networks(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+  """The record of a table of networks, written whenever rows are finished."""
+  wanted = {
+    target: table_rows.rows(TABLE.value, target.dataset, CHOSEN.value)
+    for target in table_rows.targets(TABLE.value)
+  }
+
+  def collect():
+    seeds = train_flags.seeds()
+    panels = [
+      table_record.panel(TABLE.value, target, names, seeds, root)
+      for target, names in wanted.items()
+    ]
+    record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
+    record |= provenance.record()
+    common.write_json(record, path.with_name(f'{path.name}.json'))
+    return record
+
+  for target, names in wanted.items():
+    dataset = datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
+    for group in together(names):
+      logging.info('%s: %s', target.name, ', '.join(group))
+      train(dataset, target, group, root)
+      record = collect()
+  return record
+
+
+def build(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+  """The record of the table that the flags name, with all that it takes."""
+  fixed = (common.PROTOCOL, train_flags.METHOD, train_flags.LAM)
+  for flag in (*fixed, train_flags.BETA):
+    if flag.present:
+      raise ValueError(f'a row of a table fixes --{flag.name}; use --rows')
+  if TABLE.value == '1':
+    panel = table_record.separation(root)
+  elif TABLE.value == 'poc':
+    panel = concept.panel(root)
+  else:
+    return networks(root, path)
+  return (
+    table_record.table(TABLE.value, TITLES[TABLE.value], [panel])
+    | provenance.record()
+  )
+
+
+def main() -> None:
+  """The table as Markdown, then its record on one line."""
+  root = pathlib.Path(WORKDIR.value or f'runs/{train_flags.PRESET.value}')
+  path = root / f'table_{TABLE.value}-{train_flags.PRESET.value}'
+  output = path.with_name(f'{path.name}.json')
+  if RENDER_ONLY.value:
+    record = common.read_json(output)
+  else:
+    record = build(root, path)
+  print(render.write(record, path))
+  if RENDER_ONLY.value:
+    common.print_json(record)
+  else:
+    common.finish(record, output)
+
+
+if __name__ == '__main__':
+  common.run(main)
