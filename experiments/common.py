@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from logging import WARNING, Formatter
 from typing import Any
 
 import jax
@@ -53,6 +54,17 @@ PROTOCOL = flags.DEFINE_enum(
   'released code does; the published Lipschitz column and the gr and llr rows '
   'can only be compared with the latter.',
 )
+COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'host:port of process 0 when several processes train one run together.',
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', 1, 'Number of those processes.', lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+  'process_id', 0, 'Which of them this one is.', lower_bound=0
+)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -74,16 +86,40 @@ def _parse(argv: list[str]) -> list[str]:
     fail(f'{error} (see --help)')
 
 
-def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+def _start_logging() -> None:
+  """Our own progress and everybody's warnings, one plain line each."""
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+  handler = logging.get_absl_handler()
+  handler.addFilter(
+    lambda record: record.levelno >= WARNING or 'orbax' not in record.pathname
+  )
+  handler.setFormatter(Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+
+
+def _start_jax() -> None:
+  """Compilation cache, the other processes, and a device to compute on."""
+  if not jax.config.jax_compilation_cache_dir:
+    folder = pathlib.Path('~/.cache/robustlip/compiled').expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  try:
+    if COORDINATOR.value:
+      jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+      jax.distributed.initialize(
+        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+      )
+    jax.devices()
+  except RuntimeError as error:
+    raise ValueError(f'no device to compute on: {error}') from error
+
+
+def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+  _start_logging()
   if len(argv) > 1:  # absl drops stray arguments silently
     fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
   try:
-    jax.devices()
-  except RuntimeError as error:
-    fail(f'no device to compute on: {error}')
-  try:
+    _start_jax()
     main()
   except (ValueError, OSError) as error:
     fail(error)

@@ -7,8 +7,8 @@ the images of its own steps. The steps see the same examples either way.
 
 import jax
 import numpy as np
-from flax import jax_utils
 
+from robustlip import training
 from robustlip.datasets import Split
 from robustlip.training import Epoch
 
@@ -32,8 +32,8 @@ class Resident:
   """The set is copied to the devices once."""
 
   def __init__(self, split: Split):
-    self._images = jax_utils.replicate(split.images)
-    self._labels = jax_utils.replicate(split.labels)
+    self._images = training.replicate(split.images)
+    self._labels = training.replicate(split.labels)
 
   def epoch(self, order: np.ndarray) -> None:
     """Starts an epoch that takes examples in `order`, int32 [R, S, B]."""

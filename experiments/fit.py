@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags, logging
-from flax import jax_utils
 
 from experiments import feed
 from experiments.config import Config, numeric
@@ -125,7 +124,7 @@ class Fit:
     fresh = training.initial_state(plan, self._settings, shape)
     starts, self._done = restore(folders, fresh)
     self._curves = [f.rewind_metrics(self._done) for f in folders]
-    self._states = jax_utils.replicate(
+    self._states = training.replicate(
       jax.tree.map(lambda *x: np.stack(x), *[s.state for s in starts])
     )
     self._seconds = float(max(s.seconds for s in starts))

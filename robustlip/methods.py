@@ -13,9 +13,9 @@ import chex
 import jax
 
 from robustlip import attacks, losses, projections
-from robustlip.types import Batch, LogitsFn, Loss, Maximizer, Objective
+from robustlip.types import Batch, LogitsFn, Loss, Maximizer
 
-START_SCALE = 1e-3  # of the Gaussian start of TRADES and LLR, pixel units
+START_SCALE = 1e-3  # of the Gaussian start of TRADES, pixel units
 GR_STEP = 1.0  # l2 length of the finite difference, the authors' setting
 
 
@@ -49,51 +49,47 @@ def pgd(settings: Settings) -> Maximizer:
 
 
 def near(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
-  """Gaussian points around the inputs, where TRADES and LLR start."""
+  """Gaussian points around the inputs, where TRADES starts."""
   keys = projections.example_keys(key, len(inputs))
   draw = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))
   return inputs + START_SCALE * draw(keys)
 
 
-def climb(
-  inner: Callable[[LogitsFn, Batch], Objective],
-  *,
-  epsilon: chex.Numeric,
-  step_size: chex.Numeric,
-  num_steps: int,
-) -> Maximizer:
-  """Sign ascent on `inner(logits_fn, batch)` from `near` the inputs."""
-  return lambda logits_fn, batch, key: attacks.ascend(
-    inner(logits_fn, batch),
-    batch.inputs,
-    key,
-    epsilon=epsilon,
-    step_size=step_size,
-    num_steps=num_steps,
-    start=near(batch.inputs, key),
-  )
-
-
 def trades(settings: Settings) -> Method:
   """Ten steps of epsilon / 5 on the divergence, then CE + beta KL."""
-  epsilon = settings.epsilon
-  return Method(
-    climb(
-      losses.divergence, epsilon=epsilon, step_size=epsilon / 5, num_steps=10
-    ),
-    partial(losses.trades, beta=settings.beta),
-  )
+
+  def maximize(logits_fn, batch, key):
+    return attacks.ascend(
+      losses.divergence(logits_fn, batch),
+      batch.inputs,
+      key,
+      epsilon=settings.epsilon,
+      step_size=settings.epsilon / 5,
+      num_steps=10,
+      start=near(batch.inputs, key),
+    )
+
+  return Method(maximize, partial(losses.trades, beta=settings.beta))
 
 
 def llr(settings: Settings) -> Method:
-  """Two steps of epsilon / 2 on the nonlinearity, then CE + its two terms."""
-  epsilon = settings.epsilon
-  return Method(
-    climb(
-      losses.nonlinearity, epsilon=epsilon, step_size=epsilon / 2, num_steps=2
-    ),
-    partial(losses.llr, lam=settings.lam, mu=settings.mu),
-  )
+  """Two steps of epsilon / 2 on the nonlinearity, then CE + its two terms.
+
+  The start is drawn from the whole ball: next to the input, the nonlinearity
+  is of second order and lost in float32's rounding.
+  """
+
+  def maximize(logits_fn, batch, key):
+    return attacks.ascend(
+      losses.nonlinearity(logits_fn, batch),
+      batch.inputs,
+      key,
+      epsilon=settings.epsilon,
+      step_size=settings.epsilon / 2,
+      num_steps=2,
+    )
+
+  return Method(maximize, partial(losses.llr, lam=settings.lam, mu=settings.mu))
 
 
 def gr(settings: Settings) -> Method:

@@ -99,6 +99,24 @@ def adam(
 OPTIMIZERS = {'sgd': sgd, 'adam': adam}
 
 
+def replicate(tree: Any) -> Any:
+  """Copies on the local devices, [...] -> [D, ...], placed as results are.
+
+  An argument placed otherwise would have the program compiled twice.
+  """
+  devices = jax.local_devices()
+  mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(DEVICES)
+  )
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
+    ),
+    tree,
+  )
+
+
 def initial_state(
   recipe: Recipe, settings: Settings, image_shape: tuple[int, ...]
 ) -> TrainState:

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import parameterized
 from scipy import special, stats
 
-from robustlip import losses, methods, reference
+from robustlip import losses, methods, projections, reference
 from robustlip.types import Batch
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3))
@@ -107,16 +107,20 @@ class LossesTest(chex.TestCase):
     expected = np.abs(ATTACKED - CLEAN - slope())
     np.testing.assert_allclose(objective(MOVED), expected, atol=1e-5)
 
-  @parameterized.parameters('trades', 'llr')
-  def test_inner_problem_rises(self, name):
-    inner = {'trades': losses.divergence, 'llr': losses.nonlinearity}[name]
-    objective = inner(quadratic, BATCH)
-    settings = RUN._replace(lam=1.0, beta=1.0, mu=1.0)
-    points = methods.METHODS[name](settings).maximize(
+  def test_the_inner_problem_of_trades_rises(self):
+    objective = losses.divergence(quadratic, BATCH)
+    points = methods.METHODS['trades'](RUN).maximize(
       quadratic, BATCH, jax.random.key(0)
     )
     start = methods.near(BATCH.inputs, jax.random.key(0))
     assert (objective(points) > 5 * objective(start)).all()
+
+  def test_the_inner_problem_of_llr_rises(self):
+    objective = losses.nonlinearity(quadratic, BATCH)
+    key = jax.random.key(0)
+    points = methods.METHODS['llr'](RUN).maximize(quadratic, BATCH, key)
+    start = projections.random_start(BATCH.inputs, key, epsilon=0.1)
+    assert objective(points).mean() > 1.5 * objective(start).mean()
 
   def test_gradients_reach_both_distributions_of_trades(self):
     def total(weights, detach):

@@ -1,0 +1,67 @@
+"""What is saved is restored; what is damaged is moved aside."""
+
+import numpy as np
+import optax
+
+from robustlip import checkpoints
+
+TREE = {
+  'a': np.arange(5, dtype=np.float32),
+  'empty': {},
+  'state': optax.adam(0.1).init({'w': np.ones((300, 7), np.float32)}),
+}
+
+
+def saved(folder, *numbers):
+  with checkpoints.Store(folder) as store:
+    for number in numbers:
+      store.save(number, TREE | {'a': TREE['a'] + number})
+
+
+def damage(folder, number):
+  for path in (folder / str(number)).rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_newest_two_are_kept(tmp_path):
+  saved(tmp_path, 1, 2, 3)
+  with checkpoints.Store(tmp_path) as store:
+    assert store.numbers() == [2, 3]
+    tree = store.restore(3, TREE)
+    np.testing.assert_array_equal(tree['a'], TREE['a'] + 3)
+    np.testing.assert_array_equal(
+      tree['state'][0].mu['w'], TREE['state'][0].mu['w']
+    )
+
+
+def test_without_a_structure_nested_dicts_come_back(tmp_path):
+  saved(tmp_path, 1)
+  with checkpoints.Store(tmp_path) as store:
+    np.testing.assert_array_equal(store.restore(1)['a'], TREE['a'] + 1)
+
+
+def test_a_damaged_newest_falls_back_and_says_so(tmp_path, caplog):
+  saved(tmp_path, 1, 2)
+  damage(tmp_path, 2)
+  with checkpoints.Store(tmp_path) as store:
+    number, (tree,) = checkpoints.newest_common([store], TREE)
+    assert number == 1
+    np.testing.assert_array_equal(tree['a'], TREE['a'] + 1)
+    store.save(2, TREE)
+  assert 'Checkpoint 2 cannot be read' in caplog.text
+  assert (tmp_path / 'damaged-2').is_dir()
+  with checkpoints.Store(tmp_path) as store:
+    np.testing.assert_array_equal(store.restore(2, TREE)['a'], TREE['a'])
+
+
+def test_stores_agree_on_the_newest_they_share(tmp_path):
+  saved(tmp_path / 'one', 1, 2)
+  saved(tmp_path / 'two', 1)
+  with (
+    checkpoints.Store(tmp_path / 'one') as one,
+    checkpoints.Store(tmp_path / 'two') as two,
+  ):
+    assert checkpoints.newest_common([one, two], TREE)[0] == 1
+    three = checkpoints.Store(tmp_path / 'three')
+    assert checkpoints.newest_common([one, three], TREE) is None

@@ -1,0 +1,87 @@
+"""Evaluation against counting in NumPy, whatever the batch."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from flax import linen as nn
+
+from robustlip import attacks, evaluation, lipschitz
+from robustlip.datasets import Split
+
+RNG = np.random.default_rng(0)
+SPLIT = Split(
+  RNG.integers(60, 200, (37, 3, 3, 1), np.uint8),
+  RNG.integers(0, 2, 37).astype(np.int32),
+)
+WEIGHTS = RNG.normal(size=(9, 2)).astype(np.float32)
+EPSILON = 0.02
+
+
+class Linear(nn.Module):
+  """Two classes, no parameters."""
+
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    return (inputs - 0.5).reshape(len(inputs), -1) @ WEIGHTS
+
+
+def measured(batch_size):
+  evaluator = evaluation.Evaluator(
+    Linear(),
+    attack=partial(attacks.pgd, epsilon=EPSILON),
+    ratios=lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios,
+    batch_size=batch_size,
+  )
+  return evaluator({}, SPLIT, jax.random.key(0))
+
+
+class EvaluationTest(chex.TestCase):
+  def test_accuracies_of_a_linear_network_are_exact(self):
+    outcome = measured(8)
+    direction = WEIGHTS[:, 1] - WEIGHTS[:, 0]
+    scores = (SPLIT.images.reshape(37, 9) / 255 - 0.5) @ direction
+    margins = np.where(SPLIT.labels == 1, scores, -scores)
+    correct = margins > 0
+    robust = margins > EPSILON * np.abs(direction).sum()
+    np.testing.assert_array_equal(outcome.correct, correct)
+    np.testing.assert_array_equal(outcome.robust, robust)
+    assert robust.any() and (correct & ~robust).any() and (~correct).any()
+
+  @parameterized.parameters(1, 10, 37, 1000)
+  def test_the_batch_size_changes_nothing(self, batch_size):
+    chex.assert_trees_all_close(measured(batch_size), measured(8), rtol=1e-6)
+
+  def test_a_network_that_is_always_wrong_is_not_attacked(self):
+    split = Split(SPLIT.images, np.full(37, 1, np.int32))
+    evaluator = evaluation.Evaluator(
+      Wrong(),
+      attack=None,  # calling it would raise
+      ratios=lambda logits_fn, inputs, keys: jnp.zeros(len(inputs)),
+      batch_size=8,
+    )
+    outcome = evaluator({}, split, jax.random.key(0))
+    assert not outcome.correct.any() and not outcome.robust.any()
+
+
+class Wrong(nn.Module):
+  """Always class 0."""
+
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    return jnp.zeros((len(inputs), 2)).at[:, 0].set(1.0)
+
+
+def test_summary_has_gaps_in_percent():
+  train = evaluation.Outcome(
+    np.array([1, 1, 1, 1], bool), np.array([1, 1, 1, 0], bool), np.ones(4)
+  )
+  test = evaluation.Outcome(
+    np.array([1, 0], bool), np.array([0, 0], bool), np.array([2.0, 4.0])
+  )
+  record = evaluation.summary(train, test)
+  assert record['gap'] == 50 and record['adv_gap'] == 75
+  assert record['train_lipschitz'] == 1 and record['test_lipschitz'] == 3
