@@ -91,6 +91,19 @@ def _ascend(inputs, start, own, other, *, epsilon, temperature, num_steps):
   )
 
 
+def _ascend_all(inputs, start, refs, own, other, **settings):
+  """`_ascend` block by block, the last one filled up with repetitions."""
+  points = np.empty_like(start)
+  for rows in np.split(
+    np.arange(len(inputs)), range(BLOCK, len(inputs), BLOCK)
+  ):
+    full = np.resize(rows, BLOCK)  # one shape, one compilation
+    points[full] = _ascend(
+      inputs[full], start[full], refs[own[full]], refs[other[full]], **settings
+    )
+  return points
+
+
 def attack(
   inputs: np.ndarray,
   labels: np.ndarray,
@@ -121,29 +134,26 @@ def attack(
   other = np.repeat(found.other[:, None], num_rounds, axis=1)
   towards = np.clip(refs[found.other] - inputs, -epsilon, epsilon)
   current = np.clip(inputs + towards, 0, 1)
-  schedule = np.geomspace(*temperatures, num_rounds)
   with bar(num_rounds, 'attack on g', unit='round') as progress:
-    for turn, temperature in enumerate(schedule):
+    for turn, temperature in enumerate(np.geomspace(*temperatures, num_rounds)):
       alive = np.flatnonzero(best > 0)
       if not len(alive):
         break
-      for rows in np.split(alive, range(BLOCK, len(alive), BLOCK)):
-        full = np.resize(rows, BLOCK)  # one shape, one compilation
-        current[full] = _ascend(
-          inputs[full],
-          current[full],
-          refs[own[full]],
-          refs[other[full]],
-          epsilon=epsilon,
-          temperature=temperature,
-          num_steps=num_steps,
-        )
+      current[alive] = _ascend_all(
+        inputs[alive],
+        current[alive],
+        refs,
+        own[alive],
+        other[alive],
+        epsilon=epsilon,
+        temperature=temperature,
+        num_steps=num_steps,
+      )
       found = search(current[alive], labels[alive], refs, ref_labels)
-      better = found.gaps < best[alive]
+      better = alive[found.gaps < best[alive]]
+      points[better] = current[better]
       best[alive] = np.minimum(best[alive], found.gaps)
-      points[alive[better]] = current[alive[better]]
-      if turn + 1 < num_rounds:
-        own[alive, turn + 1] = found.own
-        other[alive, turn + 1] = found.other
+      own[alive, turn + 1 :] = found.own[:, None]
+      other[alive, turn + 1 :] = found.other[:, None]
       progress.update()
   return Attacked(points, best)

@@ -75,9 +75,12 @@ def train_distances(dataset: Dataset) -> np.ndarray:
   return separation.nearest_opposite(*dataset.train).distances
 
 
-def certified_accuracies(gaps: np.ndarray, epsilons: np.ndarray) -> list[float]:
-  """Fraction of examples certified at each radius."""
-  return [np.mean(gaps / 2 > epsilon) for epsilon in epsilons]
+def _accuracies(gaps: np.ndarray, epsilon: float) -> dict[str, float]:
+  return {
+    'accuracy': np.mean(gaps > 0),
+    'tied': np.mean(gaps == 0),
+    'certified': np.mean(gaps / 2 > epsilon),
+  }
 
 
 def test_table(
@@ -112,18 +115,15 @@ def test_table(
   return {
     'epsilon': epsilon,
     'num_test': len(labels),
-    'accuracy': np.mean(gaps > 0),
-    'tied': np.mean(gaps == 0),
-    'certified': np.mean(gaps / 2 > epsilon),
+    **_accuracies(gaps, epsilon),
     'curve': {
       'epsilons': epsilons,
-      'certified': certified_accuracies(gaps, epsilons),
+      'certified': [np.mean(gaps / 2 > radius) for radius in epsilons],
     },
     'attacked_subset': {
       'num_attacked': len(attacked.gaps),
-      'accuracy': np.mean(gaps[some] > 0),
+      **_accuracies(gaps[some], epsilon),
       'attacked': np.mean((gaps[some] > 0) & (attacked.gaps > 0)),
-      'certified': np.mean(gaps[some] / 2 > epsilon),
     },
   }
 

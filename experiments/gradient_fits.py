@@ -57,15 +57,9 @@ def _published_slopes(data: splines.Data) -> np.ndarray:
   return _SLOPE_ROWS[np.argmin(gaps, axis=1) + 2]
 
 
-def llr_reference(data: splines.Data, *, beta: float) -> Fit:
-  """Minimizes squared error + beta * max(l(-1/3), l(1/3)), sums over examples.
-
-  l(d) is the summed error at x + d minus that at x minus d times the summed
-  "gradient", in which `_published_slopes` stands for f'(x). So the objective
-  is the larger of two quadratics: its minimum is the largest minimum of their
-  mixtures, if that mixture is convex; if not, the gap is None.
-  """
-  hessian, gradient, constant = convex_fits.least_squares(data, 1 - beta)
+def _published_sides(data: splines.Data, beta: float):
+  """The two quadratics (H, g), less a constant, one for either shift."""
+  hessian, gradient, _ = convex_fits.least_squares(data, 1 - beta)
   slopes = _published_slopes(data)
   sums = np.bincount(data.groups, data.targets)
   cross = slopes.T @ (data.counts[:, None] * data.center)
@@ -78,12 +72,22 @@ def llr_reference(data: splines.Data, *, beta: float) -> Fit:
       gradient + beta * (features.T @ sums - shift * slopes.T @ sums),
     )
 
-  sides = side(data.left, -splines.SHIFT), side(data.right, splines.SHIFT)
+  return side(data.left, -splines.SHIFT), side(data.right, splines.SHIFT)
+
+
+def llr_reference(data: splines.Data, *, beta: float) -> Fit:
+  """Minimizes squared error + beta * max(l(-1/3), l(1/3)), sums over examples.
+
+  l(d) is the summed error at x + d minus that at x minus d times the summed
+  "gradient", in which `_published_slopes` stands for f'(x). So the objective
+  is the larger of two quadratics: its minimum is the largest minimum of their
+  mixtures, if that mixture is convex; if not, the gap is None.
+  """
+  sides = _published_sides(data, beta)
 
   def value(coefficients, quadratic):
-    return coefficients @ quadratic[0] @ coefficients - 2 * (
-      quadratic[1] @ coefficients
-    )
+    hessian, gradient = quadratic
+    return coefficients @ hessian @ coefficients - 2 * gradient @ coefficients
 
   def mixture(weight):
     return [(1 - weight) * a + weight * b for a, b in zip(*sides, strict=True)]

@@ -169,6 +169,14 @@ def _local_behaviour(function, points, labels, radius) -> dict[str, float]:
   }
 
 
+def _describe(name, numbers, radius) -> str:
+  return (
+    f'{name} = 0: accuracy {numbers["accuracy"]:.0%}, local Lipschitz '
+    f'constant {numbers["lipschitz"]:.0f}, astute at r = {radius:.3f}: '
+    f'{numbers["astute_at_r"]:.0%}'
+  )
+
+
 def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
   """Figure 5: equal accuracy, small and large local Lipschitz constant.
 
@@ -200,11 +208,7 @@ def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
   ):
     result[name] = numbers = _local_behaviour(function, points, labels, radius)
     axes.contour(x, x, function(grid), [0.0], colors=color, linewidths=1.5)
-    text = (
-      f'{name} = 0: accuracy {numbers["accuracy"]:.0%}, local Lipschitz '
-      f'constant {numbers["lipschitz"]:.0f}, astute at r = {radius:.3f}: '
-      f'{numbers["astute_at_r"]:.0%}'
-    )
+    text = _describe(name, numbers, radius)
     lines.append(matplotlib.lines.Line2D([], [], color=color, label=text))
   figure.legend(handles=lines, loc='outside upper center', frameon=False)
   axes.set(xlabel='$x_1$', ylabel='$x_2$', aspect='equal')
