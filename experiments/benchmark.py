@@ -1,0 +1,167 @@
+r"""How fast it is, beside other libraries that do the same work.
+
+  python -m experiments.benchmark --suite=train --peers
+
+Suites: separation (pairs a second of the exact nearest example), train (images
+a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
+local estimate) and startup (command to first training step, with and without
+the compilation cache). The candidates of a case take turns within one run, so
+that a busy machine is equally busy for all; a ratio is the median over turns of
+ours to theirs. `--peers` needs the extra `bench`.
+
+On two cores a suite takes 1 to 10 minutes.
+"""
+
+import functools
+import importlib
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import common, provenance
+from experiments.suites import Candidate, Case
+from robustlip import models, progress
+
+SUITES = {  # flag -> module of experiments.suites
+  'separation': 'separation',
+  'train': 'training',
+  'attack': 'attack',
+  'lipschitz': 'lipschitz',
+  'startup': 'startup',
+}
+SUITE = flags.DEFINE_enum('suite', 'train', list(SUITES), 'What to measure.')
+PEERS = flags.DEFINE_bool('peers', False, 'Measure other libraries too.')
+ARCH = flags.DEFINE_list(
+  'arch',
+  ['cnn1', 'cnn2', 'wrn_16_4'],
+  'Networks of train, attack and lipschitz: cnn1, cnn2 or wrn_<depth>_<width>.',
+)
+BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size',
+  None,
+  'Examples to a step. Default: 64; 32 to train a wide residual network.',
+  lower_bound=1,
+)
+NUM_IMAGES = flags.DEFINE_integer(
+  'num_images', 256, 'Images that attack and lipschitz cover.', lower_bound=1
+)
+REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'Turns of every candidate.', lower_bound=1
+)
+OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'Where the record goes. Default: experiments/results/benchmark_<suite>.json.',
+)
+
+
+def cases() -> list[Case]:
+  """The cases of the suite that the flags name.
+
+  Raises:
+    ValueError: for a network that no peer could build, or without the peers.
+  """
+  name = SUITE.value
+  suite = importlib.import_module(f'experiments.suites.{SUITES[name]}')
+  build = suite.cases
+  if name in ('train', 'attack', 'lipschitz'):
+    for arch in ARCH.value:
+      models.build(arch, 10)
+      if arch.startswith('resnet'):
+        raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')
+    build = functools.partial(
+      build, archs=tuple(ARCH.value), batch_size=BATCH_SIZE.value
+    )
+  if name in ('attack', 'lipschitz'):
+    build = functools.partial(build, num_images=NUM_IMAGES.value)
+  try:
+    return build(PEERS.value)
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f'{error}: --peers needs `pip install robustlip[bench]`.'
+    ) from None
+
+
+def seconds(candidate: Candidate) -> float:
+  """Wall time of one run."""
+  start = time.perf_counter()
+  candidate.run()
+  return time.perf_counter() - start
+
+
+def measure(case: Case, *, repeats: int) -> dict[str, Any]:
+  """Rates of every candidate, and how ours compares with each of the rest.
+
+  Every candidate runs once before the clock does.
+  """
+  times = {name: [] for name in case.candidates}
+  with progress.bar((repeats + 1) * len(times), case.name, unit='run') as bar:
+    for turn in range(repeats + 1):
+      for name, candidate in case.candidates.items():
+        elapsed = seconds(candidate)
+        bar.update(1)
+        if turn:
+          times[name].append(elapsed / candidate.work)
+  first = next(iter(times))
+  rows = [
+    {
+      'candidate': name,
+      'per_second': statistics.median(1 / t for t in taken),
+      'ratio_of_ours': statistics.median(
+        theirs / ours for ours, theirs in zip(times[first], taken, strict=True)
+      ),
+      'seconds': taken,
+    }
+    for name, taken in times.items()
+  ]
+  return {'case': case.name, 'unit': case.unit, 'candidates': rows}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+  """The results as people read them."""
+  lines = [f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}']
+  for result in results:
+    for row in result['candidates']:
+      rate = f'{row["per_second"]:,.4g} {result["unit"]}'
+      lines.append(
+        f'{result["case"]:<32}{row["candidate"]:<20}{rate:>14}'
+        f'{row["ratio_of_ours"]:>9.2f}x'
+      )
+  return '\n'.join(lines)
+
+
+def peak_memory() -> dict[str, float]:
+  """Most memory held so far, in MiB: the device's, else the process's."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return {'device_peak_mib': stats['peak_bytes_in_use'] / 2**20}
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {'host_peak_mib': peak / (2**20 if sys.platform == 'darwin' else 1024)}
+
+
+def main() -> None:
+  """Measures one suite."""
+  start = time.perf_counter()
+  results = [measure(case, repeats=REPEATS.value) for case in cases()]
+  print(table(results))
+  record = {
+    'suite': SUITE.value,
+    **provenance.record(),
+    **peak_memory(),
+    'total_seconds': time.perf_counter() - start,
+    'cases': results,
+  }
+  folder = pathlib.Path(__file__).parent / 'results'
+  common.finish(
+    record, OUTPUT.value or folder / f'benchmark_{SUITE.value}.json'
+  )
+
+
+if __name__ == '__main__':
+  common.run(main)

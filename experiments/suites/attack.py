@@ -1,0 +1,100 @@
+"""Images a second of the evaluation under PGD-10."""
+
+import logging
+
+import jax
+import numpy as np
+
+from experiments.suites import Candidate, Case, problem
+from robustlip import attacks, evaluation, models
+
+
+def cases(
+  peers: bool,
+  *,
+  archs: tuple[str, ...],
+  batch_size: int | None,
+  num_images: int,
+) -> list[Case]:
+  """One case for each network; every image is attacked, right or wrong."""
+  return [_case(arch, batch_size or 64, num_images, peers) for arch in archs]
+
+
+def _case(arch, batch_size, num_images, peers):
+  task = problem.make(arch, num_images)
+  candidates = {'robustlip': _ours(task, batch_size)}
+  if peers:
+    candidates['PyTorch'] = _torch(task, batch_size)
+    foolbox = _foolbox(task, batch_size)
+    if foolbox:
+      candidates['foolbox on JAX'] = foolbox
+  name = f'{arch}, {num_images} images'
+  return Case(name, 'images', candidates)
+
+
+def _ours(task, batch_size):
+  def withstands(variables, batch, keys):
+    logits_fn = models.logits_fn(task.module, variables)
+    points = attacks.pgd(logits_fn, batch, keys, epsilon=problem.EPSILON)
+    return logits_fn(points).argmax(axis=-1) == batch.labels
+
+  program = evaluation.over_devices(withstands)
+  return Candidate(
+    lambda: evaluation.per_example(
+      program,
+      task.variables,
+      task.split,
+      jax.random.key(0),
+      batch_size=batch_size,
+    ),
+    len(task.split.labels),
+  )
+
+
+def batches(count: int, batch_size: int) -> list[slice]:
+  """Slices that cover `count` examples."""
+  firsts = range(0, count, batch_size)
+  return [slice(first, first + batch_size) for first in firsts]
+
+
+def _torch(task, batch_size):
+  from experiments.suites import torch_peer
+
+  module = torch_peer.network(task.arch, task.split.images.shape[1:]).eval()
+  inputs, labels = problem.to_torch(task.split)
+
+  def run():
+    for chosen in batches(len(labels), batch_size):
+      points = torch_peer.pgd(
+        module, inputs[chosen], labels[chosen], problem.EPSILON
+      )
+      (module(points).argmax(1) == labels[chosen]).numpy()
+
+  return Candidate(run, len(labels))
+
+
+def _foolbox(task, batch_size):
+  try:
+    import eagerpy
+    import foolbox
+
+    network = jax.jit(models.logits_fn(task.module, task.variables))
+    model = foolbox.models.JAXModel(network, bounds=(0, 1))
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=10)
+    inputs = jax.numpy.asarray(task.split.images) / np.float32(255)
+    labels = jax.numpy.asarray(task.split.labels)
+
+    def run():
+      for chosen in batches(len(labels), batch_size):
+        attack(
+          model,
+          eagerpy.astensor(inputs[chosen]),
+          eagerpy.astensor(labels[chosen]),
+          epsilons=problem.EPSILON,
+        )
+
+    run()
+  except Exception as error:  # whatever breaks a library older than this jax
+    logging.warning('foolbox left out: %s', str(error).split('\n')[0])
+    return None
+  return Candidate(run, len(task.split.labels))

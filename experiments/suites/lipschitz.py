@@ -1,0 +1,58 @@
+"""Images a second of the local Lipschitz estimate, ten steps."""
+
+import jax
+
+from experiments.suites import Candidate, Case, attack, problem
+from robustlip import evaluation, lipschitz, models
+
+
+def cases(
+  peers: bool,
+  *,
+  archs: tuple[str, ...],
+  batch_size: int | None,
+  num_images: int,
+) -> list[Case]:
+  """One case for each network."""
+  return [_case(arch, batch_size or 64, num_images, peers) for arch in archs]
+
+
+def _case(arch, batch_size, num_images, peers):
+  task = problem.make(arch, num_images)
+
+  def ratios(variables, batch, keys):
+    return lipschitz.estimate(
+      models.logits_fn(task.module, variables),
+      batch.inputs,
+      keys,
+      epsilon=problem.EPSILON,
+    ).ratios
+
+  program = evaluation.over_devices(ratios)
+
+  def run():
+    evaluation.per_example(
+      program,
+      task.variables,
+      task.split,
+      jax.random.key(0),
+      batch_size=batch_size,
+    )
+
+  candidates = {'robustlip': Candidate(run, num_images)}
+  if peers:
+    candidates['PyTorch'] = _torch(task, batch_size)
+  return Case(f'{arch}, {num_images} images', 'images', candidates)
+
+
+def _torch(task, batch_size):
+  from experiments.suites import torch_peer
+
+  module = torch_peer.network(task.arch, task.split.images.shape[1:]).eval()
+  inputs, labels = problem.to_torch(task.split)
+
+  def run():
+    for chosen in attack.batches(len(labels), batch_size):
+      torch_peer.lipschitz(module, inputs[chosen], problem.EPSILON).numpy()
+
+  return Candidate(run, len(labels))

@@ -1,0 +1,42 @@
+"""Networks and random images that the suites measure on."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustlip import models
+from robustlip.datasets import Split
+
+EPSILON = 0.1
+LAM = 2.0
+
+
+class Problem(NamedTuple):
+  """A network with fresh parameters and images of the size made for it."""
+
+  arch: str
+  module: nn.Module
+  variables: Any
+  split: Split
+
+
+def make(arch: str, num_images: int) -> Problem:
+  """Noise: no step of this work depends on what the images show."""
+  shape = (28, 28, 1) if arch.startswith('cnn') else (32, 32, 3)
+  generator = np.random.default_rng(0)
+  images = generator.integers(0, 256, (num_images, *shape), np.uint8)
+  labels = generator.integers(0, 10, num_images).astype(np.int32)
+  module = models.build(arch, 10)
+  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+  return Problem(arch, module, variables, Split(images, labels))
+
+
+def to_torch(split: Split):
+  """The images as [N, C, H, W] and the labels, both as PyTorch has them."""
+  import torch
+
+  images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
+  return images.float() / 255, torch.from_numpy(split.labels).long()

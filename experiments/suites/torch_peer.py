@@ -1,0 +1,120 @@
+"""The peer: PyTorch as the authors of the paper write it, an eager loop.
+
+Imports torch, so that it is itself imported only where peers take part.
+Images are [B, C, H, W].
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class _Block(nn.Module):
+  """A pre-activation block of a wide residual network."""
+
+  def __init__(self, channels: int, width: int, stride: int):
+    super().__init__()
+    self.norm1 = nn.BatchNorm2d(channels)
+    self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+    self.norm2 = nn.BatchNorm2d(width)
+    self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+    self.shortcut = None
+    if channels != width or stride != 1:
+      self.shortcut = nn.Conv2d(channels, width, 1, stride, bias=False)
+
+  def forward(self, inputs):
+    normalized = functional.relu(self.norm1(inputs))
+    features = functional.relu(self.norm2(self.conv1(normalized)))
+    shortcut = self.shortcut(normalized) if self.shortcut else inputs
+    return self.conv2(features) + shortcut
+
+
+def _wide_resnet(depth: int, width: int, channels: int) -> nn.Module:
+  blocks, features = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False)], 16
+  for group in range(3):
+    for index in range((depth - 4) // 6):
+      stride = 2 if group and not index else 1
+      blocks.append(_Block(features, 16 * 2**group * width, stride))
+      features = 16 * 2**group * width
+  head = [nn.BatchNorm2d(features), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+  return nn.Sequential(*blocks, *head, nn.Flatten(), nn.Linear(features, 10))
+
+
+def _cnn1(channels: int) -> nn.Module:
+  return nn.Sequential(
+    *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3)),
+    *(nn.MaxPool2d(2), nn.Dropout2d(0.25), nn.Flatten()),
+    *(nn.LazyLinear(128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
+  )
+
+
+def _cnn2(channels: int) -> nn.Module:
+  layers, features = [], channels
+  for width in (32, 64):
+    for _ in range(2):
+      layers += [nn.Conv2d(features, width, 3), nn.ReLU()]
+      features = width
+    layers.append(nn.MaxPool2d(2))
+  return nn.Sequential(
+    *(*layers, nn.Flatten(), nn.LazyLinear(200), nn.ReLU(), nn.Dropout(0.5)),
+    *(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)),
+  )
+
+
+def network(arch: str, image_shape: tuple[int, int, int]) -> nn.Module:
+  """The network of that name, [B, C, H, W] -> [B, 10]; shape is H, W, C."""
+  height, width, channels = image_shape
+  if arch == 'cnn1':
+    module = _cnn1(channels)
+  elif arch == 'cnn2':
+    module = _cnn2(channels)
+  else:
+    depth, factor = map(int, arch.removeprefix('wrn_').split('_'))
+    module = _wide_resnet(depth, factor, channels)
+  module(torch.zeros(2, channels, height, width))  # sizes the lazy layers
+  return module
+
+
+def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:
+  """PGD-10 on the cross entropy, from a random start."""
+  noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
+  points = (inputs + noise).clamp(0, 1)
+  for _ in range(10):
+    points.requires_grad_(True)
+    loss = functional.cross_entropy(module(points), labels, reduction='sum')
+    (gradient,) = torch.autograd.grad(loss, points)
+    points = points.detach() + epsilon / 5 * gradient.sign()
+    points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
+    points = points.clamp(0, 1)
+  return points.detach()
+
+
+def rst_step(module, optimizer, inputs, labels, epsilon: float) -> None:
+  """One update on CE(x) + 2 CE(x'), x' from PGD in inference mode."""
+  module.eval()
+  points = pgd(module, inputs, labels, epsilon)
+  module.train()
+  optimizer.zero_grad()
+  loss = functional.cross_entropy(module(inputs), labels)
+  loss = loss + 2 * functional.cross_entropy(module(points), labels)
+  loss.backward()
+  optimizer.step()
+
+
+def lipschitz(module: nn.Module, inputs, epsilon: float) -> torch.Tensor:
+  """Ten ascents of ||f(x) - f(x')||_1 / ||x - x'||_inf, then its value."""
+  clean = module(inputs).detach()
+
+  def ratios(points):
+    top = (module(points) - clean).abs().sum(1)
+    return top / (points - inputs).flatten(1).abs().amax(1)
+
+  noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
+  points = (inputs + noise).clamp(0, 1)
+  for _ in range(10):
+    points.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(ratios(points).sum(), points)
+    points = points.detach() + epsilon / 5 * gradient.sign()
+    points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
+    points = points.clamp(0, 1)
+  return ratios(points).detach()
