@@ -38,6 +38,11 @@ def columns(panel: dict[str, Any]) -> list[str]:
   return list(found)
 
 
+def filled(record: dict[str, Any]) -> list[dict[str, Any]]:
+  """The panels with at least one finished row."""
+  return [panel for panel in record['panels'] if panel['rows']]
+
+
 def _text(column: str, cell: dict[str, Any] | None, beside: bool) -> str:
   if cell is None:
     return ''
@@ -107,7 +112,7 @@ def _grid(panel: dict[str, Any]) -> list[list[str]]:
 def markdown(record: dict[str, Any]) -> str:
   """Title, notes and grid of each panel, then the findings."""
   lines = [f'## {record["title"]}', '']
-  for panel in record['panels']:
+  for panel in filled(record):
     if _title(panel):
       lines += [f'### {_title(panel)}', '']
     for note in _notes(panel):
@@ -143,7 +148,7 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   """Every column as a strip of points, ours beside the paper's."""
   import matplotlib.figure
 
-  panels = [panel for panel in record['panels'] if panel['rows']]
+  panels = filled(record)
   if not panels:
     return
   width = max(len(columns(panel)) for panel in panels)
@@ -168,6 +173,7 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(
       path.with_name(path.name + suffix), dpi=150, metadata=metadata
     )
+    figure.set_layout_engine('none')  # what it computed for the first stays
 
 
 def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
@@ -187,6 +193,9 @@ def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
   ax.errorbar(x, y, xerr=spread, fmt='o', ms=4, color='C0', label='ours')
   if 'lipschitz' in column:
     ax.set_xscale('log')
+    ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=9)
+    ax.xaxis.set_major_formatter('{x:g}')
+    ax.xaxis.set_minor_formatter('')
   ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=_broken(HEADINGS[column]))
   ax.set_yticks(range(len(rows)), [r['label'] for r in rows] if first else [])
   ax.grid(axis='y', color='0.9')

@@ -114,23 +114,23 @@ def train(
 
 def networks(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
   """The record of a table of networks, written whenever rows are finished."""
-  wanted = {
-    target: table_rows.rows(TABLE.value, target.dataset, CHOSEN.value)
+  wanted = [
+    (target, table_rows.rows(TABLE.value, target.dataset, CHOSEN.value))
     for target in table_rows.targets(TABLE.value)
-  }
+  ]
 
   def collect():
     seeds = train_flags.seeds()
     panels = [
       table_record.panel(TABLE.value, target, names, seeds, root)
-      for target, names in wanted.items()
+      for target, names in wanted
     ]
     record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
     record |= provenance.record()
     common.write_json(record, path.with_name(f'{path.name}.json'))
     return record
 
-  for target, names in wanted.items():
+  for target, names in wanted:
     dataset = datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
     for group in together(names):
       logging.info('%s: %s', target.name, ', '.join(group))
