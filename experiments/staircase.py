@@ -13,12 +13,11 @@ Writes staircase.json and staircase.png and .pdf. 40 s on 2 CPU cores.
 """
 
 import pathlib
-import sys
 import time
 
 from absl import flags
 
-from experiments import common
+from experiments import common, provenance
 
 WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/staircase', 'Folder for the record and the figure.'
@@ -52,13 +51,12 @@ def main() -> None:
   staircase_figure.draw(panels, folder / 'staircase')
   record = {
     'job': 'staircase',
-    'command': ' '.join(['python -m experiments.staircase', *sys.argv[1:]]),
     'seed': seed,
     'columns': staircase_table.COLUMNS,
     'tables': tables,
     'over_seeds': {'n=40': average, 'seeds': list(seeds)},
     'seconds': time.monotonic() - start,
-    **common.versions(),
+    **provenance.record(),
   }
   common.finish(record, folder / 'staircase.json')
 

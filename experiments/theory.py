@@ -18,12 +18,11 @@ Writes theory_<dataset>.json.
 """
 
 import pathlib
-import sys
 import time
 
 from absl import flags
 
-from experiments import common
+from experiments import common, provenance
 from robustlip import datasets
 
 WORKDIR = flags.DEFINE_string(
@@ -105,13 +104,12 @@ def main() -> None:
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {
     'job': 'theory',
-    'command': ' '.join(['python -m experiments.theory', *sys.argv[1:]]),
     'seed': seed,
     'data': data,
   }
   if FIGURES.value:
     record['figures'] = draw(folder, seed)
-  record |= {'seconds': time.monotonic() - start, **common.versions()}
+  record |= {'seconds': time.monotonic() - start, **provenance.record()}
   common.finish(record, folder / f'theory_{name}.json')
 
 
