@@ -3,62 +3,214 @@
 import hypothesis
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import strategies
 
 from robustlip import separation
 
 
-def brute_force(inputs, labels, ref_inputs, ref_labels):
-  """Distances and indices straight from the definition."""
-  distances = np.full(len(inputs), np.inf, np.float32)
-  indices = np.full(len(inputs), -1, np.int32)
-  for i, (image, label) in enumerate(zip(inputs, labels, strict=True)):
-    for j, (other, other_label) in enumerate(
-      zip(ref_inputs, ref_labels, strict=True)
-    ):
-      if image.dtype == np.uint8:
-        gap = np.abs(image.astype(np.int32) - other.astype(np.int32)).max()
-        gap = np.float32(gap) / np.float32(255)
-      else:
-        gap = np.abs(image - other).max()
-      if label != other_label and gap < distances[i]:
-        distances[i], indices[i] = gap, j
-  return distances, indices
+def all_distances(inputs, labels, refs, ref_labels, norm='linf'):
+  """Distances [N, M] straight from the definition, inf within a class."""
+  integers = inputs.dtype == np.uint8
+  work = np.int64 if integers else np.float32
+  distances = np.zeros((len(inputs), len(refs)), np.float32)
+  flat = refs.reshape(len(refs), np.prod(refs.shape[1:])).astype(work)
+  for row, image in zip(distances, inputs, strict=True):
+    apart = np.abs(flat - image.reshape(1, -1).astype(work))
+    if norm == 'l2':
+      apart = np.sqrt(np.square(apart, dtype=np.float64).sum(axis=1))
+    else:
+      apart = apart.max(axis=1)
+    row[:] = apart / 255 if integers else apart
+  distances[np.asarray(labels)[:, None] == np.asarray(ref_labels)] = np.inf
+  return distances
 
 
-@strategies.composite
-def image_sets(draw):
-  shape = draw(strategies.sampled_from([(1, 1, 1), (3, 2, 1), (5, 5, 3)]))
-  dtype = draw(strategies.sampled_from([np.uint8, np.float32]))
-  levels = draw(strategies.sampled_from([2, 5, 256]))
-  rng = np.random.default_rng(draw(strategies.integers(0, 2**32)))
-  sizes = draw(strategies.tuples(*[strategies.integers(1, 40)] * 2))
-  classes = draw(strategies.integers(1, 4))
-  images = [rng.integers(0, levels, (n, *shape)).astype(dtype) for n in sizes]
-  if dtype == np.float32:
-    images = [image / np.float32(levels) for image in images]
-  labels = [rng.integers(0, classes, n) for n in sizes]
-  return images[0], labels[0], images[1], labels[1]
-
-
-@hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
-@hypothesis.given(image_sets())
-def test_equals_brute_force_bit_for_bit(sets):
-  found = separation.nearest_opposite(*sets)
-  distances, indices = brute_force(*sets)
-  np.testing.assert_array_equal(found.distances, distances)
+def check(found, distances):
+  smallest = distances.min(axis=1, initial=np.inf)
+  indices = distances.argmin(axis=1) if distances.shape[1] else 0
+  indices = np.where(np.isfinite(smallest), indices, -1)
+  np.testing.assert_array_equal(found.distances, smallest)
   np.testing.assert_array_equal(found.indices, indices)
   assert found.distances.dtype == np.float32
   assert found.indices.dtype == np.int32
 
 
-def test_one_class_has_no_opponent():
-  images = np.zeros((3, 2, 2, 1), np.uint8)
-  found = separation.nearest_opposite(images, np.zeros(3, int))
-  np.testing.assert_array_equal(found.distances, [np.inf] * 3)
-  np.testing.assert_array_equal(found.indices, [-1] * 3)
+def random_set(rng, size, shape, levels, num_classes, dtype):
+  images = rng.integers(0, levels, (size, *shape)).astype(dtype)
+  if dtype == np.float32:
+    images /= np.float32(levels)
+  return images, rng.integers(0, num_classes, size) * 7 - 3
 
 
-def test_unequal_lengths_are_named():
-  with pytest.raises(ValueError, match='3 images need as many labels'):
-    separation.nearest_opposite(np.zeros((3, 4), np.uint8), np.zeros(2))
+SHAPES = [(1, 1, 1), (3, 2, 1), (7, 5, 3), (64, 64, 3)]
+
+
+@strategies.composite
+def two_sets(draw):
+  rng = np.random.default_rng(draw(strategies.integers(0, 2**32)))
+  shape = draw(strategies.sampled_from(SHAPES))
+  levels = draw(strategies.sampled_from([2, 5, 256]))
+  dtype = draw(strategies.sampled_from([np.uint8, np.float32]))
+  classes = draw(strategies.integers(1, 4))
+  sizes = draw(strategies.tuples(*[strategies.integers(0, 40)] * 2))
+  first, second = (
+    random_set(rng, size, shape, levels, classes, dtype) for size in sizes
+  )
+  if draw(strategies.booleans()):
+    shared = min(sizes) // 2
+    second[0][:shared] = first[0][:shared]
+  return *first, *second
+
+
+@hypothesis.settings(deadline=None, max_examples=60, derandomize=True)
+@hypothesis.given(two_sets(), strategies.sampled_from(['linf', 'l2']))
+def test_two_sets_equal_brute_force(sets, norm):
+  found = separation.nearest_opposite(*sets, norm=norm)
+  check(found, all_distances(*sets, norm=norm))
+
+
+@hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
+@hypothesis.given(two_sets(), strategies.sampled_from(['linf', 'l2']))
+def test_one_set_equals_brute_force(sets, norm):
+  images, labels = sets[:2]
+  found = separation.nearest_opposite(images, labels, norm=norm)
+  check(found, all_distances(images, labels, images, labels, norm=norm))
+
+
+class ManyTiles(parameterized.TestCase):
+  """Several blocks, and so many features that the filter leaves some out."""
+
+  @parameterized.product(
+    dtype=[np.uint8, np.float32], levels=[3, 256], ordered=[False, True]
+  )
+  def test_equals_brute_force(self, dtype, levels, ordered):
+    rng = np.random.default_rng(1)
+    images, labels = random_set(rng, 2100, (5, 20, 2), levels, 3, dtype)
+    # Correlated features, as in pictures: some survive the filter.
+    images = np.minimum(images, images.mean(axis=(2, 3), keepdims=True))
+    images = images.astype(dtype)
+    if ordered:
+      labels = np.sort(labels)
+    for size in (2100, 1500):  # with itself, with other examples
+      others = () if size == 2100 else (images[:size], labels[:size])
+      found = separation.nearest_opposite(images, labels, *others)
+      part = slice(None, None, 17)
+      check(
+        separation.Neighbors(*(side[part] for side in found)),
+        all_distances(images[part], labels[part], images[:size], labels[:size]),
+      )
+
+  def test_resumed_search_equals_the_whole(self):
+    rng = np.random.default_rng(2)
+    images, labels = random_set(rng, 2100, (4, 4, 1), 256, 3, np.uint8)
+    states = []
+    whole = separation.nearest_opposite(
+      images,
+      labels,
+      report=lambda best: states.append(type(best)(*map(np.array, best))),
+    )
+    assert [int(state.next_query) for state in states] == [1024, 2048, 2100]
+    for state in states:
+      again = separation.nearest_opposite(images, labels, start=state)
+      np.testing.assert_array_equal(again.distances, whole.distances)
+      np.testing.assert_array_equal(again.indices, whole.indices)
+
+
+def test_nearest_ignores_classes():
+  rng = np.random.default_rng(3)
+  images, refs = rng.random((2, 30, 5, 5, 1), np.float32)
+  distances = all_distances(images, np.zeros(30), refs, np.ones(30))
+  check(separation.nearest(images, refs), distances)
+
+
+@pytest.mark.parametrize('levels', [2, 256])
+@pytest.mark.parametrize('k', [1, 7, 2000])
+@pytest.mark.parametrize('same', [True, False])
+def test_closest_pairs_equal_brute_force(levels, k, same):
+  rng = np.random.default_rng(4)
+  images, labels = random_set(rng, 60, (3, 3, 1), levels, 3, np.uint8)
+  refs, ref_labels = random_set(rng, 50, (3, 3, 1), levels, 3, np.uint8)
+  if same:
+    refs, ref_labels = images, labels
+  distances = all_distances(images, labels, refs, ref_labels)
+  if same:
+    distances[np.tril_indices(60)] = np.inf
+  rows, cols = np.nonzero(np.isfinite(distances))
+  order = np.lexsort((cols, rows, distances[rows, cols]))[:k]
+  others = () if same else (refs, ref_labels)
+  found = separation.closest_pairs(images, labels, *others, k=k)
+  np.testing.assert_array_equal(found.rows, rows[order])
+  np.testing.assert_array_equal(found.cols, cols[order])
+  np.testing.assert_array_equal(
+    found.distances, distances[rows[order], cols[order]]
+  )
+  neighbors = separation.nearest_opposite(images, labels, *others)
+  again = separation.closest_pairs(
+    images, labels, *others, k=k, neighbors=neighbors
+  )
+  np.testing.assert_array_equal(again.cols, found.cols)
+
+
+@pytest.mark.parametrize('same', [True, False])
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_class_matrix_equals_brute_force(same, norm):
+  rng = np.random.default_rng(5)
+  images, refs = rng.integers(0, 256, (2, 80, 4, 4, 1)).astype(np.uint8)
+  labels, ref_labels = rng.integers(0, 4, (2, 80))
+  others = (refs, ref_labels)
+  if same:
+    others, refs, ref_labels = (), images, labels
+  distances = all_distances(images, labels, refs, ref_labels, norm)
+  expected = np.full((5, 5), np.inf, np.float32)
+  np.minimum.at(expected, (labels[:, None], ref_labels[None]), distances)
+  found = separation.class_matrix(
+    images, labels, *others, num_classes=5, norm=norm
+  )
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_duplicates_and_conflicts():
+  images = np.array([[1], [2], [1], [3], [2], [1]], np.uint8)
+  found = separation.duplicates(images, np.array([0, 1, 0, 0, 1, 2]))
+  assert [g.tolist() for g in found.groups] == [[0, 2, 5], [1, 4]]
+  assert [g.tolist() for g in found.conflicts] == [[0, 2, 5]]
+
+
+def test_signed_zeros_are_the_same_image():
+  images = np.array([[0.0], [-0.0]], np.float32)
+  assert len(separation.duplicates(images, np.array([0, 1])).conflicts) == 1
+  found = separation.nearest_opposite(images, np.array([0, 1]))
+  np.testing.assert_array_equal(found.distances, [0.0, 0.0])
+
+
+IMAGES, LABELS = np.zeros((3, 4, 4, 1), np.uint8), np.arange(3)
+NOT_FINITE = np.full((3, 4, 4, 1), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((NOT_FINITE, LABELS), 'finite'),
+    ((IMAGES, LABELS[:2]), '3 images need as many labels'),
+    ((IMAGES, LABELS[:, None]), '3 images need as many labels'),
+    ((IMAGES, LABELS * 0.5), 'labels must be integers, got float64'),
+    ((IMAGES.astype(np.float64), LABELS), 'uint8 or float32, got float64'),
+    ((IMAGES, LABELS, NOT_FINITE * 0, LABELS), 'finite'),
+    ((IMAGES, LABELS, IMAGES / np.float32(2), LABELS), 'both must be'),
+    ((IMAGES, LABELS, IMAGES[:, :3], LABELS), 'shapes must agree'),
+    ((LABELS.astype(np.uint8), LABELS), r'must be \[N, ...\]'),
+  ],
+)
+def test_bad_input_is_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    separation.nearest_opposite(*arguments)
+
+
+def test_bad_settings_are_named():
+  with pytest.raises(ValueError, match='norm must be one of'):
+    separation.nearest_opposite(IMAGES, LABELS, norm='l1')
+  with pytest.raises(ValueError, match='k must be at least 1'):
+    separation.closest_pairs(IMAGES, LABELS, k=0)
+  with pytest.raises(ValueError, match='labels must be in 0 to 1'):
+    separation.class_matrix(IMAGES, LABELS, num_classes=2)

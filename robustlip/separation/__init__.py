@@ -16,13 +16,14 @@ All functions raise ValueError for arrays of the wrong type or length and for
 values that are not finite.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
 import numpy as np
 
 from robustlip import projections
-from robustlip.separation import search
+from robustlip.separation import kernels, search
 
 
 class Neighbors(NamedTuple):
@@ -32,6 +33,21 @@ class Neighbors(NamedTuple):
   indices: np.ndarray  # [N], int32; -1 where there is none
 
 
+class Pairs(NamedTuple):
+  """Pairs of examples of different classes, closest first."""
+
+  distances: np.ndarray  # [k], float32
+  rows: np.ndarray  # [k], int32, into the inputs
+  cols: np.ndarray  # [k], int32, into the reference inputs
+
+
+class Duplicates(NamedTuple):
+  """Groups of identical images, each an ascending array of indices."""
+
+  groups: list[np.ndarray]
+  conflicts: list[np.ndarray]  # the groups in which labels disagree
+
+
 def nearest_opposite(
   inputs: chex.Array,
   labels: chex.Array,
@@ -39,28 +55,145 @@ def nearest_opposite(
   ref_labels: chex.Array | None = None,
   *,
   norm: str = 'linf',
+  start: search.Best | None = None,
+  report: search.Report | None = None,
 ) -> Neighbors:
-  """Nearest reference example of another class; the set itself by default."""
-  labels = np.asarray(labels)
-  if ref_inputs is None:
-    ref_inputs, ref_labels = inputs, labels
-  return _search(inputs, labels, ref_inputs, np.asarray(ref_labels), norm)
+  """Nearest reference example of another class; the set itself by default.
+
+  Args:
+    start: state of an earlier run on the same arrays, to go on from there.
+    report: called with the state after each block of queries; the state is
+      only valid during the call.
+  """
+  queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
+  best = search.run(queries, refs, norm=norm, start=start, report=report)
+  distances = _distances(best.gaps, queries, norm)
+  indices = np.where(np.isfinite(distances), best.indices, -1)
+  return Neighbors(distances, indices.astype(np.int32))
 
 
 def nearest(
   inputs: chex.Array, ref_inputs: chex.Array, *, norm: str = 'linf'
 ) -> Neighbors:
   """Nearest reference example of any class."""
-  labels = np.zeros(len(inputs), np.int32)
-  ref_labels = np.ones(len(ref_inputs), np.int32)
-  return _search(inputs, labels, ref_inputs, ref_labels, norm)
+  here, there = np.zeros(len(inputs), int), np.ones(len(ref_inputs), int)
+  return nearest_opposite(inputs, here, ref_inputs, there, norm=norm)
 
 
-def _search(inputs, labels, ref_inputs, ref_labels, norm) -> Neighbors:
+def closest_pairs(
+  inputs: chex.Array,
+  labels: chex.Array,
+  ref_inputs: chex.Array | None = None,
+  ref_labels: chex.Array | None = None,
+  *,
+  k: int = 10,
+  norm: str = 'linf',
+  neighbors: Neighbors | None = None,
+) -> Pairs:
+  """The `k` closest pairs of different classes, or all where there are fewer.
+
+  Within one set a pair counts once, smaller index first; of equally close
+  pairs those with the smaller row, then the smaller column come first.
+
+  Args:
+    neighbors: what `nearest_opposite` returned for the same arrays.
+  """
+  if k < 1:
+    raise ValueError(f'k must be at least 1, got {k}.')
+  queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
+  gaps = _neighbor_gaps(queries, refs, norm, neighbors)
+  # Each example of the k closest pairs has a nearest opponent as close; a
+  # pair may be the nearest of both its examples.
+  within = 2 * k if refs is queries else k
+  limit = np.sort(gaps)[within - 1] if within <= len(gaps) else np.inf
+  limit = min(limit, float(np.finfo(np.float32).max))
+  rows = np.flatnonzero(gaps <= limit)
+  cols = rows if refs is queries else np.arange(len(refs.labels))
+  closest = tuple(np.zeros((3, 0)))
+  for i, j, found in search.pairs_up_to(
+    _part(queries, rows), _part(refs, cols), limit, norm=norm
+  ):
+    once = (rows[i] < cols[j]) | (refs is not queries)
+    new = found[once], rows[i[once]], cols[j[once]]
+    closest = [np.concatenate(ab) for ab in zip(closest, new, strict=True)]
+    order = np.lexsort(closest[::-1])[:k]
+    closest = [side[order] for side in closest]
+  distances = _distances(closest[0], queries, norm)
+  return Pairs(distances, *(side.astype(np.int32) for side in closest[1:]))
+
+
+def class_matrix(
+  inputs: chex.Array,
+  labels: chex.Array,
+  ref_inputs: chex.Array | None = None,
+  ref_labels: chex.Array | None = None,
+  *,
+  num_classes: int,
+  norm: str = 'linf',
+  neighbors: Neighbors | None = None,
+) -> np.ndarray:
+  """Smallest distance between each pair of classes, [C, C] float32.
+
+  Rows are classes of the inputs, columns of the reference inputs, labels are
+  0 to C - 1. The diagonal and classes without examples are inf.
+
+  Args:
+    neighbors: what `nearest_opposite` returned for the same arrays.
+  """
+  queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
+  given = np.asarray(labels)
+  ref_given = given if refs is queries else np.asarray(ref_labels)
+  for values in (given, ref_given):
+    if len(values) and not 0 <= values.min() <= values.max() < num_classes:
+      raise ValueError(f'labels must be in 0 to {num_classes - 1}.')
+  if neighbors is None:
+    neighbors = nearest_opposite(
+      inputs, labels, ref_inputs, ref_labels, norm=norm
+    )
+  gaps = _neighbor_gaps(queries, refs, norm, neighbors)
+  known = np.isfinite(gaps)
+  matrix = np.full((num_classes, num_classes), np.inf)
+  pairs = given[known], ref_given[neighbors.indices[known]]
+  np.minimum.at(matrix, pairs, gaps[known])
+  if refs is queries:
+    matrix = np.minimum(matrix, matrix.T)
+  for label in range(num_classes):
+    # Within one set, half of the matrix is enough.
+    rows = given < label if refs is queries else given != label
+    bounds = search.bounded(matrix[given[rows], label])
+    best = search.run(
+      _part(queries, rows),
+      _part(refs, ref_given == label),
+      norm=norm,
+      start=bounds,
+    )
+    np.minimum.at(matrix, (given[rows], label), best.gaps)
+  if refs is queries:
+    matrix = np.minimum(matrix, matrix.T)
+  return _distances(matrix, queries, norm)
+
+
+def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
+  """Identical images of one set, and those of them whose labels disagree."""
+  examples, _ = _sets(inputs, labels, None, None, 'linf')
+  same = {}
+  for index, image in enumerate(examples.images):
+    # Adding 0 makes -0.0 and 0.0 the same bytes.
+    same.setdefault((image + image.dtype.type(0)).tobytes(), []).append(index)
+  groups = [np.array(group) for group in same.values() if len(group) > 1]
+  mixed = [g for g in groups if len(set(examples.labels[g].tolist())) > 1]
+  return Duplicates(groups, mixed)
+
+
+def _sets(inputs, labels, ref_inputs, ref_labels, norm):
+  """Checked, flat sets with labels 0 to C - 1; one and the same if no refs."""
   projections.check_norm(norm)
   queries = _examples(inputs, labels)
-  same = ref_inputs is inputs and ref_labels is labels
-  refs = queries if same else _examples(ref_inputs, ref_labels)
+  if ref_inputs is None:
+    _, codes = np.unique(queries.labels, return_inverse=True)
+    queries = queries._replace(labels=codes.astype(np.int32))
+    return queries, queries
+  refs = _examples(ref_inputs, ref_labels)
   if queries.images.dtype != refs.images.dtype:
     raise ValueError(
       f'inputs are {queries.images.dtype}, reference inputs '
@@ -68,30 +201,56 @@ def _search(inputs, labels, ref_inputs, ref_labels, norm) -> Neighbors:
     )
   if inputs.shape[1:] != ref_inputs.shape[1:]:
     raise ValueError(
-      f'inputs are {inputs.shape[1:]}, reference inputs '
-      f'{ref_inputs.shape[1:]}; their shapes must agree.'
+      f'inputs have shape {inputs.shape[1:]}, reference inputs '
+      f'{ref_inputs.shape[1:]}; the shapes must agree.'
     )
-  best = search.run(queries, refs, norm=norm)
-  return _neighbors(best, queries.images.dtype, norm)
+  both = np.concatenate([queries.labels, refs.labels])
+  codes = np.unique(both, return_inverse=True)[1].astype(np.int32)
+  here, there = np.split(codes, [len(queries.labels)])
+  return queries._replace(labels=here), refs._replace(labels=there)
 
 
 def _examples(inputs, labels) -> search.Examples:
   inputs, labels = np.asarray(inputs), np.asarray(labels)
   if inputs.dtype not in (np.uint8, np.float32):
     raise ValueError(f'images must be uint8 or float32, got {inputs.dtype}.')
+  num_values = math.prod(inputs.shape[1:])
+  if inputs.ndim < 2 or not num_values:
+    raise ValueError(f'images must be [N, ...], got {inputs.shape}.')
   if labels.shape != inputs.shape[:1]:
     raise ValueError(
       f'{len(inputs)} images need as many labels, got {labels.shape}.'
     )
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'labels must be integers, got {labels.dtype}.')
   if inputs.dtype == np.float32 and not np.isfinite(inputs).all():
     raise ValueError('images must be finite, got NaN or inf.')
-  return search.Examples(inputs.reshape(len(inputs), -1), labels)
+  return search.Examples(inputs.reshape(len(inputs), num_values), labels)
 
 
-def _neighbors(best, dtype, norm) -> Neighbors:
-  distances = np.sqrt(best.gaps) if norm == 'l2' else best.gaps
-  if dtype == np.uint8:
+def _part(examples, rows):
+  return search.Examples(examples.images[rows], examples.labels[rows])
+
+
+def _neighbor_gaps(queries, refs, norm, neighbors):
+  if neighbors is None:
+    return search.run(queries, refs, norm=norm).gaps
+  gaps = np.full(len(queries.labels), np.inf)
+  known = np.flatnonzero(neighbors.indices >= 0)
+  for rows in np.array_split(known, 1 + len(known) // 1024):
+    cols = neighbors.indices[rows]
+    gaps[rows] = kernels.exact_gaps(
+      queries.images[rows],
+      refs.images[cols],
+      np.arange(len(rows)),
+      np.arange(len(rows)),
+      norm=norm,
+    )
+  return gaps
+
+
+def _distances(gaps, examples, norm):
+  distances = np.sqrt(gaps) if norm == 'l2' else gaps
+  if examples.images.dtype == np.uint8:
     distances = distances / 255
-  known = np.isfinite(distances)
-  indices = np.where(known, best.indices, -1)
-  return Neighbors(distances.astype(np.float32), indices.astype(np.int32))
+  return distances.astype(np.float32)

@@ -100,11 +100,12 @@ def exact_gaps(
   cols: np.ndarray,
   *,
   norm: str,
+  device: jax.Device | None = None,
 ) -> np.ndarray:
   """Gaps of the pairs (inputs[rows], refs[cols]) as float64 [P]."""
   gaps = np.empty(len(rows))
   if norm == 'linf' and len(rows):
-    inputs, refs = jax.device_put((inputs, refs))
+    inputs, refs = jax.device_put((inputs, refs), device)
   for first in range(0, len(rows), PAIRS):
     part = slice(first, first + PAIRS)
     if norm == 'linf':

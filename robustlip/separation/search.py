@@ -15,7 +15,7 @@ import concurrent.futures
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,8 @@ from robustlip.separation import kernels
 
 SAMPLE = 256  # reference examples behind the first bounds
 SAMPLED_VALUES = 2**25  # pixels compared to choose the features
+FILTERED, FIRST_FINISHED = 96, 512  # features; the second includes the first
+UNKNOWN = np.iinfo(np.int64).max  # index that loses every tie
 
 
 class Examples(NamedTuple):
@@ -38,17 +40,16 @@ class Best(NamedTuple):
   """Smallest gap of each query so far, the smallest index that has it."""
 
   gaps: np.ndarray  # [N], float64; inf where nothing is known
-  indices: np.ndarray  # [N], int64; the largest int64 where nothing is known
-  next_block: int = 0  # first block of queries that is not done
+  indices: np.ndarray  # [N], int64; UNKNOWN where nothing is known
+  next_query: int = 0  # the queries before this one are done
 
 
-# Called as report(best, number of blocks) after each block of queries.
-Report = Callable[[Best, int], None]
+Report = Callable[[Best], None]  # sees the state after each block of queries
 
 
-def unknown(size: int) -> Best:
-  """The state before anything was compared."""
-  return Best(np.full(size, np.inf), np.full(size, np.iinfo(np.int64).max))
+def bounded(gaps: np.ndarray) -> Best:
+  """The state in which only upper bounds are known."""
+  return Best(np.array(gaps, np.float64), np.full(len(gaps), UNKNOWN))
 
 
 def improve(best: Best, rows, cols, gaps) -> None:
@@ -80,22 +81,44 @@ def run(
   start: Best | None = None,
   report: Report | None = None,
 ) -> Best:
-  """The nearest opponent of every query; `refs` may be `queries` itself."""
-  best = Best(*map(np.array, start[:2]), start[2]) if start else None
-  if best is None:
-    best = unknown(len(queries.images))
-    if len(queries.images) and len(refs.images):
-      _first_bounds(best, queries, refs, norm)
-  if len(queries.images) and len(refs.images):
-    _Filter(best, queries, refs, norm).run(report)
-  return best
+  """The nearest opponent of every query; `refs` may be `queries` itself.
+
+  Args:
+    start: what is known already: an earlier report on the same sets, or upper
+      bounds. It is not changed.
+    report: called with a state that is only valid during the call.
+  """
+  best = (
+    Best(*map(np.array, start))
+    if start
+    else bounded([np.inf] * len(queries.labels))
+  )
+  if not len(queries.labels) or not len(refs.labels):
+    return best
+  seen = 0
+  if start is None:
+    _first_bounds(best, queries, refs, norm)
+    # Among the first examples, none is left that could win a tie.
+    seen = SAMPLE - 1 if norm == 'linf' else 0
+  return _walk(best, _Tiles(queries, refs, best.gaps, norm), seen, report)
+
+
+def pairs_up_to(
+  queries: Examples, refs: Examples, gap: float, *, norm: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Rows, columns and gaps of all opponents not farther than `gap`."""
+  if not len(queries.labels) or not len(refs.labels):
+    return
+  best = bounded(np.full(len(queries.labels), gap))
+  tiles = _Tiles(queries, refs, best.gaps, norm)
+  for row in range(0, len(queries.labels), tiles.block):
+    row_limits = limits(best, slice(row, row + tiles.block), 0)
+    for col in range(0, len(refs.labels), tiles.block):
+      yield tiles.compare(row, col, row_limits, None, jax.local_devices()[0])
 
 
 def _first_bounds(best, queries, refs, norm) -> None:
-  _, classes = np.unique(refs.labels, return_inverse=True)
-  order = np.argsort(classes, kind='stable')
-  rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
-  sample = np.sort(order[np.argsort(rank, kind='stable')][:SAMPLE])
+  sample = _sample(refs.labels)
   size = 1024
   for first in range(0, len(queries.images), size):
     rows = np.arange(first, min(first + size, len(queries.images)))
@@ -114,13 +137,22 @@ def _first_bounds(best, queries, refs, norm) -> None:
     improve(best, rows[found], sample[where], gaps)
 
 
+def _sample(labels):
+  """The first examples of all, and the first of each class."""
+  _, classes = np.unique(labels, return_inverse=True)
+  order = np.argsort(classes, kind='stable')
+  rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
+  of_each = order[np.argsort(rank, kind='stable')][:SAMPLE]
+  return np.union1d(np.arange(min(SAMPLE, len(labels))), of_each)
+
+
 def _padded(array, size, axis):
   padding = [(0, 0)] * array.ndim
   padding[axis] = (0, size - array.shape[axis])
   return np.pad(array, padding)
 
 
-def _telling_features(best, queries, refs, size):
+def _telling_features(gaps, queries, refs, size):
   draw = np.random.default_rng(0).integers
   num_pairs = min(8192, SAMPLED_VALUES // queries.images.shape[1] + 1)
   rows = draw(len(queries.images), size=num_pairs)
@@ -128,75 +160,76 @@ def _telling_features(best, queries, refs, size):
   opponents = queries.labels[rows] != refs.labels[cols]
   rows, cols = rows[opponents], cols[opponents]
   apart = kernels.differences(queries.images[rows], refs.images[cols])
-  return kernels.telling_features(apart, best.gaps[rows], size)
+  return kernels.telling_features(apart, gaps[rows], size)
 
 
-class _Filter:
-  """One search: what the device compares, and the best found so far."""
+class _Tiles:
+  """Two sets cut into blocks: few features for the device, all for the end."""
 
-  def __init__(self, best, queries, refs, norm):
-    self.best, self.queries, self.refs, self.norm = best, queries, refs, norm
-    self.same, self.lock = refs is queries, threading.Lock()
+  def __init__(self, queries, refs, gaps, norm):
+    self.queries, self.refs, self.norm = queries, refs, norm
     on_cpu = jax.default_backend() == 'cpu'
     self.block = 1024 if on_cpu else 4096
-    features = np.arange(queries.images.shape[1])
-    self.stages = [(queries.images, refs.images)]
-    if norm == 'linf' and on_cpu and len(features) > 128:
-      features = _telling_features(best, queries, refs, 512)
-      some = (images.take(features, 1) for images, _ in (queries, refs))
-      self.stages.insert(0, tuple(some))
-      features = features[:128]
-    self.columns = [
-      np.ascontiguousarray(images[:, features].T)
-      for images in (queries.images, refs.images)
-    ]
+    sides = queries.images, refs.images
+    self.stages = [sides]
+    filtered = sides
+    if norm == 'linf' and on_cpu and sides[0].shape[1] > FILTERED:
+      features = _telling_features(gaps, queries, refs, FIRST_FINISHED)
+      self.stages.insert(0, [side.take(features, axis=1) for side in sides])
+      filtered = [side[:, :FILTERED] for side in self.stages[0]]
+    self.columns = [np.ascontiguousarray(side.T) for side in filtered]
 
-  def run(self, report):
-    blocks = -(-len(self.queries.images) // self.block)
-    devices = itertools.cycle(jax.local_devices())
-    workers = int(os.environ.get('WK', 2))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      for block in range(self.best.next_block, blocks):
-        first = block * self.block
-        start = first if self.same else 0
-        cols = range(start, len(self.refs.images), self.block)
-        list(pool.map(lambda c, d, r=first: self.tile(r, c, d), cols, devices))
-        self.best = self.best._replace(next_block=block + 1)
-        if report:
-          report(self.best, blocks)
-
-  def tile(self, row, col, device):
-    """Compares two blocks that begin at `row` and `col`."""
+  def compare(self, row, col, row_limits, col_limits, device):
+    """Pairs below a limit in the blocks from `row` and `col`, their gaps."""
     rows, cols = slice(row, row + self.block), slice(col, col + self.block)
-    row_limits = limits(self.best, rows, col)
-    num_cols = len(self.refs.labels[cols])
-    col_limits = (
-      limits(self.best, cols, row)
-      if self.same
-      else np.full(num_cols, -1, np.float32)
+    if col_limits is None:
+      col_limits = np.full(len(self.refs.labels[cols]), -1, np.float32)
+    arrays = (
+      self.columns[0][:, rows],
+      self.columns[1][:, cols],
+      self.queries.labels[rows],
+      self.refs.labels[cols],
+      row_limits,
+      col_limits,
     )
-    tile = [
-      _padded(array, self.block, axis=-1)
-      for array in (
-        self.columns[0][:, rows],
-        self.columns[1][:, cols],
-        self.queries.labels[rows],
-        self.refs.labels[cols],
-        row_limits,
-        col_limits,
-      )
-    ]
-    near = kernels.candidates(*jax.device_put(tile, device), norm=self.norm)
-    near = np.asarray(near)[: len(row_limits), :num_cols]
-    near_rows, near_cols = np.nonzero(near)
+    arrays = [_padded(array, self.block, axis=-1) for array in arrays]
+    near = kernels.candidates(*jax.device_put(arrays, device), norm=self.norm)
+    i, j = np.divmod(np.flatnonzero(near), self.block)
+    inside = (i < len(row_limits)) & (j < len(col_limits))
+    i, j, gaps = i[inside], j[inside], np.zeros(0)
     for images, ref_images in self.stages:
       gaps = kernels.exact_gaps(
-        images[rows], ref_images[cols], near_rows, near_cols, norm=self.norm
+        images[rows], ref_images[cols], i, j, norm=self.norm, device=device
       )
-      kept = (gaps < row_limits[near_rows]) | (gaps < col_limits[near_cols])
-      near_rows, near_cols, gaps = near_rows[kept], near_cols[kept], gaps[kept]
-    near_rows, near_cols = near_rows + row, near_cols + col
-    with self.lock:
-      improve(self.best, near_rows, near_cols, gaps)
-      if self.same:
-        improve(self.best, near_cols, near_rows, gaps)
+      kept = (gaps < row_limits[i]) | (gaps < col_limits[j])
+      i, j, gaps = i[kept], j[kept], gaps[kept]
+    return i + row, j + col, gaps
+
+
+def _walk(best, tiles, seen, report):
+  """Compares all pairs that can matter, one block of queries after another."""
+  same, lock = tiles.refs is tiles.queries, threading.Lock()
+
+  def update(row, col, device):
+    rows, cols = slice(row, row + tiles.block), slice(col, col + tiles.block)
+    row_limits = limits(best, rows, max(col, seen))
+    col_limits = limits(best, cols, max(row, seen)) if same else None
+    i, j, gaps = tiles.compare(row, col, row_limits, col_limits, device)
+    with lock:
+      improve(best, i, j, gaps)
+      if same:
+        improve(best, j, i, gaps)
+
+  devices = jax.local_devices()
+  workers = max(os.cpu_count() or 1, len(devices))
+  size, block = len(tiles.queries.labels), tiles.block
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for row in range(int(best.next_query), size, block):
+      cols = range(row if same else 0, len(tiles.refs.labels), block)
+      rows = itertools.repeat(row)
+      for _ in pool.map(update, rows, cols, itertools.cycle(devices)):
+        pass
+      best = best._replace(next_query=min(row + block, size))
+      if report:
+        report(best)
+  return best
