@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments import (
   common,
-  distance_table,
   paper,
   provenance,
   remeasure,
@@ -17,7 +16,7 @@ from experiments import (
   train_flags,
 )
 from experiments.config import Config
-from robustlip import datasets
+from robustlip import datasets, separation
 from robustlip.datasets import Dataset, Split
 
 NOTE = (
@@ -65,7 +64,7 @@ def certificate(dataset: Dataset, epsilon: float) -> dict[str, float]:
   both = Split(
     *(np.concatenate(x) for x in zip(dataset.train, dataset.test, strict=True))
   )
-  distances = distance_table.train_distances(dataset._replace(train=both))
+  distances = separation.nearest_opposite(*both).distances
   certified = 100.0 * (distances / 2 > epsilon)
   count = len(dataset.train.labels)
   return {

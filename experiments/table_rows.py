@@ -3,7 +3,7 @@
 import pathlib
 from typing import NamedTuple
 
-from experiments import common, paper, train_flags
+from experiments import common, train_flags
 from experiments.paper_tables import TABLES, Panel
 
 
@@ -112,7 +112,8 @@ def targets(table: str) -> list[Target]:
   """What the flags ask for: the table's panels, or one data set of it.
 
   Raises:
-    ValueError: for a network in which Table 4 cannot switch dropout on.
+    ValueError: for a data set without published settings, or a network in
+      which Table 4 cannot switch dropout on.
   """
   panels, arch = TABLES[table], train_flags.ARCH.value
   if train_flags.PRESET.value == 'quick':
@@ -126,8 +127,7 @@ def targets(table: str) -> list[Target]:
       if asked in (panel.dataset, None)
     ]
     if not wanted:
-      usual = paper.SETUPS[asked].arch if asked in paper.SETUPS else None
-      wanted = [(asked, arch or usual)]
+      wanted = [(asked, arch or train_flags.setup(asked).arch)]
   for _, name in wanted:
     if table == '4' and name.startswith('cnn'):
       raise ValueError(
