@@ -237,7 +237,8 @@ def _neighbor_gaps(queries, refs, norm, neighbors):
     return search.run(queries, refs, norm=norm).gaps
   gaps = np.full(len(queries.labels), np.inf)
   known = np.flatnonzero(neighbors.indices >= 0)
-  for rows in np.array_split(known, 1 + len(known) // 1024):
+  for first in range(0, len(known), 1024):
+    rows = known[first : first + 1024]
     cols = neighbors.indices[rows]
     gaps[rows] = kernels.exact_gaps(
       queries.images[rows],

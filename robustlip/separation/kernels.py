@@ -105,7 +105,7 @@ def exact_gaps(
   """Gaps of the pairs (inputs[rows], refs[cols]) as float64 [P]."""
   gaps = np.empty(len(rows))
   if norm == 'linf' and len(rows):
-    inputs, refs = jax.device_put((inputs, refs), device)
+    inputs, refs = jax.device_put((_padded(inputs), _padded(refs)), device)
   for first in range(0, len(rows), PAIRS):
     part = slice(first, first + PAIRS)
     if norm == 'linf':
@@ -117,6 +117,16 @@ def exact_gaps(
       apart = differences(inputs[rows[part]], refs[cols[part]])
       gaps[part] = np.square(apart, dtype=np.float64).sum(axis=1)
   return gaps
+
+
+def power_of_two(size: int) -> int:
+  """The smallest that is not below `size`: few shapes to compile for."""
+  return 1 << max(size - 1, 0).bit_length()
+
+
+def _padded(images):
+  missing = power_of_two(len(images)) - len(images)
+  return np.pad(images, ((0, missing), (0, 0))) if missing else images
 
 
 @jax.jit

@@ -23,7 +23,7 @@ import numpy as np
 
 from robustlip.separation import kernels
 
-SAMPLE = 256  # reference examples behind the first bounds
+SAMPLE = 128  # first examples, and as many in turn from each class
 SAMPLED_VALUES = 2**25  # pixels compared to choose the features
 FILTERED, FIRST_FINISHED = 96, 512  # features; the second includes the first
 UNKNOWN = np.iinfo(np.int64).max  # index that loses every tie
@@ -119,7 +119,7 @@ def pairs_up_to(
 
 def _first_bounds(best, queries, refs, norm) -> None:
   sample = _sample(refs.labels)
-  size = 1024
+  size = min(1024, kernels.power_of_two(len(queries.images)))
   for first in range(0, len(queries.images), size):
     rows = np.arange(first, min(first + size, len(queries.images)))
     found, where = kernels.nearest_in_tile(
@@ -143,7 +143,8 @@ def _sample(labels):
   order = np.argsort(classes, kind='stable')
   rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
   of_each = order[np.argsort(rank, kind='stable')][:SAMPLE]
-  return np.union1d(np.arange(min(SAMPLE, len(labels))), of_each)
+  sample = np.union1d(np.arange(min(SAMPLE, len(labels))), of_each)
+  return np.pad(sample, (0, 2 * SAMPLE - len(sample)), mode='edge')
 
 
 def _padded(array, size, axis):
@@ -169,8 +170,9 @@ class _Tiles:
   def __init__(self, queries, refs, gaps, norm):
     self.queries, self.refs, self.norm = queries, refs, norm
     on_cpu = jax.default_backend() == 'cpu'
-    self.block = 1024 if on_cpu else 4096
     sides = queries.images, refs.images
+    largest = kernels.power_of_two(max(map(len, sides)))
+    self.block = min(1024 if on_cpu else 4096, largest)
     self.stages = [sides]
     filtered = sides
     if norm == 'linf' and on_cpu and sides[0].shape[1] > FILTERED:
