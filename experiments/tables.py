@@ -12,7 +12,8 @@ difference. `--preset=paper` is the published schedule:
 Finished runs are reused and a stopped one goes on where it was. The record,
 Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`;
 `--render_only` makes them again from the record alone. A published record is
-rendered with `--render_only --workdir=experiments/results`.
+rendered with `--render_only --workdir=experiments/results`. Table 1 is made of
+the records of `python -m experiments.separation`.
 """
 
 import dataclasses
@@ -50,11 +51,13 @@ CHOSEN = flags.DEFINE_list(
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of runs and tables; tables share their runs. Default: runs/<preset>.',
+  'Folder of runs and tables; tables share their runs. Default: runs/<preset>, '
+  'of Table 1 the published separation records.',
 )
 RENDER_ONLY = flags.DEFINE_bool(
   'render_only', False, 'Train and measure nothing; render the record.'
 )
+RESULTS = pathlib.Path(__file__).with_name('results')
 QUICK_EPOCHS = 2  # all rows on two cores in under half an hour
 QUICK_EVAL_EXAMPLES = 500
 TITLES = {
@@ -120,7 +123,7 @@ def train(
   measured(configs, dataset, paths)
 
 
-def networks(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+def networks(path: pathlib.Path) -> dict[str, Any]:
   """The record of a table of networks, written whenever rows are finished."""
   wanted = [
     (target, table_rows.rows(TABLE.value, target.dataset, CHOSEN.value))
@@ -130,7 +133,7 @@ def networks(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
   def collect():
     seeds = train_flags.seeds()
     panels = [
-      table_record.panel(TABLE.value, target, names, seeds, root)
+      table_record.panel(TABLE.value, target, names, seeds, path.parent)
       for target, names in wanted
     ]
     record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
@@ -142,38 +145,47 @@ def networks(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
     dataset = datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
     for group in together(names):
       logging.info('%s: %s', target.name, ', '.join(group))
-      train(dataset, target, group, root)
+      train(dataset, target, group, path.parent)
       record = collect()
   return record
 
 
-def build(root: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
+def build(path: pathlib.Path) -> dict[str, Any]:
   """The record of the table that the flags name, with all that it takes."""
   fixed = (common.PROTOCOL, train_flags.METHOD, train_flags.LAM)
   for flag in (*fixed, train_flags.BETA):
     if flag.present:
       raise ValueError(f'a row of a table fixes --{flag.name}; use --rows')
   if TABLE.value == '1':
-    panel = table_record.separation(root)
+    panel = table_record.separation(path.parent)
   elif TABLE.value == 'poc':
-    panel = concept.panel(root)
+    panel = concept.panel(path.parent)
   else:
-    return networks(root, path)
+    return networks(path)
   return (
     table_record.table(TABLE.value, TITLES[TABLE.value], [panel])
     | provenance.record()
   )
 
 
+def location() -> pathlib.Path:
+  """The table's files, without their suffixes; Table 1 trains nothing."""
+  preset = train_flags.PRESET.value
+  if TABLE.value == '1':
+    return pathlib.Path(WORKDIR.value or RESULTS) / 'table_1'
+  return pathlib.Path(WORKDIR.value or f'runs/{preset}') / (
+    f'table_{TABLE.value}-{preset}'
+  )
+
+
 def main() -> None:
   """The table as Markdown, then its record on one line."""
-  root = pathlib.Path(WORKDIR.value or f'runs/{train_flags.PRESET.value}')
-  path = root / f'table_{TABLE.value}-{train_flags.PRESET.value}'
+  path = location()
   output = path.with_name(f'{path.name}.json')
   if RENDER_ONLY.value:
     record = common.read_json(output)
   else:
-    record = build(root, path)
+    record = build(path)
   print(render.write(record, path))
   if RENDER_ONLY.value:
     common.print_json(record)

@@ -14,6 +14,7 @@ from absl.testing import flagsaver
 
 from experiments import (
   common,
+  concept,
   findings,
   paper_tables,
   provenance,
@@ -23,6 +24,7 @@ from experiments import (
   table_rows,
 )
 from experiments.table_rows import ROWS, TABLE_COLUMNS, TABLE_ROWS, Target
+from robustlip import datasets
 
 CNN1, CNN2 = paper_tables.TABLES['2']
 
@@ -278,6 +280,34 @@ def test_provenance():
   assert record['command'].startswith('python -m experiments.')
   assert 'cores of' in record['machine']
   assert record['jax_version']
+
+
+def test_certificate_counts_each_split_against_both():
+  random = np.random.default_rng(1)
+  images = random.integers(0, 256, (40, 3, 2, 1)).astype(np.uint8)
+  labels = random.integers(0, 3, 40).astype(np.int32)
+  train = datasets.Split(images[:30], labels[:30])
+  test = datasets.Split(images[30:], labels[30:])
+  dataset = datasets.Dataset('small', train, test, ('a', 'b', 'c'), None)
+  pairs = np.abs(images[:, None].astype(int) - images[None])
+  pairs = pairs.reshape(40, 40, -1).max(axis=2) / 255
+  pairs[labels[:, None] == labels[None]] = np.inf
+  half = pairs.min(axis=1) / 2
+  epsilon = float(np.median(half)) + 1e-4
+  found = concept.certificate(dataset, epsilon)
+  assert found['separation_of_both'] == pytest.approx(2 * half.min())
+  certified = 100 * (half > epsilon)
+  assert found['certified_train'] == pytest.approx(certified[:30].mean())
+  assert found['certified_test'] == pytest.approx(certified[30:].mean())
+
+
+def test_the_record_says_that_the_test_set_was_trained_on():
+  with flagsaver.flagsaver(preset='quick'):
+    data = datasets.load('mnist5k')
+    config = concept.config(data)
+  assert config.train_on == 'train+test'
+  assert (config.method, config.lam) == ('rst', 4.0)
+  assert 'test set was trained on' in concept.NOTE
 
 
 def script(*args, **kwargs):
