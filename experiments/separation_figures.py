@@ -23,7 +23,7 @@ def _save(figure, path: pathlib.Path) -> None:
 def _histograms(found, record):
   import matplotlib.figure
 
-  figure = matplotlib.figure.Figure((8, 3), layout='constrained')
+  figure = matplotlib.figure.Figure((8, 3.3), layout='constrained')
   for axes, (part, neighbors) in zip(
     figure.subplots(1, 2), found.items(), strict=True
   ):
@@ -47,7 +47,13 @@ def _histograms(found, record):
       xlim=(0, top),
     )
     axes.xaxis.label.set_size(8)
-    axes.legend(frameon=False, loc='upper left', fontsize=8)
+    axes.legend(
+      frameon=False,
+      loc='upper center',
+      bbox_to_anchor=(0.5, -0.22),
+      ncols=2,
+      fontsize=8,
+    )
     axes.spines[['top', 'right']].set_visible(False)
   return figure
 
@@ -95,7 +101,7 @@ def _matrix(matrix, class_names):
   axes = figure.subplots()
   finite = np.where(np.isfinite(matrix), matrix, np.nan)
   image = axes.imshow(finite, cmap='viridis')
-  figure.colorbar(image, label='smallest distance, train - train')
+  figure.colorbar(image, ax=axes, label='smallest distance, train - train')
   axes.set_xticks(range(size), class_names, rotation=45, ha='right')
   axes.set_yticks(range(size), class_names)
   for i, j in np.argwhere(np.isfinite(finite)) if size <= 12 else ():
