@@ -14,7 +14,7 @@ the published draw), figure_5, not_separated (the distribution of Tsipras et
 al.) and accuracies. The train-train separation takes a time quadratic in the
 number of images: `--noseparation` leaves out what depends on it.
 
-Writes theory_<dataset>.json.
+Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
 """
 
 import pathlib
