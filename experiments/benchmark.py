@@ -48,6 +48,11 @@ BATCH_SIZE = flags.DEFINE_integer(
   'Examples to a step. Default: 64; 32 to train a wide residual network.',
   lower_bound=1,
 )
+COMPILE_PEER = flags.DEFINE_bool(
+  'compile_peer',
+  True,
+  'Train with torch.compile as well; it takes minutes to compile.',
+)
 NUM_IMAGES = flags.DEFINE_integer(
   'num_images', 256, 'Images that attack and lipschitz cover.', lower_bound=1
 )
@@ -78,6 +83,8 @@ def cases() -> list[Case]:
     build = functools.partial(
       build, archs=tuple(ARCH.value), batch_size=BATCH_SIZE.value
     )
+  if name == 'train':
+    build = functools.partial(build, compile_peer=COMPILE_PEER.value)
   if name in ('attack', 'lipschitz'):
     build = functools.partial(build, num_images=NUM_IMAGES.value)
   try:

@@ -15,6 +15,7 @@ KEY = jax.random.key(0)
 CONVOLUTIONS = [  # size, strides, padding, channels
   (3, 1, 0, 4),
   (3, 1, 1, 1),
+  (3, 1, 1, 4),
   (3, 2, 1, 4),
   (1, 2, 0, 4),
   (5, 2, 2, 3),
@@ -38,7 +39,9 @@ def case(size, strides, padding, channels):
     )
 
   keys = jax.random.split(KEY)
-  inputs = jax.random.normal(keys[0], (2, 9, 8, channels))
+  inputs = jax.random.normal(
+    keys[0], (2, 18 if strides == 1 else 9, 8, channels)
+  )
   kernel = jax.random.normal(keys[1], (size, size, channels, 6)) / size
   return ours, expected, (inputs, kernel)
 

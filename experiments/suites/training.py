@@ -14,23 +14,33 @@ STEPS = 4  # to one run of a candidate
 
 
 def cases(
-  peers: bool, *, archs: tuple[str, ...], batch_size: int | None
+  peers: bool,
+  *,
+  archs: tuple[str, ...],
+  batch_size: int | None,
+  compile_peer: bool,
 ) -> list[Case]:
   """One case for each network; the batch is 64, or 32 for a wide one."""
   return [
-    _case(arch, batch_size or (64 if arch.startswith('cnn') else 32), peers)
+    _case(
+      arch,
+      batch_size or (64 if arch.startswith('cnn') else 32),
+      peers,
+      compile_peer,
+    )
     for arch in archs
   ]
 
 
-def _case(arch, batch_size, peers):
+def _case(arch, batch_size, peers, compile_peer):
   task = problem.make(arch, STEPS * batch_size)
   candidates = {'robustlip': ours(task, batch_size)}
   if peers:
     candidates['PyTorch eager'] = _torch(task, batch_size, compiled=False)
-    compiled = _torch(task, batch_size, compiled=True)
-    if compiled:
-      candidates['PyTorch compiled'] = compiled
+    if compile_peer:
+      compiled = _torch(task, batch_size, compiled=True)
+      if compiled:
+        candidates['PyTorch compiled'] = compiled
   return Case(f'{arch}, batch {batch_size}', 'images', candidates)
 
 
