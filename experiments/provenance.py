@@ -14,7 +14,7 @@ from experiments import common
 
 def command() -> str:
   """How this script was started, without the folder that it lies in."""
-  script = pathlib.Path(sys.argv[0]).stem
+  script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
   return shlex.join(['python', '-m', f'experiments.{script}', *sys.argv[1:]])
 
 

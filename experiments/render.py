@@ -83,9 +83,8 @@ def _notes(panel: dict[str, Any]) -> list[str]:
   settings = panel['settings']
   if 'measured_test' in settings:
     lines.append(
-      f'Radius {settings["epsilon"]:g}, {settings["epochs"]} epochs, measured '
-      f'on {settings["measured_train"]} training and '
-      f'{settings["measured_test"]} test examples.'
+      f'Radius {settings["epsilon"]:g}; {settings["measured_train"]} training '
+      f'and {settings["measured_test"]} test examples measured.'
     )
   if 'released_lipschitz' in columns(panel):
     lines.append(
