@@ -21,6 +21,9 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+import experiments
+import robustlip
+
 DATASET = flags.DEFINE_string(
   'dataset',
   'mnist5k',
@@ -90,9 +93,12 @@ def _start_logging() -> None:
   """Our own progress and everybody's warnings, one plain line each."""
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+  folders = tuple(os.path.dirname(m.__file__) for m in (experiments, robustlip))
   handler = logging.get_absl_handler()
   handler.addFilter(
-    lambda record: record.levelno >= WARNING or 'orbax' not in record.pathname
+    lambda record: (
+      record.levelno >= WARNING or record.pathname.startswith(folders)
+    )
   )
   handler.setFormatter(Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
 

@@ -35,6 +35,8 @@ def train(
   Raises:
     ValueError: if a folder has other settings, or training cannot go on.
   """
+  for config in configs:
+    measure.network(config, dataset)  # raises before anything is written
   with contextlib.ExitStack() as stack:
     folders = [
       stack.enter_context(Folder(path, config))

@@ -18,3 +18,10 @@ def real_data_dir() -> pathlib.Path:
   if not folder:
     pytest.skip('ROBUSTLIP_DATA does not name a folder with real data sets')
   return pathlib.Path(folder)
+
+
+def pytest_collection_modifyitems(items):
+  """Marks the tests that read real data sets."""
+  for item in items:
+    if 'real_data_dir' in item.fixturenames:
+      item.add_marker('real_data')

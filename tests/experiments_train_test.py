@@ -1,0 +1,335 @@
+"""The training and evaluation scripts, as a user runs them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scripts
+
+FIELDS = """dataset arch method epsilon seed epochs train_acc test_acc
+adv_train_acc adv_test_acc train_lipschitz test_lipschitz gap adv_gap seconds
+jax_version device""".split()
+
+
+def settings(folder, *others):
+  return (
+    f'--dataset={scripts.tiny(folder)}',
+    '--epsilon=0.02',
+    '--arch=cnn1',
+    '--method=natural',
+    '--epochs=8',
+    '--learning_rate=0.03',
+    '--batch_size=30',
+    '--curve_examples=0',
+    *others,
+  )
+
+
+def train(folder, *others, **run):
+  return scripts.run(
+    'experiments.train', *settings(folder, *others), folder=folder, **run
+  )
+
+
+def last_json(finished):
+  assert finished.code == 0, finished.err
+  return json.loads(finished.out.splitlines()[-1])
+
+
+def test_train_resume_evaluate(tmp_path):
+  work = tmp_path / 'run'
+  record = last_json(train(tmp_path, f'--workdir={work}', '--holdout=15'))
+  assert set(FIELDS) <= set(record)
+  assert record == json.loads((work / 'result.json').read_text())
+  assert record['test_acc'] > 90
+  assert record['gap'] == record['train_acc'] - record['test_acc']
+  for name in ('curves.png', 'curves.pdf'):
+    assert (work / name).stat().st_size > 1000
+  curve = [
+    json.loads(line)
+    for line in (work / 'metrics.jsonl').read_text().split('\n')
+    if line
+  ]
+  assert [line['epoch'] for line in curve] == list(range(1, 9))
+  again = train(tmp_path, f'--workdir={work}', '--holdout=15')
+  assert last_json(again) == record
+  assert 'training' not in again.err
+
+  refused = train(tmp_path, f'--workdir={work}', '--holdout=10')
+  assert refused.code == 1
+  assert 'holdout=15' in refused.err and 'holdout=10' in refused.err
+
+  for attack in ('pgd', 'multi_targeted'):
+    measured = last_json(
+      scripts.run(
+        'experiments.evaluate',
+        f'--workdir={work}',
+        f'--attack={attack}',
+        '--epsilon=0.02',
+        '--checkpoint=best',
+        folder=tmp_path,
+      )
+    )
+    assert measured['attack'] == attack
+    assert measured['adv_test_acc'] <= measured['test_acc']
+  assert record == json.loads((work / 'result.json').read_text())
+
+
+def parameters(work):
+  from robustlip import checkpoints
+
+  with checkpoints.Store(work / 'checkpoints') as store:
+    return store.restore(store.numbers()[-1])['state']
+
+
+def assert_same(one, two):
+  assert one.keys() == two.keys()
+  for name in one:
+    if isinstance(one[name], dict):
+      assert_same(one[name], two[name])
+    else:
+      np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_killed_twenty_times_is_never_stopped(tmp_path):
+  often = ('--checkpoint_seconds=0', '--epochs=40')
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  last_json(train(tmp_path, f'--workdir={whole}', *often))
+  delays = np.random.default_rng(0).uniform(0.5, 6.0, 20)
+  kills = 0
+  for delay in delays:
+    finished = train(tmp_path, f'--workdir={broken}', *often, kill_after=delay)
+    kills += finished.code == -9
+    assert finished.code in (-9, 0), finished.err
+  assert kills >= 5
+  resumed = train(tmp_path, f'--workdir={broken}', *often)
+  last_json(resumed)
+  assert_same(parameters(whole), parameters(broken))
+  lines = (broken / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['epoch'] for line in lines] == list(range(1, 41))
+
+
+def test_several_runs_at_once_have_folders_of_their_own(tmp_path):
+  work = tmp_path / 'many'
+  finished = train(
+    tmp_path, '--method=gr', '--lam=0.5,1', '--seeds=2', f'--workdir={work}'
+  )
+  records = [json.loads(line) for line in finished.out.splitlines()]
+  assert [(r['lam'], r['seed']) for r in records] == [
+    (0.5, 0),
+    (0.5, 1),
+    (1.0, 0),
+    (1.0, 1),
+  ]
+  assert len(list(work.glob('*/result.json'))) == 4
+
+
+def test_streaming_is_the_same_training(tmp_path):
+  for name, flag in (('a', '--stream'), ('b', '--nostream')):
+    last_json(train(tmp_path, f'--workdir={tmp_path / name}', flag))
+  assert_same(parameters(tmp_path / 'a'), parameters(tmp_path / 'b'))
+
+
+def test_two_processes_are_one(tmp_path):
+  import socket
+  import threading
+
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  flags = ['--arch=wrn_10_1', '--method=rst', '--epochs=2']
+  last_json(train(tmp_path, *flags, f'--workdir={tmp_path / "one"}'))
+  results = [None, None]
+
+  def start(index):
+    folder = tmp_path / f'p{index}'
+    folder.mkdir()
+    results[index] = scripts.run(
+      'experiments.train',
+      *settings(tmp_path, *flags, f'--workdir={tmp_path / "two"}'),
+      f'--coordinator=127.0.0.1:{port}',
+      '--num_processes=2',
+      f'--process_id={index}',
+      folder=folder,
+    )
+
+  threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  records = [last_json(finished) for finished in results]
+  assert records[0]['test_acc'] == records[1]['test_acc']
+  one, two = parameters(tmp_path / 'one'), parameters(tmp_path / 'two')
+  kernel = one['params']['Conv_0']['kernel']
+  np.testing.assert_allclose(
+    two['params']['Conv_0']['kernel'], kernel, rtol=5e-3, atol=5e-4
+  )
+
+
+def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):
+  finished = train(
+    tmp_path,
+    f'--workdir={tmp_path / "run"}',
+    '--learning_rate=1e30',
+    '--checkpoint_seconds=0',
+  )
+  assert finished.code == 1
+  (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
+  assert 'not finite at step' in line and 'learning_rate' in line
+
+
+TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
+ONE = dict(
+  train_labels=np.zeros(90, np.int32), test_labels=np.zeros(30, np.int32)
+)
+NAN = np.full((90, 8, 8, 1), np.nan, np.float32)
+WRONG_ARRAYS = {
+  'NaN pixels': (dict(train_images=NAN), 'train_images'),
+  'float pixels': (dict(test_images=NAN[:30] * 0), 'test_images'),
+  'no channel axis': (
+    dict(train_images=np.zeros((90, 8, 8), np.uint8)),
+    'channels',
+  ),
+  'labels too few': (dict(train_labels=np.zeros(9, np.int32)), '9'),
+  'labels negative': (dict(train_labels=np.full(90, -1, np.int32)), '-1'),
+  'labels fractional': (dict(train_labels=np.full(90, 0.5)), 'label'),
+  'test labels unknown': (dict(test_labels=np.full(30, 7, np.int32)), '7'),
+  'one class': (ONE, 'class'),
+  'zero examples': (
+    dict(
+      train_images=np.zeros((0, 8, 8, 1), np.uint8),
+      train_labels=np.zeros(0, np.int32),
+    ),
+    'example',
+  ),
+  'other size of test images': (
+    dict(test_images=np.zeros((30, 9, 9, 1), np.uint8)),
+    'test',
+  ),
+}
+WRONG_FLAGS = [
+  (TRAIN, ['--epsilon=-1'], 'epsilon'),
+  (TRAIN, ['--epsilon=8/255'], 'epsilon'),
+  (TRAIN, ['--epsilon=nan'], 'epsilon'),
+  (TRAIN, ['--method=magic'], 'method'),
+  (TRAIN, ['--arch=vgg16'], 'vgg16'),
+  (TRAIN, ['--arch=wrn_11_2'], 'depth'),
+  (TRAIN, ['--method=rst', '--lam=-2'], 'lam'),
+  (TRAIN, ['--method=rst', '--lam=two'], 'lam'),
+  (TRAIN, ['--method=natural', '--lam=1'], 'lam'),
+  (TRAIN, ['--epochs=0'], 'epochs'),
+  (TRAIN, ['--batch_size=1000'], '1000'),
+  (TRAIN, ['--batch_size=30', '--accumulate=4'], 'accumulate'),
+  (TRAIN, ['--dropout=1.5'], 'dropout'),
+  (TRAIN, ['--holdout=90'], 'holdout'),
+  (TRAIN, ['--learning_rate=-1'], 'learning_rate'),
+  (TRAIN, ['--preset=paper'], 'preset'),
+  (TRAIN, ['--unknown=1'], 'unknown'),
+  (TRAIN, ['stray'], 'stray'),
+  (TRAIN, ['--milestones=a'], 'milestones'),
+  (EVALUATE, [], 'workdir'),
+  (EVALUATE, ['--workdir=/nowhere/at/all'], '/nowhere/at/all'),
+]
+
+
+def assert_one_line(finished, word):
+  assert finished.code == 1, (finished.code, finished.err)
+  lines = [x for x in finished.err.splitlines() if x.startswith('error:')]
+  assert len(lines) == 1 and word in lines[0], finished.err
+  assert 'Traceback' not in finished.err
+  assert finished.out == ''
+
+
+@pytest.mark.parametrize('name', WRONG_ARRAYS)
+def test_wrong_arrays(tmp_path, name):
+  changes, word = WRONG_ARRAYS[name]
+  path = scripts.tiny(tmp_path, **changes)
+  work = tmp_path / 'run'
+  finished = scripts.run(
+    TRAIN,
+    f'--dataset={path}',
+    '--epsilon=0.1',
+    f'--workdir={work}',
+    folder=tmp_path,
+  )
+  assert_one_line(finished, word)
+  assert not work.exists()
+
+
+@pytest.mark.parametrize('module, flags, word', WRONG_FLAGS)
+def test_wrong_flags(tmp_path, module, flags, word):
+  first = []
+  if module == TRAIN:
+    first = settings(tmp_path, f'--workdir={tmp_path / "run"}')
+  finished = scripts.run(module, *first, *flags, folder=tmp_path)
+  assert_one_line(finished, word)
+  assert not (tmp_path / 'run' / 'result.json').exists()
+
+
+@pytest.mark.parametrize(
+  'dataset, word',
+  [
+    ('no_such_set', 'no_such_set'),
+    ('missing.npz', 'missing.npz'),
+    ('{folder}/text.npz', 'text.npz'),
+    ('{folder}/truncated.npz', 'truncated.npz'),
+    ('{folder}/keys.npz', 'test_labels'),
+  ],
+)
+def test_wrong_data_sets(tmp_path, dataset, word):
+  (tmp_path / 'text.npz').write_text('not an archive')
+  whole = pathlib.Path(scripts.tiny(tmp_path)).read_bytes()
+  (tmp_path / 'truncated.npz').write_bytes(whole[: len(whole) // 2])
+  arrays = scripts.tiny_arrays()
+  del arrays['test_labels']
+  np.savez(tmp_path / 'keys.npz', **arrays)
+  finished = scripts.run(
+    TRAIN,
+    '--dataset=' + dataset.format(folder=tmp_path),
+    '--epsilon=0.1',
+    folder=tmp_path,
+  )
+  assert_one_line(finished, word)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('keep me')
+  assert_one_line(train(tmp_path, f'--workdir={file}'), 'file')
+  assert file.read_text() == 'keep me'
+  foreign = tmp_path / 'foreign'
+  foreign.mkdir()
+  (foreign / 'thesis.tex').write_text('keep me too')
+  assert_one_line(train(tmp_path, f'--workdir={foreign}'), 'foreign')
+  assert [p.name for p in foreign.iterdir() if p.suffix] == ['thesis.tex']
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+  import fcntl
+
+  work = tmp_path / 'run'
+  work.mkdir()
+  with open(work / '.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert_one_line(train(tmp_path, f'--workdir={work}'), 'in use')
+
+
+def test_a_missing_device_is_one_line(tmp_path):
+  finished = subprocess.run(
+    [
+      *(sys.executable, '-m', TRAIN),
+      *settings(tmp_path, f'--workdir={tmp_path / "run"}'),
+    ],
+    env=os.environ | {'JAX_PLATFORMS': 'rocm'},
+    capture_output=True,
+    text=True,
+  )
+  assert_one_line(
+    scripts.Finished(finished.returncode, finished.stdout, finished.stderr),
+    'no device',
+  )

@@ -1,0 +1,73 @@
+"""Runs the scripts in processes that start with everything imported."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(
+  ['robustlip.training', 'robustlip.separation', 'orbax.checkpoint', 'scipy']
+)
+
+
+class Finished(NamedTuple):
+  code: int  # negative: the signal that ended it
+  out: str
+  err: str
+
+
+def _child(module, arguments, folder):
+  for descriptor, name in ((1, 'out'), (2, 'err')):
+    target = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(target, descriptor)
+  sys.stdout = os.fdopen(1, 'w')
+  sys.stderr = os.fdopen(2, 'w')
+  sys.argv = [module, *arguments]
+  script = importlib.import_module(module)
+  script.common.run(script.main)
+
+
+def run(module, *arguments, folder, kill_after=None):
+  """The script's exit code and output; kill -9 after some seconds if asked."""
+  process = _CONTEXT.Process(target=_child, args=(module, arguments, folder))
+  process.start()
+  if kill_after is not None:
+    time.sleep(kill_after)
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(process.pid, signal.SIGKILL)
+  process.join()
+  out, err = (
+    (folder / name).read_text() if (folder / name).exists() else ''
+    for name in ('out', 'err')
+  )
+  return Finished(process.exitcode, out, err)
+
+
+def tiny_arrays(**changes):
+  """Three easy classes of 8x8 images, as the arrays of an .npz file."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(120, dtype=np.int32) % 3
+  means = rng.uniform(60, 200, (3, 8, 8, 1))
+  images = np.clip(means[labels] + rng.normal(0, 25, (120, 8, 8, 1)), 0, 255)
+  images = images.astype(np.uint8)
+  arrays = {
+    'train_images': images[:90],
+    'train_labels': labels[:90],
+    'test_images': images[90:],
+    'test_labels': labels[90:],
+  }
+  return arrays | changes
+
+
+def tiny(folder, **changes):
+  """The path of an .npz file with `tiny_arrays`."""
+  path = folder / 'tiny.npz'
+  np.savez(path, **tiny_arrays(**changes))
+  return str(path)
