@@ -68,8 +68,6 @@ def test_convolution_and_its_derivatives(setting):
   for compute in (
     lambda f, *a: f(*a),
     lambda f, *a: jax.grad(energy(f), (0, 1))(*a),
-    forward_over_reverse,
-    reverse_over_forward,
   ):
     chex.assert_trees_all_close(
       jax.jit(compute, static_argnums=0)(ours, *arguments),
@@ -79,7 +77,20 @@ def test_convolution_and_its_derivatives(setting):
     )
 
 
-@pytest.mark.parametrize('setting', CONVOLUTIONS)
+@pytest.mark.parametrize(
+  'compute', [forward_over_reverse, reverse_over_forward]
+)
+def test_second_derivatives_of_convolution(compute):
+  ours, expected, arguments = case(*CONVOLUTIONS[0])
+  chex.assert_trees_all_close(
+    jax.jit(compute, static_argnums=0)(ours, *arguments),
+    jax.jit(compute, static_argnums=0)(expected, *arguments),
+    atol=2e-4,
+    rtol=1e-4,
+  )
+
+
+@pytest.mark.parametrize('setting', CONVOLUTIONS[:2])
 def test_convolution_over_a_run_axis(setting):
   ours, expected, arguments = case(*setting)
   stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), arguments)
