@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from experiments import separation as script
 from experiments import separation_state
 from robustlip import separation
 
@@ -18,13 +19,12 @@ FILES = [
 ]
 
 
-def run(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.separation', *flags],
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
+def run(capsys, **values):
+  """The record that the script prints last."""
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**values):
+    script.main()
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def write_set(path: pathlib.Path):
@@ -49,14 +49,14 @@ def distances(images, labels, kept):
 
 
 @pytest.mark.parametrize('drop', [None, 'conflicts', '3,9', 'closest:2'])
-def test_record_and_files(tmp_path, drop):
+def test_record_and_files(tmp_path, capsys, drop):
   images, labels = write_set(tmp_path / 'mine.npz')
-  flags = [f'--drop={drop}'] if drop else []
-  result = run(
-    f'--dataset={tmp_path}/mine.npz', f'--workdir={tmp_path}/out', *flags
+  record = run(
+    capsys,
+    dataset=f'{tmp_path}/mine.npz',
+    workdir=f'{tmp_path}/out',
+    drop=drop,
   )
-  assert result.returncode == 0, result.stderr
-  record = json.loads(result.stdout.splitlines()[-1])
   dropped = record['dropped']
   assert dropped == {None: [], 'conflicts': [3, 7], '3,9': [3, 9]}.get(
     drop, dropped
@@ -81,57 +81,51 @@ def test_record_and_files(tmp_path, drop):
     np.testing.assert_array_equal(arrays['kept'], kept)
 
 
-def test_random_labels_change_the_distances(tmp_path):
+def test_random_labels_change_the_distances(tmp_path, capsys):
   write_set(tmp_path / 'mine.npz')
-  minima = []
-  for flags in (['--drop=3'], ['--drop=3', '--random_labels', '--seed=1']):
-    result = run(
-      f'--dataset={tmp_path}/mine.npz', f'--workdir={tmp_path}/out', *flags
+  records = [
+    run(
+      capsys,
+      dataset=f'{tmp_path}/mine.npz',
+      workdir=f'{tmp_path}/out',
+      random_labels=random,
     )
-    record = json.loads(result.stdout.splitlines()[-1])
-    minima.append(record['train_train_mean'])
-  assert minima[0] != minima[1]
+    for random in (False, True)
+  ]
+  assert records[0]['train_train_mean'] != records[1]['train_train_mean']
 
 
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('values', 'message'),
   [
-    (['--drop=closest:0'], 'expected conflicts, closest:N'),
-    (['--drop=many'], 'expected conflicts, closest:N'),
-    (['--drop=40'], 'indices go from 0 to 39'),
-    (['--drop=' + ','.join(map(str, range(40)))], 'leaves no training'),
-    (['--norm=l3'], 'norm'),
-    (['--dataset=nowhere.npz'], 'no such file'),
-    (['--dataset=EMPTY'], 'train_images'),
-    (['--dataset=UNEQUAL'], 'labels'),
+    ({'drop': 'closest:0'}, 'expected conflicts, closest:N'),
+    ({'drop': 'many'}, 'expected conflicts, closest:N'),
+    ({'drop': '40'}, 'indices go from 0 to 39'),
+    ({'drop': ','.join(map(str, range(40)))}, 'leaves no training'),
+    ({'dataset': 'nowhere.npz'}, 'no such file'),
+    ({'dataset': 'no_keys.npz'}, 'train_images'),
+    ({'dataset': 'unequal.npz'}, 'labels'),
   ],
 )
-def test_damaged_or_odd_input_is_one_line(tmp_path, flags, message):
+def test_damaged_or_odd_input_is_named(
+  tmp_path, capsys, monkeypatch, values, message
+):
+  monkeypatch.chdir(tmp_path)
   images, labels = write_set(tmp_path / 'mine.npz')
-  np.savez(tmp_path / 'EMPTY.npz', other=images)
+  np.savez('no_keys.npz', other=images)
   np.savez(
-    tmp_path / 'UNEQUAL.npz',
+    'unequal.npz',
     train_images=images,
     train_labels=labels[:-1],
     test_images=images,
     test_labels=labels,
   )
-  flags = [
-    flag.replace('EMPTY', f'{tmp_path}/EMPTY.npz').replace(
-      'UNEQUAL', f'{tmp_path}/UNEQUAL.npz'
-    )
-    for flag in flags
-  ]
-  result = run(
-    f'--dataset={tmp_path}/mine.npz', f'--workdir={tmp_path}/out', *flags
-  )
-  assert result.returncode == 1
-  errors = [x for x in result.stderr.splitlines() if x.startswith('error:')]
-  assert len(errors) == 1
-  assert message in errors[0]
+  with pytest.raises((ValueError, OSError), match=message) as error:
+    run(capsys, **{'dataset': 'mine.npz', 'workdir': 'out', **values})
+  assert '\n' not in str(error.value)
 
 
-def test_one_class_has_no_minimum(tmp_path):
+def test_one_class_has_no_minimum(tmp_path, capsys):
   images = np.zeros((4, 2, 2, 1), np.uint8)
   labels = np.zeros(4, np.int32)
   np.savez(
@@ -141,9 +135,9 @@ def test_one_class_has_no_minimum(tmp_path):
     test_images=images,
     test_labels=labels,
   )
-  result = run(f'--dataset={tmp_path}/mine.npz', f'--workdir={tmp_path}/out')
-  assert result.returncode == 0, result.stderr
-  record = json.loads(result.stdout.splitlines()[-1])
+  record = run(
+    capsys, dataset=f'{tmp_path}/mine.npz', workdir=f'{tmp_path}/out'
+  )
   assert record['train_train_min'] is None
   assert record['train_train_without_opponent'] == 4
 
