@@ -47,13 +47,14 @@ def _histograms(found, record):
       xlim=(0, top),
     )
     axes.xaxis.label.set_size(8)
-    axes.legend(
-      frameon=False,
-      loc='upper center',
-      bbox_to_anchor=(0.5, -0.22),
-      ncols=2,
-      fontsize=8,
-    )
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(
+        frameon=False,
+        loc='upper center',
+        bbox_to_anchor=(0.5, -0.22),
+        ncols=2,
+        fontsize=8,
+      )
     axes.spines[['top', 'right']].set_visible(False)
   return figure
 
