@@ -9,8 +9,8 @@ folder: `separation_<dataset>.json` (what is printed last), `separation.npz`
 (all distances and indices), `histogram`, `closest_pairs` and `class_matrix`
 as PNG and PDF. An interrupted run goes on where it was.
 
-On two busy cores of an AMD EPYC (Zen 3): MNIST 76 s, CIFAR-10 168 s, figures and
-class matrix included (both searches: 44 s and 41 s).
+On two busy cores of an AMD EPYC (Zen 3): MNIST 76 s, CIFAR-10 168 s, with
+figures and class matrix (the two searches: 44 s and 41 s).
 """
 
 import pathlib
