@@ -5,6 +5,8 @@ import io
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from experiments import common
 
 HEADINGS = {
@@ -27,6 +29,9 @@ HEADINGS = {
   'certified_train': 'distance classifier, certified train',
   'certified_test': 'distance classifier, certified test',
 }
+# Inches of the picture: labels, a column and the space between two, a row,
+# and what a panel needs above and below.
+_LEFT, _COLUMN, _APART, _ROW, _ABOVE, _BELOW = 1.7, 1.7, 0.25, 0.27, 0.45, 0.7
 _DIGITS = {'epsilon': 3, 'train_train_min': 3, 'test_train_min': 3}
 
 
@@ -150,32 +155,34 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   panels = filled(record)
   if not panels:
     return
-  width = max(len(columns(panel)) for panel in panels)
-  heights = [len(panel['rows']) + 2.5 for panel in panels]
-  figure = matplotlib.figure.Figure(
-    (2 + 1.75 * width, 0.3 * sum(heights)), layout='constrained'
-  )
-  grid = figure.subplots(
-    len(panels), width, squeeze=False, height_ratios=heights
-  )
-  for panel, axes in zip(panels, grid, strict=True):
-    names = columns(panel)
-    for name, ax in zip(names, axes, strict=False):
-      _strip(ax, panel, name, first=name == names[0])
-    for ax in axes[len(names) :]:
-      ax.set_axis_off()
-    axes[0].set_title(_title(panel), loc='left', fontweight='bold')
-  handles, labels = grid[0][0].get_legend_handles_labels()
+  count = max(len(columns(panel)) for panel in panels)
+  heights = [_ROW * len(panel['rows']) for panel in panels]
+  width = _LEFT + _COLUMN * count
+  height = sum(heights) + (_ABOVE + _BELOW) * len(panels)
+  figure = matplotlib.figure.Figure((width, height))
+  top = height
+  for panel, tall in zip(panels, heights, strict=True):
+    bottom = top - _ABOVE - tall
+    for index, name in enumerate(columns(panel)):
+      left = _LEFT + _COLUMN * index
+      size = (left, bottom, _COLUMN - _APART, tall)
+      ax = figure.add_axes(size / np.array([width, height] * 2))
+      _strip(ax, panel, name, first=index == 0)
+      if index == 0:
+        ax.set_title(_title(panel), loc='left', fontweight='bold')
+    top = bottom - _BELOW
+  handles, labels = figure.axes[0].get_legend_handles_labels()
   if len(labels) > 1:
-    figure.legend(handles, labels, loc='outside lower center', ncols=2)
+    figure.legend(handles, labels, loc='upper right', ncols=2, frameon=False)
   for suffix, metadata in (('.png', {}), ('.pdf', {'CreationDate': None})):
     figure.savefig(
-      path.with_name(path.name + suffix), dpi=150, metadata=metadata
+      path.with_name(path.name + suffix), dpi=120, metadata=metadata
     )
-    figure.set_layout_engine('none')  # what it computed for the first stays
 
 
 def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
+  import matplotlib.ticker
+
   rows = list(panel['rows'].values())
   cells = [row['columns'].get(column) for row in rows]
   theirs = [
@@ -192,11 +199,14 @@ def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
   ax.errorbar(x, y, xerr=spread, fmt='o', ms=4, color='C0', label='ours')
   if 'lipschitz' in column:
     ax.set_xscale('log')
-    ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=9)
+    ax.xaxis.get_major_locator().set_params(subs=(1, 3), numticks=5)
     ax.xaxis.set_major_formatter('{x:g}')
-    ax.xaxis.set_minor_formatter('')
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+  else:
+    ax.xaxis.get_major_locator().set_params(nbins=3)
   ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=_broken(HEADINGS[column]))
   ax.set_yticks(range(len(rows)), [r['label'] for r in rows] if first else [])
+  ax.tick_params(axis='x', labelsize='small')
   ax.grid(axis='y', color='0.9')
   ax.spines[['top', 'right']].set_visible(False)
 
