@@ -127,6 +127,8 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   try:
     _start_jax()
     main()
+    if COORDINATOR.value:
+      jax.distributed.shutdown()  # waits for the others
   except (ValueError, OSError) as error:
     fail(error)
   except KeyboardInterrupt:

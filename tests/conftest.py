@@ -1,4 +1,8 @@
-"""A strict session: two CPU devices, no silent broadcasting."""
+"""A strict session: two CPU devices, no silent broadcasting.
+
+Programs are compiled without XLA's slow optimisations, which halves the time
+of the suite: it compiles hundreds of programs and runs each for a moment.
+"""
 
 import os
 import pathlib
@@ -6,6 +10,13 @@ import pathlib
 import jax
 import pytest
 
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+  ]
+)
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

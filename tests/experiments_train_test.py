@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import numpy as np
 import pytest
 import scripts
@@ -23,6 +24,7 @@ def settings(folder, *others):
     '--method=natural',
     '--epochs=8',
     '--learning_rate=0.03',
+    '--milestones=1000',
     '--batch_size=30',
     '--curve_examples=0',
     *others,
@@ -42,7 +44,8 @@ def last_json(finished):
 
 def test_train_resume_evaluate(tmp_path):
   work = tmp_path / 'run'
-  record = last_json(train(tmp_path, f'--workdir={work}', '--holdout=15'))
+  flags = [f'--workdir={work}', '--holdout=15', '--epochs=30']
+  record = last_json(train(tmp_path, *flags))
   assert set(FIELDS) <= set(record)
   assert record == json.loads((work / 'result.json').read_text())
   assert record['test_acc'] > 90
@@ -54,12 +57,12 @@ def test_train_resume_evaluate(tmp_path):
     for line in (work / 'metrics.jsonl').read_text().split('\n')
     if line
   ]
-  assert [line['epoch'] for line in curve] == list(range(1, 9))
-  again = train(tmp_path, f'--workdir={work}', '--holdout=15')
+  assert [line['epoch'] for line in curve] == list(range(1, 31))
+  again = train(tmp_path, *flags)
   assert last_json(again) == record
   assert 'training' not in again.err
 
-  refused = train(tmp_path, f'--workdir={work}', '--holdout=10')
+  refused = train(tmp_path, *flags, '--holdout=10')
   assert refused.code == 1
   assert 'holdout=15' in refused.err and 'holdout=10' in refused.err
 
@@ -86,15 +89,6 @@ def parameters(work):
     return store.restore(store.numbers()[-1])['state']
 
 
-def assert_same(one, two):
-  assert one.keys() == two.keys()
-  for name in one:
-    if isinstance(one[name], dict):
-      assert_same(one[name], two[name])
-    else:
-      np.testing.assert_array_equal(one[name], two[name])
-
-
 def test_killed_twenty_times_is_never_stopped(tmp_path):
   often = ('--checkpoint_seconds=0', '--epochs=40')
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -108,7 +102,7 @@ def test_killed_twenty_times_is_never_stopped(tmp_path):
   assert kills >= 5
   resumed = train(tmp_path, f'--workdir={broken}', *often)
   last_json(resumed)
-  assert_same(parameters(whole), parameters(broken))
+  chex.assert_trees_all_equal(parameters(whole), parameters(broken))
   lines = (broken / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(1, 41))
 
@@ -131,7 +125,9 @@ def test_several_runs_at_once_have_folders_of_their_own(tmp_path):
 def test_streaming_is_the_same_training(tmp_path):
   for name, flag in (('a', '--stream'), ('b', '--nostream')):
     last_json(train(tmp_path, f'--workdir={tmp_path / name}', flag))
-  assert_same(parameters(tmp_path / 'a'), parameters(tmp_path / 'b'))
+  chex.assert_trees_all_equal(
+    parameters(tmp_path / 'a'), parameters(tmp_path / 'b')
+  )
 
 
 def test_two_processes_are_one(tmp_path):
