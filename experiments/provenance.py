@@ -13,9 +13,11 @@ from experiments import common
 
 
 def command() -> str:
-  """How this script was started, without the folder that it lies in."""
+  """How this script was started, without the folders of this machine."""
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
-  return shlex.join(['python', '-m', f'experiments.{script}', *sys.argv[1:]])
+  local = ('--data_dir=', '--workdir=')
+  flags = [flag for flag in sys.argv[1:] if not flag.startswith(local)]
+  return shlex.join(['python', '-m', f'experiments.{script}', *flags])
 
 
 def commit() -> str | None:
