@@ -104,7 +104,8 @@ def _notes(panel: dict[str, Any]) -> list[str]:
 def _grid(panel: dict[str, Any]) -> list[list[str]]:
   names = columns(panel)
   beside = {name: _published(panel, name) for name in names}
-  rows = [['method', *(HEADINGS[name] for name in names)]]
+  first = 'method' if panel['arch'] else 'data set'
+  rows = [[first, *(HEADINGS[name] for name in names)]]
   for row in panel['rows'].values():
     cells = row['columns']
     rows.append(

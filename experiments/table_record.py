@@ -189,7 +189,11 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
       f'{root} has no separation_<dataset>.json; run python -m '
       f'experiments.separation --dataset=NAME --workdir={root}'
     )
-  return plain_panel(rows, seconds=seconds, notes=[])
+  note = (
+    'Smallest distance between two classes among the images at hand; a part '
+    'of a data set can only be farther apart.'
+  )
+  return plain_panel(rows, seconds=seconds, notes=[note])
 
 
 def table(
