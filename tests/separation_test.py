@@ -214,3 +214,11 @@ def test_bad_settings_are_named():
     separation.closest_pairs(IMAGES, LABELS, k=0)
   with pytest.raises(ValueError, match='labels must be in 0 to 1'):
     separation.class_matrix(IMAGES, LABELS, num_classes=2)
+
+
+def test_l2_ties_do_not_depend_on_the_order_of_summation():
+  rng = np.random.default_rng(0)
+  values = rng.uniform(size=30).astype(np.float32)
+  refs = np.stack([rng.permutation(values) for _ in range(50)])
+  found = separation.nearest(np.zeros((1, 30), np.float32), refs, norm='l2')
+  np.testing.assert_array_equal(found.indices, [0])

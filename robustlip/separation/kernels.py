@@ -116,6 +116,9 @@ def exact_gaps(
     else:  # float64, which few devices have
       apart = differences(inputs[rows[part]], refs[cols[part]])
       gaps[part] = np.square(apart, dtype=np.float64).sum(axis=1)
+  if norm == 'l2' and inputs.dtype != np.uint8:
+    # Equal sums added in another order differ: ties are of float32 distances.
+    gaps = np.square(np.sqrt(gaps).astype(np.float32), dtype=np.float64)
   return gaps
 
 
