@@ -37,6 +37,7 @@ def train(
   """
   for config in configs:
     measure.network(config, dataset)  # raises before anything is written
+    training_split(config, dataset)
   with contextlib.ExitStack() as stack:
     folders = [
       stack.enter_context(Folder(path, config))

@@ -20,7 +20,10 @@ class Store:
   def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
     self.folder = pathlib.Path(folder).absolute()
     self._options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, cleanup_tmp_directories=True
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      # Written by a thread that a process which ends early outruns.
+      save_root_metadata=False,
     )
     self._manager = self._open()
 
