@@ -92,20 +92,14 @@ def subset(split: Split, count: int, seed: int = 0) -> Split:
   return Split(split.images[chosen], split.labels[chosen])
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, count: int) -> tuple[Split, Split]:
   """(the rest, `count` examples drawn without replacement); 0 is no split.
 
-  Raises:
-    ValueError: if nothing would be left to train on.
+  The draw is the same for every run, since runs that train together share it.
   """
   if count == 0:
     return split, split
-  total = len(split.labels)
-  if count >= total:
-    raise ValueError(
-      f'--holdout={count} leaves none of the {total} training examples'
-    )
-  order = np.random.default_rng([seed, 1]).permutation(total)
+  order = np.random.default_rng([0, 1]).permutation(len(split.labels))
   held, rest = np.sort(order[:count]), np.sort(order[count:])
   return (
     Split(split.images[rest], split.labels[rest]),

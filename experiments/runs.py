@@ -36,8 +36,7 @@ def train(
     ValueError: if a folder has other settings, or training cannot go on.
   """
   for config in configs:
-    measure.network(config, dataset)  # raises before anything is written
-    training_split(config, dataset)
+    _check(config, dataset)
   with contextlib.ExitStack() as stack:
     folders = [
       stack.enter_context(Folder(path, config))
@@ -46,6 +45,16 @@ def train(
     for group in _groups(folders):
       _train_together(group, dataset)
     return [common.read_json(folder.result) for folder in folders]
+
+
+def _check(config: Config, dataset: Dataset) -> None:
+  """Raises what can be raised before anything is written."""
+  measure.network(config, dataset)
+  total = len(dataset.train.labels)
+  if config.holdout >= total:
+    raise ValueError(
+      f'--holdout={config.holdout} leaves none of the {total} training examples'
+    )
 
 
 def _groups(folders: list[Folder]) -> list[list[Folder]]:
@@ -66,7 +75,7 @@ def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
     split = Split(
       *(np.concatenate(pair) for pair in zip(split, dataset.test, strict=True))
     )
-  return measure.hold_out(split, config.holdout, config.seed)
+  return measure.hold_out(split, config.holdout)
 
 
 def _train_together(folders: list[Folder], dataset: Dataset) -> None:
