@@ -1,9 +1,9 @@
 """What the scripts share: flags, one-line errors, the JSON record.
 
 Every script is `common.run(main)`. A `ValueError` or `OSError` that reaches
-the top is bad input: it is printed as one line and the exit code is 1
-(`--verbosity=1` shows where it was raised). Anything else is a bug and keeps
-its traceback.
+the top is bad input, a `JaxRuntimeError` a device that cannot go on: either is
+printed as one line and the exit code is 1 (`--verbosity=1` shows where it was
+raised). Anything else is a bug and keeps its traceback.
 """
 
 import json
@@ -129,8 +129,8 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
     main()
     if COORDINATOR.value:
       jax.distributed.shutdown()  # waits for the others
-  except (ValueError, OSError) as error:
-    fail(error)
+  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+    fail(error)  # JAX's own: out of memory, or another process ended
   except KeyboardInterrupt:
     fail('interrupted; the same command goes on from the last checkpoint')
 

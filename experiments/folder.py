@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from experiments import common
 from experiments.config import Config
@@ -33,11 +34,12 @@ class Folder:
 
   def __enter__(self) -> 'Folder':
     """Locks the folder and writes or compares the settings."""
-    self.path.mkdir(parents=True, exist_ok=True)
     with self._stack:
       if jax.process_index() == 0:
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         self._claim()
+      multihost_utils.sync_global_devices(f'{self.path} is claimed')
       self.newest, self.best = (
         self._stack.enter_context(checkpoints.Store(self.path / name))
         for name in ('checkpoints', 'best')

@@ -9,8 +9,10 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 from experiments import common, fit, measure, plots
 from experiments.config import Config
@@ -44,6 +46,7 @@ def train(
     ]
     for group in _groups(folders):
       _train_together(group, dataset)
+    multihost_utils.sync_global_devices('every result is written')
     return [common.read_json(folder.result) for folder in folders]
 
 
@@ -114,5 +117,6 @@ def _train_together(folders: list[Folder], dataset: Dataset) -> None:
     )
     record['train_seconds'] = float(progress.seconds)
     record['seconds'] = record['train_seconds'] + time.monotonic() - began
-    plots.curves(folder.read_metrics(), folder.path / 'curves')
-    common.write_json(record, folder.result)
+    if jax.process_index() == 0:
+      plots.curves(folder.read_metrics(), folder.path / 'curves')
+      common.write_json(record, folder.result)

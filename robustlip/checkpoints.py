@@ -2,10 +2,12 @@
 
 A store keeps the newest few trees of NumPy arrays in one folder. A checkpoint
 that cannot be read is moved aside, so that the one before it is the newest.
+Of several processes the first writes, and all read.
 """
 
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,30 +16,39 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 
+KEPT = 3  # checkpoints, the last of them perhaps still being written
+
+
 class Store:
-  """Numbered checkpoints in `folder`, the newest `keep` of them."""
+  """Numbered checkpoints in `folder`, the newest `KEPT` of them."""
 
-  def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+  def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder).absolute()
-    self._options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      cleanup_tmp_directories=True,
-      # Written by a thread that a process which ends early outruns.
-      save_root_metadata=False,
+    self.folder.mkdir(parents=True, exist_ok=True)
+    process = jax.process_index()
+    self._writes = process == 0
+    # Every process is the primary one of its own group: none waits for another.
+    self._orbax = ocp.StandardCheckpointer(
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f'process{process}',
+      )
     )
-    self._manager = self._open()
-
-  def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(self.folder, options=self._options)
 
   def save(self, number: int, tree: Any) -> None:
     """Starts to write `tree`, copied to the host first, as `number`."""
-    tree = jax.tree.map(np.asarray, tree)
-    self._manager.save(number, args=ocp.args.StandardSave(tree), force=True)
+    if not self._writes:
+      return
+    self._orbax.wait_until_finished()
+    self._clean()
+    path = self.folder / str(number)
+    self._orbax.save(path, jax.tree.map(np.asarray, tree), force=True)
 
   def numbers(self) -> list[int]:
     """What there is, oldest first."""
-    return sorted(self._manager.all_steps())
+    names = (path.name for path in self.folder.iterdir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def restore(self, number: int, like: Any = None) -> Any | None:
     """The tree saved as `number`, or None if it cannot be read.
@@ -48,7 +59,7 @@ class Store:
     """
     like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     try:
-      tree = self._manager.restore(number, args=ocp.args.StandardRestore(like))
+      tree = self._orbax.restore(self.folder / str(number), like)
     except Exception as error:  # Orbax raises whatever its readers raise
       self._set_aside(number, error)
       return None
@@ -56,9 +67,9 @@ class Store:
 
   def _set_aside(self, number: int, error: Exception) -> None:
     damaged = self.folder / f'damaged-{number}'
-    self._manager.close()
-    os.replace(self.folder / str(number), damaged)
-    self._manager = self._open()
+    if self._writes:
+      shutil.rmtree(damaged, ignore_errors=True)
+      os.replace(self.folder / str(number), damaged)
     logging.warning(
       'Checkpoint %d cannot be read (%s); moved to %s, the one before is used.',
       number,
@@ -66,13 +77,20 @@ class Store:
       damaged,
     )
 
+  def _clean(self) -> None:
+    """Removes what is old and what a killed process left half written."""
+    for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(path)
+    for number in self.numbers()[: 1 - KEPT]:
+      shutil.rmtree(self.folder / str(number))
+
   def __enter__(self) -> 'Store':
     """The store itself."""
     return self
 
   def __exit__(self, *exc) -> None:
     """Waits until everything is written."""
-    self._manager.close()
+    self._orbax.close()
 
 
 def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:
@@ -81,10 +99,9 @@ def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:
   Stores of runs that train together differ by one checkpoint at most, if the
   process was killed between two saves.
   """
-  while True:
-    common = set.intersection(*(set(store.numbers()) for store in stores))
-    if not common:
-      return None
-    trees = [store.restore(max(common), like) for store in stores]
+  common = set.intersection(*(set(store.numbers()) for store in stores))
+  for number in sorted(common, reverse=True):
+    trees = [store.restore(number, like) for store in stores]
     if all(tree is not None for tree in trees):
-      return max(common), trees
+      return number, trees
+  return None

@@ -24,12 +24,15 @@ def damage(folder, number):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_the_newest_two_are_kept(tmp_path):
-  saved(tmp_path, 1, 2, 3)
+def test_the_newest_three_are_kept(tmp_path):
+  left_by_a_kill = tmp_path / '2.orbax-checkpoint-tmp'
+  left_by_a_kill.mkdir()
+  saved(tmp_path, 1, 2, 3, 4)
+  assert not left_by_a_kill.exists()
   with checkpoints.Store(tmp_path) as store:
-    assert store.numbers() == [2, 3]
-    tree = store.restore(3, TREE)
-    np.testing.assert_array_equal(tree['a'], TREE['a'] + 3)
+    assert store.numbers() == [2, 3, 4]
+    tree = store.restore(4, TREE)
+    np.testing.assert_array_equal(tree['a'], TREE['a'] + 4)
     np.testing.assert_array_equal(
       tree['state'][0].mu['w'], TREE['state'][0].mu['w']
     )
@@ -63,5 +66,14 @@ def test_stores_agree_on_the_newest_they_share(tmp_path):
     checkpoints.Store(tmp_path / 'two') as two,
   ):
     assert checkpoints.newest_common([one, two], TREE)[0] == 1
-    three = checkpoints.Store(tmp_path / 'three')
-    assert checkpoints.newest_common([one, three], TREE) is None
+    with checkpoints.Store(tmp_path / 'three') as three:
+      assert checkpoints.newest_common([one, three], TREE) is None
+
+
+def test_reading_leaves_a_save_under_way_alone(tmp_path):
+  saved(tmp_path, 1)
+  written = tmp_path / '2.orbax-checkpoint-tmp'
+  written.mkdir()
+  with checkpoints.Store(tmp_path) as store:
+    assert store.numbers() == [1]
+  assert written.exists()

@@ -158,6 +158,7 @@ def test_two_processes_are_one(tmp_path):
     thread.start()
   for thread in threads:
     thread.join()
+  assert [finished.code for finished in results] == [0, 0], results
   records = [last_json(finished) for finished in results]
   assert records[0]['test_acc'] == records[1]['test_acc']
   one, two = parameters(tmp_path / 'one'), parameters(tmp_path / 'two')
