@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-
 KEPT = 3  # checkpoints, the last of them perhaps still being written
 
 

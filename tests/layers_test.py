@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from robustlip.models import layers
+from robustlip.models import convolution, layers
 from robustlip.types import DEVICES
 
 KEY = jax.random.key(0)
@@ -19,6 +19,8 @@ CONVOLUTIONS = [  # size, strides, padding, channels
   (3, 2, 1, 4),
   (1, 2, 0, 4),
   (5, 2, 2, 3),
+  (3, 1, 0, 16),  # from here on by minimal filtering
+  (3, 1, 1, 24),
 ]
 
 
@@ -27,7 +29,7 @@ def case(size, strides, padding, channels):
   pads = ((padding, padding),) * 2
 
   def ours(inputs, kernel):
-    return layers.convolve(inputs, kernel, strides=strides, padding=pads)
+    return convolution.convolve(inputs, kernel, strides=strides, padding=pads)
 
   def expected(inputs, kernel):
     return lax.conv_general_dilated(
@@ -75,6 +77,45 @@ def test_convolution_and_its_derivatives(setting):
       atol=2e-4,
       rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize('height', range(3, 12))
+def test_minimal_filtering_of_any_height(height):
+  rng = np.random.default_rng(height)
+  inputs = rng.normal(size=(2, height, 5, 16)).astype(np.float32)
+  kernel = rng.normal(size=(3, 3, 16, 8)).astype(np.float32)
+  expected = sum(
+    np.einsum('bhwc,cd->bhwd', inputs[:, i : height - 2 + i, j : j + 3], matrix)
+    for i, row in enumerate(kernel.astype(np.float64))
+    for j, matrix in enumerate(row)
+  )
+  actual = convolution.minimal_filtering(inputs, jnp.asarray(kernel))
+  np.testing.assert_allclose(actual, expected, atol=2e-4)
+
+
+def test_minimal_filtering_rounds_little_more_than_a_sum():
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(4, 34, 34, 64))
+  kernel = rng.normal(size=(3, 3, 64, 64)) / 24
+
+  def direct(inputs, kernel):
+    return lax.conv_general_dilated(
+      inputs,
+      kernel,
+      (1, 1),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  with jax.enable_x64(True):
+    exact = np.asarray(direct(jnp.asarray(inputs), jnp.asarray(kernel)))
+  single = jnp.asarray(inputs, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+  def error(convolve):
+    return np.sqrt(np.mean((np.asarray(convolve(*single)) - exact) ** 2))
+
+  assert error(convolution.minimal_filtering) < 3 * error(direct)
+  assert error(convolution.minimal_filtering) < 2e-6
 
 
 @pytest.mark.parametrize(

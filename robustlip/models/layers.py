@@ -1,4 +1,4 @@
-"""What the networks share; convolution as each backend runs it fastest.
+"""What the networks share.
 
 Images and features are [B, H, W, C]. Parameters are float32 and have the names
 and shapes of `flax.linen.Conv` on every backend; `dtype` is what is computed
@@ -6,7 +6,7 @@ in.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import chex
 import jax
@@ -14,14 +14,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from robustlip.models.convolution import Padding, convolve
 from robustlip.types import DEVICES
 
-Padding = Sequence[tuple[int, int]]  # before and after, for height and width
 Initializer = Callable[..., chex.Array]
 
 VALID = ((0, 0), (0, 0))
-
-_TALL = 16  # rows above which two more of them cost less than wide patches
 
 
 def devices_axis() -> str | None:
@@ -91,69 +89,6 @@ def _check_size(inputs, kernel_size, padding) -> None:
       )
 
 
-def convolve(
-  inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
-) -> chex.Array:
-  """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D].
-
-  One formulation for each backend, the same numbers up to rounding. XLA's own
-  convolution is slow on the CPU, its gradients more so, and loops make it
-  worse; matrix products are fast there.
-  """
-  if jax.default_backend() != 'cpu':
-    return lax.conv_general_dilated(
-      inputs,
-      kernel,
-      (strides, strides),
-      padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-  tall = padded.shape[1] >= _TALL
-  if strides == 1 and tall and min(kernel.shape) >= 2:
-    return _gather_and_add(padded, kernel)
-  return _gather(padded, kernel, strides)
-
-
-def _gather(padded, kernel, strides):
-  """Patches times the kernel: the least arithmetic, the most memory."""
-  height, width = kernel.shape[:2]
-  rows = (padded.shape[1] - height) // strides * strides + 1
-  columns = (padded.shape[2] - width) // strides * strides + 1
-  patches = [
-    padded[:, top : top + rows : strides, left : left + columns : strides]
-    for top in range(height)
-    for left in range(width)
-  ]
-  return _product(
-    jnp.concatenate(patches, axis=-1), kernel.reshape(-1, kernel.shape[-1])
-  )
-
-
-def _gather_and_add(padded, kernel):
-  """Columns gathered before the product, rows added up after it.
-
-  Both intermediate arrays have 3 times the size of the features for a 3x3
-  kernel, where patches have 9 times, and so have both of the gradient: its
-  transpose does the same in the other order.
-  """
-  height, width, channels, features = kernel.shape
-  rows, columns = padded.shape[1] - height + 1, padded.shape[2] - width + 1
-  shifted = [padded[:, :, left : left + columns] for left in range(width)]
-  products = _product(
-    jnp.concatenate(shifted, axis=-1),
-    kernel.transpose(1, 2, 0, 3).reshape(width * channels, height * features),
-  )
-  parts = lax.split(products, [features] * height, axis=3)
-  return sum(part[:, top : top + rows] for top, part in enumerate(parts))
-
-
-def _product(features, matrix):
-  """[B, H, W, C] times [C, D], as one matrix product."""
-  flat = features.reshape(-1, features.shape[-1]) @ matrix
-  return flat.reshape(*features.shape[:-1], matrix.shape[-1])
-
-
 def dense(
   inputs: chex.Array,
   features: int,
@@ -200,17 +135,37 @@ def max_pool(
   The gradient goes to the first maximum of a window in reading order, as in
   PyTorch: MNIST's flat background is nothing but ties.
   """
+  if size == strides and not padding:
+    views = _disjoint_views(inputs, size)
+  else:
+    views = _overlapping_views(inputs, size, strides, padding)
+  best = views[0]
+  for other in views[1:]:
+    best = jnp.where(other > best, other, best)
+  return best
+
+
+def _disjoint_views(inputs, size):
+  """The elements of each window; the gradient only joins what is split here."""
+  height, width = (length // size for length in inputs.shape[1:3])
+  cut = inputs[:, : height * size, : width * size]
+  rows = cut.reshape(len(cut), height, size, width * size, -1)
+  views = []
+  for row in lax.split(rows, [1] * size, axis=2):
+    columns = row.reshape(len(cut), height, width, size, -1)
+    views += lax.split(columns, [1] * size, axis=3)
+  return [view.squeeze(3) for view in views]
+
+
+def _overlapping_views(inputs, size, strides, padding):
   pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   padded = jnp.pad(inputs, pads, constant_values=-jnp.inf)
   height, width = (
     (length - size) // strides + 1 for length in padded.shape[1:3]
   )
   rows, columns = (height - 1) * strides + 1, (width - 1) * strides + 1
-  best = None
-  for top in range(size):
-    for left in range(size):
-      other = padded[
-        :, top : top + rows : strides, left : left + columns : strides
-      ]
-      best = other if best is None else jnp.where(other > best, other, best)
-  return best
+  return [
+    padded[:, top : top + rows : strides, left : left + columns : strides]
+    for top in range(size)
+    for left in range(size)
+  ]
