@@ -12,7 +12,6 @@ ours to theirs. `--peers` needs the extra `bench`.
 On two cores a suite takes 1 to 10 minutes.
 """
 
-import functools
 import importlib
 import pathlib
 import resource
@@ -45,7 +44,8 @@ ARCH = flags.DEFINE_list(
 BATCH_SIZE = flags.DEFINE_integer(
   'batch_size',
   None,
-  'Examples to a step. Default: 64; 32 to train a wide residual network.',
+  'Examples to a step. Default: 64; 32 to train a wide residual network; what '
+  'fits the memory for our attack and lipschitz.',
   lower_bound=1,
 )
 COMPILE_PEER = flags.DEFINE_bool(
@@ -54,7 +54,7 @@ COMPILE_PEER = flags.DEFINE_bool(
   'Train with torch.compile as well; it takes minutes to compile.',
 )
 NUM_IMAGES = flags.DEFINE_integer(
-  'num_images', 256, 'Images that attack and lipschitz cover.', lower_bound=1
+  'num_images', 1000, 'Images that attack and lipschitz cover.', lower_bound=1
 )
 REPEATS = flags.DEFINE_integer(
   'repeats', 5, 'Turns of every candidate.', lower_bound=1
@@ -74,21 +74,19 @@ def cases() -> list[Case]:
   """
   name = SUITE.value
   suite = importlib.import_module(f'experiments.suites.{SUITES[name]}')
-  build = suite.cases
-  if name in ('train', 'attack', 'lipschitz'):
+  try:
+    if name in ('separation', 'startup'):
+      return suite.cases(PEERS.value)
+    settings = {'batch_size': BATCH_SIZE.value}
+    if name == 'train':
+      settings['compile_peer'] = COMPILE_PEER.value
+    else:
+      settings['num_images'] = NUM_IMAGES.value
     for arch in ARCH.value:
       models.build(arch, 10)
       if arch.startswith('resnet'):
         raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')
-    build = functools.partial(
-      build, archs=tuple(ARCH.value), batch_size=BATCH_SIZE.value
-    )
-  if name == 'train':
-    build = functools.partial(build, compile_peer=COMPILE_PEER.value)
-  if name in ('attack', 'lipschitz'):
-    build = functools.partial(build, num_images=NUM_IMAGES.value)
-  try:
-    return build(PEERS.value)
+    return [suite.case(a, PEERS.value, **settings) for a in ARCH.value]
   except ModuleNotFoundError as error:
     raise ValueError(
       f'{error}: --peers needs `pip install robustlip[bench]`.'

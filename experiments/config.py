@@ -36,6 +36,7 @@ class Config:
   precision: str
   holdout: int
   accumulate: int
+  remat: bool
   train_on: str  # 'train', or 'train+test' for the proof of concept
   eval_examples: int  # of each split measured at the end; 0 for all
 
@@ -46,7 +47,7 @@ class Config:
         f'--batch_size={self.batch_size} does not split into '
         f'--accumulate={self.accumulate} equal parts'
       )
-    models.build(self.arch, 2, dropout_rate=self.dropout)
+    models.build(self.arch, 2, dropout_rate=self.dropout, remat=self.remat)
 
   @property
   def name(self) -> str:

@@ -17,7 +17,8 @@ EVAL_BATCH_SIZE = flags.DEFINE_integer(
   'eval_batch_size',
   None,
   'Examples to a dispatch when measuring; no result depends on it. Default: '
-  '250 on a CPU, 1000 elsewhere.',
+  'as many as have features that fit the memory of the device, or the cache of '
+  'a CPU.',
   lower_bound=1,
 )
 ATTACKS = ('pgd', 'multi_targeted')
@@ -35,6 +36,11 @@ class Attack(NamedTuple):
   num_steps: int = 10
   num_restarts: int = 1
   epsilon: float | None = None  # None: the radius trained with
+
+  @property
+  def copies(self) -> int | None:
+    """Points of an example attacked at once; None is one for each class."""
+    return self.num_restarts if self.name == 'pgd' else None
 
   def maximizer(self, config: Config, num_classes: int):
     """The attack as a function of a network and a batch."""
@@ -64,12 +70,15 @@ def evaluator(
     'text': lipschitz.estimate,
     'reference': reference.lipschitz_estimate,
   }[config.protocol]
-  default = 250 if jax.default_backend() == 'cpu' else 1000
+  module, num_classes = network(config, dataset), len(dataset.class_names)
   return evaluation.Evaluator(
-    network(config, dataset),
-    attack=attack.maximizer(config, len(dataset.class_names)),
+    module,
+    attack=attack.maximizer(config, num_classes),
     ratios=lambda *args: source(*args, epsilon=epsilon).ratios,
-    batch_size=EVAL_BATCH_SIZE.value or default,
+    batch_size=EVAL_BATCH_SIZE.value
+    or evaluation.fitting_batch_size(
+      module, dataset.test.images.shape[1:], copies=attack.copies or num_classes
+    ),
   )
 
 
@@ -80,6 +89,7 @@ def network(config: Config, dataset: Dataset) -> nn.Module:
     len(dataset.class_names),
     dropout_rate=config.dropout,
     dtype=config.precision,
+    remat=config.remat,
   )
 
 

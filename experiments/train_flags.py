@@ -108,6 +108,12 @@ ACCUMULATE = flags.DEFINE_integer(
   'Slices of a batch computed one after the other, to save memory.',
   lower_bound=1,
 )
+REMAT = flags.DEFINE_bool(
+  'remat',
+  False,
+  'Keep no features of a residual block but compute them again for the '
+  'gradient: less memory, a third more time.',
+)
 EVAL_EXAMPLES = flags.DEFINE_integer(
   'eval_examples',
   0,
@@ -185,6 +191,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     precision=PRECISION.value,
     holdout=HOLDOUT.value,
     accumulate=ACCUMULATE.value,
+    remat=REMAT.value,
     train_on='train',
     eval_examples=EVAL_EXAMPLES.value,
   )

@@ -26,6 +26,10 @@ Measure = Callable[[Any, Batch, chex.PRNGKey], chex.Array]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 
+CPU_CACHE_BYTES = 2**25  # what processors of a laptop or a server share
+GRADIENT_OVERHEAD = 8  # times the features: room left for their gradients
+MAX_BATCH_SIZE = 1000  # beyond which no device gains
+
 
 def over_devices(measure: Measure) -> Callable[..., chex.Array]:
   """`measure` on uint8 images, compiled; local devices share a batch."""
@@ -92,6 +96,39 @@ def per_example(
   if processes > 1:
     values = multihost_utils.process_allgather(values, tiled=True)
   return values[: len(indices)]
+
+
+def feature_bytes(module: nn.Module, image_shape: tuple[int, ...]) -> int:
+  """Memory of all that the layers of a network return for one image."""
+
+  def features(key, inputs):
+    variables = module.init(key, inputs)
+    return module.apply(
+      variables, inputs, capture_intermediates=True, mutable='intermediates'
+    )
+
+  shapes = jax.eval_shape(
+    features, jax.random.key(0), jnp.zeros((1, *image_shape))
+  )
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+def fitting_batch_size(
+  module: nn.Module, image_shape: tuple[int, ...], *, copies: int = 1
+) -> int:
+  """Examples whose features fit the memory of this process's devices.
+
+  On a CPU it is the cache that they should fit: what has to be fetched from
+  memory again for every layer takes longer than starting another batch.
+
+  Args:
+    copies: points of each example that are computed at once.
+  """
+  devices = jax.local_devices()
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+  room = limit / GRADIENT_OVERHEAD if limit else CPU_CACHE_BYTES
+  fitting = int(room / (copies * feature_bytes(module, image_shape)))
+  return len(devices) * min(max(fitting, 1), MAX_BATCH_SIZE)
 
 
 class Outcome(NamedTuple):

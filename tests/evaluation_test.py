@@ -1,5 +1,6 @@
 """Evaluation against counting in NumPy, whatever the batch."""
 
+import functools
 from functools import partial
 
 import chex
@@ -39,6 +40,13 @@ def measured(batch_size):
   return evaluator({}, SPLIT, jax.random.key(0))
 
 
+class TwoLayers(nn.Module):
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    hidden = nn.Dense(100)(inputs.reshape(len(inputs), -1))
+    return nn.Dense(2)(hidden)
+
+
 class EvaluationTest(chex.TestCase):
   def test_accuracies_of_a_linear_network_are_exact(self):
     outcome = measured(8)
@@ -50,6 +58,16 @@ class EvaluationTest(chex.TestCase):
     np.testing.assert_array_equal(outcome.correct, correct)
     np.testing.assert_array_equal(outcome.robust, robust)
     assert robust.any() and (correct & ~robust).any() and (~correct).any()
+
+  def test_features_are_counted_and_fitted(self):
+    expected = 4 * (100 + 2 + 2)  # both layers, and what the network returns
+    assert evaluation.feature_bytes(TwoLayers(), (3, 3, 1)) == expected
+    fits = functools.partial(evaluation.fitting_batch_size, TwoLayers())
+    devices = jax.local_device_count()
+    assert fits((3, 3, 1)) == devices * evaluation.MAX_BATCH_SIZE
+    copies = evaluation.CPU_CACHE_BYTES // (7 * expected)
+    assert fits((3, 3, 1), copies=copies) == devices * 7
+    assert fits((3, 3, 1), copies=10**9) == devices
 
   @parameterized.parameters(1, 10, 37, 1000)
   def test_the_batch_size_changes_nothing(self, batch_size):

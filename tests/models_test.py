@@ -92,6 +92,32 @@ def test_wrong_names_are_refused(name, message):
     models.build(name, 10)
 
 
+@pytest.mark.parametrize('name', ['wrn_10_1', 'resnet26'])
+def test_recomputed_blocks_have_the_same_gradients(name):
+  inputs = jax.random.uniform(KEY, (2, 32, 32, 3))
+  whole, recomputed = (models.build(name, 3, remat=r) for r in (False, True))
+  variables = whole.init(KEY, inputs)
+  chex.assert_trees_all_equal_structs(variables, recomputed.init(KEY, inputs))
+
+  def gradients(module):
+    def loss(params):
+      logits, _ = module.apply(
+        dict(variables, params=params),
+        inputs,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return (logits**2).sum()
+
+    return jax.jit(jax.grad(loss))(variables['params'])
+
+  chex.assert_trees_all_close(
+    gradients(whole), gradients(recomputed), rtol=1e-3, atol=1e-4
+  )
+  with pytest.raises(ValueError, match='blocks'):
+    models.build('cnn1', 3, remat=True)
+
+
 def test_wrong_settings_are_refused():
   with pytest.raises(ValueError, match='num_classes'):
     models.build('cnn1', 1)

@@ -1,7 +1,8 @@
 """What `experiments.benchmark` measures: one module for each suite.
 
-A suite is a function `cases(peers)` that returns the cases to time; `peers`
-says whether other libraries take part. `experiments.benchmark` runs the
+A suite is a function `cases(peers)` that returns the cases to time, or
+`case(arch, peers, ...)` where there is one for each network; `peers` says
+whether other libraries take part. `experiments.benchmark` runs the
 candidates of a case in turns and reports work per second and paired ratios.
 """
 

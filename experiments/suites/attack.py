@@ -9,27 +9,19 @@ from experiments.suites import Candidate, Case, problem
 from robustlip import attacks, evaluation, models
 
 
-def cases(
-  peers: bool,
-  *,
-  archs: tuple[str, ...],
-  batch_size: int | None,
-  num_images: int,
-) -> list[Case]:
-  """One case for each network; every image is attacked, right or wrong."""
-  return [_case(arch, batch_size or 64, num_images, peers) for arch in archs]
-
-
-def _case(arch, batch_size, num_images, peers):
+def case(
+  arch: str, peers: bool, *, batch_size: int | None, num_images: int
+) -> Case:
+  """Every image is attacked, right or wrong; peers take 64 at a time."""
   task = problem.make(arch, num_images)
-  candidates = {'robustlip': _ours(task, batch_size)}
+  candidates = {'robustlip': _ours(task, batch_size or task.fitting())}
   if peers:
+    batch_size = batch_size or problem.PEERS_BATCH_SIZE
     candidates['PyTorch'] = _torch(task, batch_size)
     foolbox = _foolbox(task, batch_size)
     if foolbox:
       candidates['foolbox on JAX'] = foolbox
-  name = f'{arch}, {num_images} images'
-  return Case(name, 'images', candidates)
+  return Case(f'{arch}, {num_images} images', 'images', candidates)
 
 
 def _ours(task, batch_size):

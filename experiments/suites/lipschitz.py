@@ -6,18 +6,10 @@ from experiments.suites import Candidate, Case, attack, problem
 from robustlip import evaluation, lipschitz, models
 
 
-def cases(
-  peers: bool,
-  *,
-  archs: tuple[str, ...],
-  batch_size: int | None,
-  num_images: int,
-) -> list[Case]:
-  """One case for each network."""
-  return [_case(arch, batch_size or 64, num_images, peers) for arch in archs]
-
-
-def _case(arch, batch_size, num_images, peers):
+def case(
+  arch: str, peers: bool, *, batch_size: int | None, num_images: int
+) -> Case:
+  """The estimate of every image; peers take 64 at a time."""
   task = problem.make(arch, num_images)
 
   def ratios(variables, batch, keys):
@@ -36,12 +28,12 @@ def _case(arch, batch_size, num_images, peers):
       task.variables,
       task.split,
       jax.random.key(0),
-      batch_size=batch_size,
+      batch_size=batch_size or task.fitting(),
     )
 
   candidates = {'robustlip': Candidate(run, num_images)}
   if peers:
-    candidates['PyTorch'] = _torch(task, batch_size)
+    candidates['PyTorch'] = _torch(task, batch_size or problem.PEERS_BATCH_SIZE)
   return Case(f'{arch}, {num_images} images', 'images', candidates)
 
 

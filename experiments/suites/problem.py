@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustlip import models
+from robustlip import evaluation, models
 from robustlip.datasets import Split
 
 EPSILON = 0.1
 LAM = 2.0
+PEERS_BATCH_SIZE = 64  # when measuring
 
 
 class Problem(NamedTuple):
@@ -21,6 +22,11 @@ class Problem(NamedTuple):
   module: nn.Module
   variables: Any
   split: Split
+
+  def fitting(self) -> int:
+    """The batch that `experiments.evaluate` would take."""
+    shape = self.split.images.shape[1:]
+    return evaluation.fitting_batch_size(self.module, shape)
 
 
 def make(arch: str, num_images: int) -> Problem:

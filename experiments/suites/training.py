@@ -13,26 +13,11 @@ from robustlip.augmentations import AUGMENTATIONS
 STEPS = 4  # to one run of a candidate
 
 
-def cases(
-  peers: bool,
-  *,
-  archs: tuple[str, ...],
-  batch_size: int | None,
-  compile_peer: bool,
-) -> list[Case]:
-  """One case for each network; the batch is 64, or 32 for a wide one."""
-  return [
-    _case(
-      arch,
-      batch_size or (64 if arch.startswith('cnn') else 32),
-      peers,
-      compile_peer,
-    )
-    for arch in archs
-  ]
-
-
-def _case(arch, batch_size, peers, compile_peer):
+def case(
+  arch: str, peers: bool, *, batch_size: int | None, compile_peer: bool
+) -> Case:
+  """The batch is 64, or 32 for a wide residual network, unless given."""
+  batch_size = batch_size or (64 if arch.startswith('cnn') else 32)
   task = problem.make(arch, STEPS * batch_size)
   candidates = {'robustlip': ours(task, batch_size)}
   if peers:

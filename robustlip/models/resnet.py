@@ -54,6 +54,7 @@ class ResNet(nn.Module):
   stage_sizes: Sequence[int]
   dropout_rate: float | None = None  # None: 0
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # keep no features of a block for its gradient
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
@@ -63,9 +64,11 @@ class ResNet(nn.Module):
     )
     features = jax.nn.relu(features)
     features = layers.max_pool(features, size=3, strides=2, padding=1)
+    block = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
     for stage, num_blocks in enumerate(self.stage_sizes):
       for index in range(num_blocks):
-        features = Bottleneck(
+        features = block(
+          name=f'Bottleneck_{sum(self.stage_sizes[:stage]) + index}',
           width=64 * 2**stage,
           strides=2 if stage > 0 and index == 0 else 1,
           is_first=index == 0,

@@ -61,11 +61,13 @@ class WideResNet(nn.Module):
   width: int
   dropout_rate: float | None = None  # None: 0
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # keep no features of a block for its gradient
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
     """Images [B, H, W, C] in [0, 1] -> logits [B, num_classes]."""
     num_blocks = blocks_per_group(self.depth)
+    block = nn.remat(Block, static_argnums=2) if self.remat else Block
     features = layers.Conv(
       16,
       padding=_PAD_ONE,
@@ -75,7 +77,8 @@ class WideResNet(nn.Module):
     )(inputs)
     for group in range(3):
       for index in range(num_blocks):
-        features = Block(
+        features = block(
+          name=f'Block_{group * num_blocks + index}',
           width=16 * 2**group * self.width,
           strides=2 if group > 0 and index == 0 else 1,
           dropout_rate=self.dropout_rate or 0.0,
