@@ -103,9 +103,10 @@ def feature_bytes(module: nn.Module, image_shape: tuple[int, ...]) -> int:
 
   def features(key, inputs):
     variables = module.init(key, inputs)
-    return module.apply(
+    _, state = module.apply(
       variables, inputs, capture_intermediates=True, mutable='intermediates'
     )
+    return state
 
   shapes = jax.eval_shape(
     features, jax.random.key(0), jnp.zeros((1, *image_shape))
