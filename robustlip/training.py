@@ -135,7 +135,17 @@ def initial_state(
       bad_step=jnp.full((), -1, jnp.int32),
     )
 
-  return jax.jit(jax.vmap(init))(settings)
+  return jax.jit(jax.vmap(init), compiler_options=_run_once())(settings)
+
+
+def _run_once() -> dict[str, Any]:
+  """Compiler options for what takes longer to compile than to run."""
+  if jax.default_backend() != 'cpu':
+    return {}
+  return {
+    'xla_backend_optimization_level': 0,
+    'xla_llvm_disable_expensive_passes': True,
+  }
 
 
 def epoch_order(

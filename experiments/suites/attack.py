@@ -30,11 +30,11 @@ def _ours(task, batch_size):
     points = attacks.pgd(logits_fn, batch, keys, epsilon=problem.EPSILON)
     return logits_fn(points).argmax(axis=-1) == batch.labels
 
-  program = evaluation.over_devices(withstands)
+  program, variables = evaluation.over_devices(withstands), task.variables()
   return Candidate(
     lambda: evaluation.per_example(
       program,
-      task.variables,
+      variables,
       task.split,
       jax.random.key(0),
       batch_size=batch_size,
@@ -70,7 +70,7 @@ def _foolbox(task, batch_size):
     import eagerpy
     import foolbox
 
-    network = jax.jit(models.logits_fn(task.module, task.variables))
+    network = jax.jit(models.logits_fn(task.module, task.variables()))
     model = foolbox.models.JAXModel(network, bounds=(0, 1))
     attack = foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=10)
     inputs = jax.numpy.asarray(task.split.images) / np.float32(255)

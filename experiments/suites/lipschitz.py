@@ -20,12 +20,12 @@ def case(
       epsilon=problem.EPSILON,
     ).ratios
 
-  program = evaluation.over_devices(ratios)
+  program, variables = evaluation.over_devices(ratios), task.variables()
 
   def run():
     evaluation.per_example(
       program,
-      task.variables,
+      variables,
       task.split,
       jax.random.key(0),
       batch_size=batch_size or task.fitting(),

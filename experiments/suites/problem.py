@@ -16,12 +16,17 @@ PEERS_BATCH_SIZE = 64  # when measuring
 
 
 class Problem(NamedTuple):
-  """A network with fresh parameters and images of the size made for it."""
+  """A network and images of the size it is made for."""
 
   arch: str
   module: nn.Module
-  variables: Any
   split: Split
+
+  def variables(self) -> Any:
+    """Fresh parameters."""
+    shape = self.split.images.shape[1:]
+    inputs = jnp.zeros((1, *shape))
+    return jax.jit(self.module.init)(jax.random.key(0), inputs)
 
   def fitting(self) -> int:
     """The batch that `experiments.evaluate` would take."""
@@ -36,8 +41,7 @@ def make(arch: str, num_images: int) -> Problem:
   images = generator.integers(0, 256, (num_images, *shape), np.uint8)
   labels = generator.integers(0, 10, num_images).astype(np.int32)
   module = models.build(arch, 10)
-  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *shape)))
-  return Problem(arch, module, variables, Split(images, labels))
+  return Problem(arch, module, Split(images, labels))
 
 
 def to_torch(split: Split):
