@@ -121,6 +121,7 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
       'ratio_of_ours': statistics.median(
         theirs / ours for ours, theirs in zip(times[first], taken, strict=True)
       ),
+      'program_mib': case.candidates[name].memory,
       'seconds': taken,
     }
     for name, taken in times.items()
@@ -130,13 +131,16 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
-  lines = [f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}']
+  header = f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}'
+  lines = [header + f'{"memory":>12}']
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
+      memory = row['program_mib']
       lines.append(
         f'{result["case"]:<32}{row["candidate"]:<20}{rate:>14}'
         f'{row["ratio_of_ours"]:>9.2f}x'
+        + (f'{memory:>8,.0f} MiB' if memory else '')
       )
   return '\n'.join(lines)
 

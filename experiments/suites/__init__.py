@@ -15,6 +15,7 @@ class Candidate(NamedTuple):
 
   run: Callable[[], object]  # does it once and returns when it is done
   work: float  # units of the case that one run does
+  memory: float | None = None  # MiB that its program holds at most, if known
 
 
 class Case(NamedTuple):

@@ -59,14 +59,17 @@ def ours(
   order = order.reshape(steps, devices, -1).swapaxes(0, 1)[:, None]
   images, labels = jax_utils.replicate(tuple(task.split))
   epoch = training.Epoch(images, labels, order)
-  program = training.trainer(recipe)
   states = [jax_utils.replicate(state)]
+  arguments = settings, epoch, 0, steps
+  program = training.trainer(recipe).lower(states[0], *arguments).compile()
+  needs = program.memory_analysis()
+  needed = needs.argument_size_in_bytes + needs.temp_size_in_bytes
 
   def run():
-    states[0] = program(states[0], settings, epoch, 0, steps)
+    states[0] = program(states[0], *arguments)
     jax.block_until_ready(states[0])
 
-  return Candidate(run, steps * batch_size)
+  return Candidate(run, steps * batch_size, needed / 2**20)
 
 
 def _torch(task, batch_size, *, compiled):
