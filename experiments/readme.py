@@ -1,0 +1,186 @@
+r"""The tables of README.md, rendered from the records in experiments/results.
+
+  python -m experiments.readme
+  python -m experiments.readme --check
+
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME
+is one of `TABLES`. `--check` writes nothing and fails if a table differs from
+its records.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+
+from experiments import common, paper_tables
+
+CHECK = flags.DEFINE_bool('check', False, 'Compare instead of writing.')
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / 'README.md'
+BLOCK = re.compile(r'(<!-- results: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
+
+DATASETS = {
+  'mnist5k': 'mnist5k',
+  'mnist': 'MNIST',
+  'fashion_mnist': 'Fashion-MNIST',
+  'cifar10': 'CIFAR-10',
+  'restricted_imagenet': 'Restricted ImageNet, 23 of 203 synsets',
+}
+
+
+def record(name: str) -> dict[str, Any] | None:
+  """The published record of that name, or None."""
+  path = ROOT / 'experiments' / 'results' / f'{name}.json'
+  return common.read_json(path) if path.exists() else None
+
+
+def recorded(prefix: str) -> Iterable[tuple[str, dict[str, Any]]]:
+  """(data set, its record `<prefix>_<data set>`) of those that there are."""
+  for name in DATASETS:
+    if found := record(f'{prefix}_{name}'):
+      yield name, found
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+  """A table whose first column is text and whose others are numbers."""
+  rule = ['---'] + ['---:'] * (len(header) - 1)
+  lines = [header, rule, *rows]
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def percent(fraction: float) -> str:
+  """0.123 -> '12.3'."""
+  return f'{100 * fraction:.1f}'
+
+
+def rounded(number: float) -> str:
+  """Three figures at most, thousands apart."""
+  return f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
+
+
+def default_run() -> str:
+  """The README's first command."""
+  found = record('train_default')
+  header = 'split accuracy PGD-10 Lipschitz'.split()
+  rows = [
+    [
+      split,
+      f'{found[f"{split}_acc"]:.1f}',
+      f'{found[f"adv_{split}_acc"]:.1f}',
+      f'{found[f"{split}_lipschitz"]:.0f}',
+    ]
+    for split in ('train', 'test')
+  ]
+  return markdown(header, rows) + (
+    f'\n{found["seconds"]:.0f} seconds of training and measuring on '
+    f'{found["machine"]}, {found["date"]}.\n'
+  )
+
+
+def separation() -> str:
+  """Table 1 of the paper, ours beside theirs."""
+  header = ['data set', 'epsilon', 'train-train', 'paper', 'test-train']
+  rows = []
+  for name, found in recorded('separation'):
+    published = paper_tables.SEPARATION.get(name)
+    theirs = [f'{x:.3f}' for x in published[1:]] if published else ['', '']
+    ours = [found['train_train_min'], found['test_train_min']]
+    pairs = zip(ours, theirs, strict=True)
+    cells = [cell for ours, paper in pairs for cell in (f'{ours:.3f}', paper)]
+    rows.append([DATASETS[name], f'{found["epsilon"]:g}', *cells])
+  return markdown([*header, 'paper'], rows)
+
+
+def theory() -> str:
+  """The distance classifier on training and on test images, in percent."""
+  header = [
+    *('data set', 'r', 'train: right and certified in the open r-ball'),
+    *('test images', 'accuracy', 'certified at epsilon'),
+    'attacked images: accuracy, attacked, certified',
+  ]
+  rows = []
+  for name, found in recorded('theory'):
+    train, test = found['data'].get('train'), found['data']['test']
+    some = test['attacked_subset']
+    columns = [percent(some[k]) for k in ('accuracy', 'attacked', 'certified')]
+    rows.append(
+      [
+        DATASETS[name],
+        f'{train["r"]:.3f}' if train else '',
+        percent(train['astute_in_open_ball']) if train else '',
+        f'{test["num_test"]:,}',
+        percent(test['accuracy']),
+        percent(test['certified']),
+        f'{some["num_attacked"]}: {", ".join(columns)}',
+      ]
+    )
+  return markdown(header, rows)
+
+
+def speed() -> str:
+  """Our rates, and how many times those of the peers they are."""
+  suites = {
+    'train': 'RST step',
+    'attack': 'PGD-10',
+    'lipschitz': 'Lipschitz estimate',
+    'separation': 'train-train search',
+  }
+  rows = []
+  for suite, work in suites.items():
+    for case in (record(f'benchmark_{suite}') or {'cases': []})['cases']:
+      ours, *peers = case['candidates']
+      ratios = [
+        f'{p["candidate"]} {rounded(p["ratio_of_ours"])}' for p in peers
+      ]
+      rate = f'{rounded(ours["per_second"])} {case["unit"]}/s'
+      rows.append([f'{work}, {case["case"]}', rate, '; '.join(ratios)])
+  return markdown(['work', 'ours', 'times the rate of'], rows)
+
+
+TABLES = {
+  'default_run': default_run,
+  'separation': separation,
+  'theory': theory,
+  'speed': speed,
+}
+
+
+def rendered(text: str) -> str:
+  """README.md with every table rendered anew.
+
+  Raises:
+    ValueError: for a table that is not one of `TABLES`.
+  """
+
+  def render(match):
+    begin, name, _, end = match.groups()
+    if name not in TABLES:
+      raise ValueError(f'README.md has no table {name}; {", ".join(TABLES)}')
+    return f'{begin}\n{TABLES[name]()}\n{end}'
+
+  return BLOCK.sub(render, text)
+
+
+def main() -> None:
+  """Writes README.md, or compares it.
+
+  Raises:
+    ValueError: with --check, if a table is not what its records say.
+  """
+  text = README.read_text()
+  new = rendered(text)
+  if CHECK.value and new != text:
+    raise ValueError(
+      'README.md differs from its records; run python -m experiments.readme'
+    )
+  if not CHECK.value:
+    common.write_text(new, README)
+  tables = [match[1] for match in BLOCK.findall(text)]
+  common.print_json({'tables': tables, 'changed': new != text})
+
+
+if __name__ == '__main__':
+  common.run(main)
