@@ -82,6 +82,26 @@ def fail(error: BaseException | str) -> None:
   sys.exit(1)
 
 
+def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
+  """The numbers of a list flag, None if it is not given.
+
+  Raises:
+    ValueError: unless each is a finite number of at least 0.
+  """
+  if flag.value is None:
+    return None
+  try:
+    values = [kind(text) for text in flag.value]
+  except ValueError:
+    raise ValueError(
+      f'--{flag.name} takes numbers separated by commas, got '
+      f'{",".join(flag.value)!r}'
+    ) from None
+  if not all(0 <= value < float('inf') for value in values):
+    raise ValueError(f'--{flag.name} must be at least 0 and finite: {values}')
+  return values
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv, known_only=False)

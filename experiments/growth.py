@@ -14,7 +14,7 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments import common, provenance
+from experiments import common, plots, provenance
 from robustlip import datasets, progress, separation
 
 EXAMPLES = flags.DEFINE_list(
@@ -44,13 +44,7 @@ def sizes(flag: flags.FlagHolder, available: int) -> list[int]:
   Raises:
     ValueError: for what is no number, or if fewer than two remain to fit.
   """
-  try:
-    asked = [int(text) for text in flag.value]
-  except ValueError:
-    raise ValueError(
-      f'--{flag.name} takes numbers separated by commas, got '
-      f'{",".join(flag.value)!r}'
-    ) from None
+  asked = common.numbers(flag, int)
   kept = sorted(size for size in set(asked) if 0 < size <= available)
   if len(kept) < 2:
     raise ValueError(
@@ -94,8 +88,7 @@ def draw(record: dict, path: pathlib.Path) -> None:
     axes.legend(title='exponent', frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
   figure.suptitle(f'exact train-train search, {record["dataset"]}')
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  plots.save(figure, path.with_suffix(''))
 
 
 def main() -> None:

@@ -1,7 +1,14 @@
-"""Figures of the training scripts."""
+"""How every figure is saved, and the curves of a training run."""
 
 import pathlib
 from typing import Any
+
+
+def save(figure, path: pathlib.Path) -> None:
+  """Writes `path`.png and .pdf, the same bytes whenever it is drawn."""
+  for suffix, metadata in (('.png', {}), ('.pdf', {'CreationDate': None})):
+    target = path.with_name(path.name + suffix)
+    figure.savefig(target, dpi=150, metadata=metadata)
 
 
 def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -29,5 +36,4 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[['top', 'right']].set_visible(False)
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  save(figure, path)

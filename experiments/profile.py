@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import common, provenance
+from experiments import common, plots, provenance
 from experiments.suites import problem
 from robustlip import attacks, models
 from robustlip.models import convolution, layers
@@ -126,8 +126,7 @@ def draw(record: dict, path: pathlib.Path) -> None:
   )
   axes.spines[['top', 'right']].set_visible(False)
   axes.legend(frameon=False, fontsize='small', loc='lower right')
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  plots.save(figure, path.with_suffix(''))
 
 
 def main() -> None:

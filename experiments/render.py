@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common
+from experiments import common, plots
 
 HEADINGS = {
   'epsilon': 'radius',
@@ -175,10 +175,7 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   handles, labels = figure.axes[0].get_legend_handles_labels()
   if len(labels) > 1:
     figure.legend(handles, labels, loc='upper right', ncols=2, frameon=False)
-  for suffix, metadata in (('.png', {}), ('.pdf', {'CreationDate': None})):
-    figure.savefig(
-      path.with_name(path.name + suffix), dpi=120, metadata=metadata
-    )
+  plots.save(figure, path)
 
 
 def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:

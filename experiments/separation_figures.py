@@ -1,23 +1,18 @@
 """Pictures of a separation search: Figure 3, closest pairs, class matrix."""
 
-import pathlib
-
 import numpy as np
+
+from experiments import plots
 
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
 def draw(workdir, data, train, test, found, pairs, matrix, record) -> None:
   """All figures of one data set, as PNG and PDF in `workdir`."""
-  _save(_histograms(found, record), workdir / 'histogram')
+  plots.save(_histograms(found, record), workdir / 'histogram')
   shown = {'train_train': (train, train), 'test_train': (test, train)}
-  _save(_pairs(shown, pairs, data.class_names), workdir / 'closest_pairs')
-  _save(_matrix(matrix, data.class_names), workdir / 'class_matrix')
-
-
-def _save(figure, path: pathlib.Path) -> None:
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  plots.save(_pairs(shown, pairs, data.class_names), workdir / 'closest_pairs')
+  plots.save(_matrix(matrix, data.class_names), workdir / 'class_matrix')
 
 
 def _histograms(found, record):

@@ -5,7 +5,7 @@ import pathlib
 import matplotlib.figure
 import numpy as np
 
-from experiments import splines
+from experiments import plots, splines
 
 FAMILIES = {
   'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),
@@ -39,5 +39,4 @@ def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
   for axis in axes[-1]:
     axis.set_xlabel('input x')
     axis.set_xticks(range(10))
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  plots.save(figure, path)

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from experiments.theory_figures import save
+from experiments import plots
 from robustlip.datasets import synthetic
 
 
@@ -47,7 +47,7 @@ def not_separated(path: pathlib.Path, seed: int) -> dict[str, Any]:
   axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ['0.1', '0.2', '0.5', '1', '2'])
   axes.minorticks_off()
   axes.legend(frameon=False)
-  save(figure, path)
+  plots.save(figure, path)
   return result
 
 
@@ -73,4 +73,4 @@ def accuracies(path: pathlib.Path, name: str, test: dict[str, Any]) -> None:
     ylim=(0, 120 * test['accuracy'] + 1),
   )
   axes.legend(frameon=False)
-  save(figure, path)
+  plots.save(figure, path)

@@ -12,17 +12,12 @@ import matplotlib.lines
 import matplotlib.patches
 import numpy as np
 
+from experiments import plots
 from robustlip import separation, theory
 from robustlip.datasets import synthetic
 
 COLORS = ('C0', 'C3')  # class 0, class 1
 GRID = 240  # points per axis of a heat map
-
-
-def save(figure, path: pathlib.Path) -> None:
-  """Writes `figure` to `path`.png and .pdf."""
-  for suffix in ('.png', '.pdf'):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
 
 
 def _distances(inputs, points, labels):
@@ -85,7 +80,7 @@ def spirals(path: pathlib.Path, seed: int) -> dict[str, Any]:
     f'accuracy {result["train_accuracy"]:.1%} on the points, '
     f'{result["test_accuracy"]:.1%} on new ones'
   )
-  save(figure, path)
+  plots.save(figure, path)
   return result
 
 
@@ -128,7 +123,7 @@ def existence(path: pathlib.Path, seed: int) -> dict[str, Any]:
       f'balls of {factor} r (r = {radius:.3f}, half the separation):\n'
       f'g is certified at {certified:.0%} of the points'
     )
-  save(figure, path)
+  plots.save(figure, path)
   return result
 
 
@@ -213,5 +208,5 @@ def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
   figure.legend(handles=lines, loc='outside upper center', frameon=False)
   axes.set(xlabel='$x_1$', ylabel='$x_2$', aspect='equal')
   axes.set(xlim=(-0.08, 1.08), ylim=(-0.05, 1.05))
-  save(figure, path)
+  plots.save(figure, path)
   return result

@@ -122,21 +122,6 @@ EVAL_EXAMPLES = flags.DEFINE_integer(
 )
 
 
-def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
-  if flag.value is None:
-    return None
-  try:
-    values = [kind(text) for text in flag.value]
-  except ValueError:
-    raise ValueError(
-      f'--{flag.name} takes numbers separated by commas, got '
-      f'{",".join(flag.value)!r}'
-    ) from None
-  if not all(0 <= value < float('inf') for value in values):
-    raise ValueError(f'--{flag.name} must be at least 0 and finite: {values}')
-  return values
-
-
 def setup(dataset: str) -> paper.Setup:
   """The settings that `--preset` names for a data set.
 
@@ -183,7 +168,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
       LEARNING_RATE, own.get('learning_rate', setup.learning_rate)
     ),
     momentum=chosen(MOMENTUM, setup.momentum),
-    milestones=tuple(_numbers(MILESTONES, int) or setup.milestones),
+    milestones=tuple(common.numbers(MILESTONES, int) or setup.milestones),
     augment=chosen(AUGMENT, setup.augment),
     dropout=DROPOUT.value,
     protocol=common.PROTOCOL.value,
@@ -213,8 +198,8 @@ def configs(dataset: Dataset) -> list[Config]:
     if flag.value is not None and flag.name not in WEIGHTS[method]:
       raise ValueError(f'--{flag.name} means nothing to --method={method}')
   shared = fields(dataset, method, setup(dataset.name))
-  lams = _numbers(LAM, float) or [shared['lam']]
-  betas = _numbers(BETA, float) or [shared['beta']]
+  lams = common.numbers(LAM, float) or [shared['lam']]
+  betas = common.numbers(BETA, float) or [shared['beta']]
   return [
     Config(**shared | {'lam': lam, 'beta': beta, 'seed': seed})
     for lam, beta, seed in itertools.product(lams, betas, seeds())
