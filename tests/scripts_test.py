@@ -1,0 +1,30 @@
+"""Every script refuses what it does not know, in one line."""
+
+import pathlib
+
+import pytest
+import scripts
+
+import experiments
+
+FOLDER = pathlib.Path(experiments.__file__).parent
+NAMES = sorted(
+  path.stem
+  for path in FOLDER.glob('*.py')
+  if '\n  common.run(main)\n' in path.read_text()
+)
+
+
+def test_there_are_scripts():
+  assert {'train', 'evaluate', 'separation', 'theory', 'tables'} <= set(NAMES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('argument', ['--no_such_flag=1', 'stray', '--seed=-1'])
+def test_wrong_arguments_are_one_line(name, argument, tmp_path):
+  finished = scripts.run(f'experiments.{name}', argument, folder=tmp_path)
+  assert finished.code == 1
+  (line,) = finished.err.splitlines()
+  assert line.startswith('error: ')
+  assert argument.strip('-').split('=')[0] in line
+  assert not [p for p in tmp_path.iterdir() if p.name not in ('out', 'err')]
