@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import provenance
 from experiments.config import Config
 from robustlip import attacks, evaluation, lipschitz, models, reference
 from robustlip.datasets import Dataset, Split
@@ -157,5 +157,5 @@ def record(
     'measured_train': len(splits['train'].labels),
     'measured_test': len(splits['test'].labels),
     **describe(config, attack),
-    **common.versions(),
+    **provenance.record(),
   }

@@ -53,19 +53,8 @@ def patches(inputs, kernel, *, strides, padding):
   return convolution.patches_product(padded, kernel, strides)
 
 
-def xla(inputs, kernel, *, strides, padding):
-  """Every convolution as XLA's own."""
-  return jax.lax.conv_general_dilated(
-    inputs,
-    kernel,
-    (strides, strides),
-    padding,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-
-
 CONVOLUTIONS = {
-  "XLA's convolution": xla,
+  "XLA's convolution": convolution.xla,
   'patches, one product': patches,
   'minimal filtering': convolution.convolve,
 }

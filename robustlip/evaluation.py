@@ -26,8 +26,9 @@ Measure = Callable[[Any, Batch, chex.PRNGKey], chex.Array]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 
-CPU_CACHE_BYTES = 2**25  # what processors of a laptop or a server share
+CPU_CACHE_BYTES = 2**24  # half of what the cores of a processor may share
 GRADIENT_OVERHEAD = 8  # times the features: room left for their gradients
+MIN_BATCH_SIZE = 4  # below which the fixed cost of an operation shows
 MAX_BATCH_SIZE = 1000  # beyond which no device gains
 
 
@@ -129,7 +130,7 @@ def fitting_batch_size(
   limit = (devices[0].memory_stats() or {}).get('bytes_limit')
   room = limit / GRADIENT_OVERHEAD if limit else CPU_CACHE_BYTES
   fitting = int(room / (copies * feature_bytes(module, image_shape)))
-  return len(devices) * min(max(fitting, 1), MAX_BATCH_SIZE)
+  return len(devices) * min(max(fitting, MIN_BATCH_SIZE), MAX_BATCH_SIZE)
 
 
 class Outcome(NamedTuple):

@@ -67,7 +67,8 @@ class EvaluationTest(chex.TestCase):
     assert fits((3, 3, 1)) == devices * evaluation.MAX_BATCH_SIZE
     copies = evaluation.CPU_CACHE_BYTES // (7 * expected)
     assert fits((3, 3, 1), copies=copies) == devices * 7
-    assert fits((3, 3, 1), copies=10**9) == devices
+    smallest = devices * evaluation.MIN_BATCH_SIZE
+    assert fits((3, 3, 1), copies=10**9) == smallest
 
   @parameterized.parameters(1, 10, 37, 1000)
   def test_the_batch_size_changes_nothing(self, batch_size):

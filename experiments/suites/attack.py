@@ -1,12 +1,20 @@
 """Images a second of the evaluation under PGD-10."""
 
 import logging
+from unittest import mock
 
 import jax
 import numpy as np
 
 from experiments.suites import Candidate, Case, problem
 from robustlip import attacks, evaluation, models
+from robustlip.models import convolution, layers
+
+# The network as it is, and with the convolution that plain Flax has.
+FOOLBOX = {
+  'foolbox': convolution.convolve,
+  "foolbox, XLA's conv.": convolution.xla,
+}
 
 
 def case(
@@ -18,9 +26,11 @@ def case(
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
     candidates['PyTorch'] = _torch(task, batch_size)
-    foolbox = _foolbox(task, batch_size)
-    if foolbox:
-      candidates['foolbox on JAX'] = foolbox
+    for name, convolve in FOOLBOX.items():
+      with mock.patch.object(layers, 'convolve', convolve):
+        foolbox = _foolbox(task, batch_size)
+      if foolbox:
+        candidates[name] = foolbox
   return Case(f'{arch}, {num_images} images', 'images', candidates)
 
 

@@ -29,13 +29,7 @@ def convolve(
 ) -> chex.Array:
   """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D]."""
   if jax.default_backend() != 'cpu':
-    return lax.conv_general_dilated(
-      inputs,
-      kernel,
-      (strides, strides),
-      padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    return xla(inputs, kernel, strides=strides, padding=padding)
   padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
   minimal = kernel.shape[:2] == (3, 3) and strides == 1
   # A few channels are too little work to be worth the transforms, and
@@ -43,6 +37,19 @@ def convolve(
   if minimal and kernel.shape[2] >= 16 and inputs.dtype == jnp.float32:
     return minimal_filtering(padded, kernel)
   return patches_product(padded, kernel, strides)
+
+
+def xla(
+  inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
+) -> chex.Array:
+  """The same as XLA writes it."""
+  return lax.conv_general_dilated(
+    inputs,
+    kernel,
+    (strides, strides),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
 
 
 def patches_product(
