@@ -83,8 +83,11 @@ def draw(record: dict, path: pathlib.Path) -> None:
     axes.loglog(x, scale * x**power, '--', color='0.6', label=f'~ {power:.2f}')
     axes.loglog(x, y, 'o', color='C0')
     axes.set(xlabel=name, ylabel='seconds')
-    axes.set_xticks(x, [f'{size:,.0f}' for size in x], minor=False)
+    axes.set_xticks(x, [f'{n / 1000:g}k' if n >= 1000 else f'{n:g}' for n in x])
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter('{x:g}')
+    if y.max() < 10 * y.min():  # else only powers of ten have labels
+      axes.yaxis.set_minor_formatter('{x:g}')
     axes.legend(title='exponent', frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
   figure.suptitle(f'exact train-train search, {record["dataset"]}')
