@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -47,6 +48,9 @@ class Config:
         f'--batch_size={self.batch_size} does not split into '
         f'--accumulate={self.accumulate} equal parts'
       )
+    for name in ('epsilon', 'learning_rate', 'momentum', 'mu'):
+      if not math.isfinite(value := getattr(self, name)):
+        raise ValueError(f'--{name} must be finite, got {value}')
     models.build(self.arch, 2, dropout_rate=self.dropout, remat=self.remat)
 
   @property

@@ -91,8 +91,7 @@ class Fit:
       `holdout_adv_acc`, by which the best checkpoint is kept.
 
   Raises:
-    ValueError: if the batch does not fit the set or the devices; from `run`,
-      if a loss is not finite.
+    ValueError: from `run`, if a loss is not finite.
   """
 
   def __init__(
@@ -104,11 +103,6 @@ class Fit:
     watch: Watch,
   ):
     shared = configs[0]
-    if shared.batch_size % (jax.device_count() * shared.accumulate):
-      raise ValueError(
-        f'--batch_size={shared.batch_size} does not split evenly over '
-        f'{jax.device_count()} devices and --accumulate={shared.accumulate}'
-      )
     self._configs, self._folders, self._watch = configs, folders, watch
     self._order = partial(
       training.epoch_order,

@@ -53,10 +53,23 @@ def train(
 def _check(config: Config, dataset: Dataset) -> None:
   """Raises what can be raised before anything is written."""
   measure.network(config, dataset)
+  devices, parts = jax.device_count(), config.accumulate
+  if config.batch_size % (devices * parts):
+    raise ValueError(
+      f'--batch_size={config.batch_size} does not split evenly over {devices} '
+      f'devices and --accumulate={parts}'
+    )
   total = len(dataset.train.labels)
+  if config.train_on == 'train+test':
+    total += len(dataset.test.labels)
   if config.holdout >= total:
     raise ValueError(
       f'--holdout={config.holdout} leaves none of the {total} training examples'
+    )
+  if config.batch_size > total - config.holdout:
+    raise ValueError(
+      f'a batch of {config.batch_size} needs at least as many training '
+      f'examples, got {total - config.holdout}'
     )
 
 

@@ -265,7 +265,7 @@ def test_wrong_flags(tmp_path, module, flags, word):
     first = settings(tmp_path, f'--workdir={tmp_path / "run"}')
   finished = scripts.run(module, *first, *flags, folder=tmp_path)
   assert_one_line(finished, word)
-  assert not (tmp_path / 'run' / 'result.json').exists()
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
