@@ -56,7 +56,7 @@ def patches(inputs, kernel, *, strides, padding):
 CONVOLUTIONS = {
   "XLA's convolution": convolution.xla,
   'patches, one product': patches,
-  'minimal filtering': convolution.convolve,
+  'gathered columns': convolution.convolve,
 }
 
 
