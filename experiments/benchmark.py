@@ -13,7 +13,6 @@ On two cores a suite takes 1 to 10 minutes.
 """
 
 import importlib
-import pathlib
 import resource
 import statistics
 import sys
@@ -166,9 +165,8 @@ def main() -> None:
     'total_seconds': time.perf_counter() - start,
     'cases': results,
   }
-  folder = pathlib.Path(__file__).parent / 'results'
   common.finish(
-    record, OUTPUT.value or folder / f'benchmark_{SUITE.value}.json'
+    record, OUTPUT.value or provenance.RESULTS / f'benchmark_{SUITE.value}.json'
   )
 
 

@@ -122,10 +122,10 @@ def main() -> None:
     'by_features': by_features,
     'features_exponent': exponent(by_features, 'features'),
   }
-  folder = pathlib.Path(__file__).parent / 'results'
   name = pathlib.Path(dataset.name).stem
-  path = pathlib.Path(OUTPUT.value or folder / f'growth_{name}.json')
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(
+    OUTPUT.value or provenance.RESULTS / f'growth_{name}.json'
+  )
   draw(record, path)
   common.finish(record, path)
 

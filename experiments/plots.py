@@ -6,6 +6,7 @@ from typing import Any
 
 def save(figure, path: pathlib.Path) -> None:
   """Writes `path`.png and .pdf, the same bytes whenever it is drawn."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   for suffix, metadata in (('.png', {}), ('.pdf', {'CreationDate': None})):
     target = path.with_name(path.name + suffix)
     figure.savefig(target, dpi=150, metadata=metadata)

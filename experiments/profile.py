@@ -136,9 +136,9 @@ def main() -> None:
       name: profile(task, way) for name, way in CONVOLUTIONS.items()
     },
   }
-  folder = pathlib.Path(__file__).parent / 'results'
-  path = pathlib.Path(OUTPUT.value or folder / f'profile_{ARCH.value}.json')
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(
+    OUTPUT.value or provenance.RESULTS / f'profile_{ARCH.value}.json'
+  )
   draw(record, path)
   common.finish(record, path)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from experiments import common
 
+RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
+
 
 def command() -> str:
   """How this script was started, without the folders of this machine."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, paper_tables
+from experiments import common, paper_tables, provenance
 
 CHECK = flags.DEFINE_bool('check', False, 'Compare instead of writing.')
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,7 +33,7 @@ DATASETS = {
 
 def record(name: str) -> dict[str, Any] | None:
   """The published record of that name, or None."""
-  path = ROOT / 'experiments' / 'results' / f'{name}.json'
+  path = provenance.RESULTS / f'{name}.json'
   return common.read_json(path) if path.exists() else None
 
 

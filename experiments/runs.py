@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from experiments import common, fit, measure, plots
 from experiments.config import Config
 from experiments.folder import Folder
-from robustlip import evaluation
+from robustlip import evaluation, training
 from robustlip.datasets import Dataset, Split
 
 CURVE_EXAMPLES = flags.DEFINE_integer(
@@ -66,11 +66,9 @@ def _check(config: Config, dataset: Dataset) -> None:
     raise ValueError(
       f'--holdout={config.holdout} leaves none of the {total} training examples'
     )
-  if config.batch_size > total - config.holdout:
-    raise ValueError(
-      f'a batch of {config.batch_size} needs at least as many training '
-      f'examples, got {total - config.holdout}'
-    )
+  training.epoch_order(
+    0, 0, num_examples=total - config.holdout, batch_size=config.batch_size
+  )
 
 
 def _groups(folders: list[Folder]) -> list[list[Folder]]:

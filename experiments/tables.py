@@ -57,7 +57,6 @@ WORKDIR = flags.DEFINE_string(
 RENDER_ONLY = flags.DEFINE_bool(
   'render_only', False, 'Train and measure nothing; render the record.'
 )
-RESULTS = pathlib.Path(__file__).with_name('results')
 # All rows on two cores in under half an hour.
 QUICK = train_flags.QUICK._replace(epochs=2, milestones=(), batch_size=32)
 QUICK_EVAL_EXAMPLES = 500
@@ -184,7 +183,7 @@ def location() -> pathlib.Path:
   """The table's files, without their suffixes; Table 1 trains nothing."""
   preset = train_flags.PRESET.value
   if TABLE.value == '1':
-    return pathlib.Path(WORKDIR.value or RESULTS) / 'table_1'
+    return pathlib.Path(WORKDIR.value or provenance.RESULTS) / 'table_1'
   return pathlib.Path(WORKDIR.value or f'runs/{preset}') / (
     f'table_{TABLE.value}-{preset}'
   )

@@ -1,6 +1,5 @@
 """Evaluation against counting in NumPy, whatever the batch."""
 
-import functools
 from functools import partial
 
 import chex
@@ -62,7 +61,7 @@ class EvaluationTest(chex.TestCase):
   def test_features_are_counted_and_fitted(self):
     expected = 4 * (100 + 2 + 2)  # both layers, and what the network returns
     assert evaluation.feature_bytes(TwoLayers(), (3, 3, 1)) == expected
-    fits = functools.partial(evaluation.fitting_batch_size, TwoLayers())
+    fits = partial(evaluation.fitting_batch_size, TwoLayers())
     devices = jax.local_device_count()
     assert fits((3, 3, 1)) == devices * evaluation.MAX_BATCH_SIZE
     copies = evaluation.CPU_CACHE_BYTES // (7 * expected)

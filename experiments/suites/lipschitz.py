@@ -21,6 +21,7 @@ def case(
     ).ratios
 
   program, variables = evaluation.over_devices(ratios), task.variables()
+  ours = batch_size or task.fitting()
 
   def run():
     evaluation.per_example(
@@ -28,7 +29,7 @@ def case(
       variables,
       task.split,
       jax.random.key(0),
-      batch_size=batch_size or task.fitting(),
+      batch_size=ours,
     )
 
   candidates = {'robustlip': Candidate(run, num_images)}
