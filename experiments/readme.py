@@ -94,6 +94,30 @@ def separation() -> str:
   return markdown([*header, 'paper'], rows)
 
 
+def training() -> str:
+  """Runs on real data sets, measured on the examples that the record names."""
+  header = [
+    *('data set', 'network', 'method', 'epochs', 'measured'),
+    *('train', 'test', 'PGD-10, train', 'PGD-10, test', 'Lipschitz, Eq. (3)'),
+  ]
+  columns = ('train_acc', 'test_acc', 'adv_train_acc', 'adv_test_acc')
+  rows = []
+  for path in sorted(provenance.RESULTS.glob('train_*.json')):
+    found = common.read_json(path)
+    rows.append(
+      [
+        DATASETS[found['dataset']],
+        found['arch'],
+        found['method'],
+        str(found['epochs']),
+        f'{found["measured_train"]:,} + {found["measured_test"]:,}',
+        *(f'{found[column]:.1f}' for column in columns),
+        f'{found["test_lipschitz"]:.0f}',
+      ]
+    )
+  return markdown(header, rows)
+
+
 def theory() -> str:
   """The distance classifier on training and on test images, in percent."""
   header = [
@@ -125,6 +149,7 @@ def speed() -> str:
   suites = {
     'train': 'RST step',
     'attack': 'PGD-10',
+    'attack_wrn': 'PGD-10',
     'lipschitz': 'Lipschitz estimate',
     'separation': 'train-train search',
   }
@@ -144,6 +169,7 @@ TABLES = {
   'default_run': default_run,
   'separation': separation,
   'theory': theory,
+  'training': training,
   'speed': speed,
 }
 

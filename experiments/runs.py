@@ -35,7 +35,8 @@ def train(
   """Records of the runs, one for each config and its folder.
 
   Raises:
-    ValueError: if a folder has other settings, or training cannot go on.
+    ValueError: if a folder has other settings, or at the end, if the loss of
+      a run was not finite; those that trained with it are finished.
   """
   for config in configs:
     _check(config, dataset)
@@ -72,13 +73,13 @@ def _check(config: Config, dataset: Dataset) -> None:
 
 
 def _groups(folders: list[Folder]) -> list[list[Folder]]:
-  """Unfinished runs by program, and by whether they have begun."""
+  """Unfinished runs by program, and by how far they are."""
   groups: dict[Any, list[Folder]] = {}
   for folder in folders:
     if not folder.result.exists():
       shared = str(folder.config.shared())
-      begun = bool(folder.newest.numbers())
-      groups.setdefault((shared, begun), []).append(folder)
+      newest = tuple(folder.newest.numbers()[-1:])
+      groups.setdefault((shared, newest), []).append(folder)
   return list(groups.values())
 
 
@@ -116,9 +117,9 @@ def _train_together(folders: list[Folder], dataset: Dataset) -> None:
     }
 
   network = measure.network(configs[0], dataset)
-  trained = fit.Fit(configs, folders, network, split, watch).run()
-  for folder, progress in zip(folders, trained, strict=True):
-    began = time.monotonic()
+  fitting = fit.Fit(configs, folders, network, split, watch)
+  for run, progress in fitting.run().items():
+    folder, began = folders[run], time.monotonic()
     record = measure.record(
       folder.config,
       dataset,
@@ -131,3 +132,5 @@ def _train_together(folders: list[Folder], dataset: Dataset) -> None:
     if jax.process_index() == 0:
       plots.curves(folder.read_metrics(), folder.path / 'curves')
       common.write_json(record, folder.result)
+  if fitting.diverged:
+    raise ValueError('; '.join(fitting.diverged.values()))

@@ -180,6 +180,24 @@ def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):
   assert 'not finite at step' in line and 'learning_rate' in line
 
 
+def test_a_diverging_run_leaves_those_it_trains_with_alone(tmp_path):
+  work, alone = tmp_path / 'together', tmp_path / 'alone'
+  finished = train(
+    tmp_path, '--method=rst', '--lam=1,1e39', f'--workdir={work}'
+  )
+  assert finished.code == 1
+  (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
+  assert 'lam1e+39' in line and 'not finite at step 0' in line
+  (result,) = work.glob('*/result.json')
+  last_json(train(tmp_path, '--method=rst', '--lam=1', f'--workdir={alone}'))
+  np.testing.assert_allclose(
+    parameters(result.parent)['params']['Conv_0']['kernel'],
+    parameters(alone)['params']['Conv_0']['kernel'],
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
 TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
 ONE = dict(
   train_labels=np.zeros(90, np.int32), test_labels=np.zeros(30, np.int32)
