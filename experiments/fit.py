@@ -90,9 +90,7 @@ class Fit:
       returns joins the line of the curve. With a held-out set it has to give
       `holdout_adv_acc`, by which the best checkpoint is kept.
 
-  Attributes:
-    diverged: what to say of the runs whose loss was not finite, by their
-      place. The others go on without them.
+  A run whose loss is not finite ends, and its folder says so; the others go on.
   """
 
   def __init__(
@@ -105,7 +103,7 @@ class Fit:
   ):
     shared = configs[0]
     self._configs, self._folders, self._watch = configs, folders, watch
-    self.diverged: dict[int, str] = {}
+    self._running = list(range(len(configs)))
     self._order = partial(
       training.epoch_order,
       num_examples=len(split.labels),
@@ -130,33 +128,29 @@ class Fit:
     self._saved_step, self._saved_at = self._done, time.monotonic()
 
   def run(self) -> dict[int, Progress]:
-    """Trains on from where the folders stand; final progress by place."""
+    """Trains on from where the folders stand; what comes out, by place."""
     description = f'training {self._configs[0].name}'
     if len(self._configs) > 1:
       description += f' and {len(self._configs) - 1} more'
     with progress.bar(
       self._total, description, unit='step', initial=self._done
     ) as bar:
-      while self._done < self._total and self._running():
+      while self._done < self._total and self._running:
         self._epoch(self._done // self._steps, bar)
     self._save(force=True)
-    return {run: self._progress(run) for run in self._running()}
-
-  def _running(self) -> list[int]:
-    runs = range(len(self._configs))
-    return [run for run in runs if run not in self.diverged]
+    return {run: self._progress(run) for run in self._running}
 
   def _epoch(self, epoch: int, bar) -> None:
     start, end = epoch * self._steps, (epoch + 1) * self._steps
     orders = [self._order(c.seed, epoch) for c in self._configs]
     self._feed.epoch(np.stack(orders))
-    while self._done < end and self._running():
+    while self._done < end and self._running:
       self._dispatch(start, bar)
       if self._done < end:
         self._save()
     losses = self._losses() / self._steps
     self._states = self._states._replace(loss_sum=self._states.loss_sum * 0)
-    for run in self._running():
+    for run in self._running:
       self._write_curve(run, epoch, losses[run])
     self._save()
 
@@ -166,37 +160,35 @@ class Fit:
     arguments = self._feed.chunk(first, last)
     self._states = self._program(self._states, self._settings, *arguments)
     losses = self._losses()  # waits for the devices
-    self._set_diverged_aside()
+    self._end_diverged()
     taken, spent = arguments[2] - arguments[1], time.monotonic() - began
     if self._seconds:  # the first dispatch of a process compiles
       self._per_dispatch = max(1, int(DISPATCH_SECONDS / spent * taken))
     self._seconds += spent
     self._done += taken
-    if running := self._running():
-      mean = losses[running].mean() / (first + taken)
+    if self._running:
+      mean = losses[self._running].mean() / (first + taken)
       bar.set_postfix_str(f'loss {mean:.3f}')
     bar.update(taken)
 
   def _losses(self) -> np.ndarray:
     return np.asarray(self._states.loss_sum.addressable_data(0)[0])
 
-  def _set_diverged_aside(self) -> None:
+  def _end_diverged(self) -> None:
     bad = np.asarray(self._states.bad_step.addressable_data(0)[0])
-    for run in self._running():
-      if bad[run] < 0:
-        continue
-      newest = self._folders[run].newest
-      kept = newest.numbers()
+    for run in [run for run in self._running if bad[run] >= 0]:
+      folder = self._folders[run]
+      kept = folder.newest.numbers()
       where = (
-        f'the last good checkpoint is step {kept[-1]} in {newest.folder}'
+        f'the last good checkpoint is step {kept[-1]} in {folder.newest.folder}'
         if kept
         else 'there is no checkpoint yet'
       )
-      self.diverged[run] = (
+      folder.end_diverged(
         f'the loss of {self._configs[run].name} is not finite at step '
         f'{bad[run]}; {where}; try a lower --learning_rate'
       )
-      logging.error('%s', self.diverged[run])
+      self._running.remove(run)
 
   def _progress(self, run: int) -> Progress:
     state = jax.tree.map(
@@ -209,7 +201,7 @@ class Fit:
     due = force or waited >= CHECKPOINT_SECONDS.value
     if not due or self._done == self._saved_step:
       return
-    for run in self._running():
+    for run in self._running:
       self._folders[run].newest.save(self._done, self._progress(run))
     self._saved_step, self._saved_at = self._done, time.monotonic()
 

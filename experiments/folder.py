@@ -2,7 +2,8 @@
 
 `config.json` has the settings, and others are refused; `checkpoints/` the
 newest states, `best/` one more with a held-out set; `metrics.jsonl` a line per
-epoch, which `curves.png` and `.pdf` draw; `result.json` ends the run.
+epoch, which `curves.png` and `.pdf` draw; `result.json` ends the run, as does
+`diverged.txt`, which says at which step its loss was not finite.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import pathlib
 from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 from experiments import common
@@ -29,6 +31,7 @@ class Folder:
   def __init__(self, path: pathlib.Path, config: Config):
     self.path, self.config = path, config
     self.result = path / 'result.json'
+    self.diverged = path / 'diverged.txt'
     self.metrics = path / 'metrics.jsonl'
     self._stack = contextlib.ExitStack()
 
@@ -99,6 +102,12 @@ class Folder:
     if jax.process_index() == 0:
       with open(self.metrics, 'a') as file:
         file.write(json.dumps(common.plain(line)) + '\n')
+
+  def end_diverged(self, reason: str) -> None:
+    """Ends a run that cannot go on; the same settings would end the same."""
+    logging.warning('%s', reason)
+    if jax.process_index() == 0:
+      common.write_text(reason, self.diverged)
 
 
 def newest_variables(path: pathlib.Path) -> tuple[int, dict]:

@@ -90,13 +90,13 @@ def _complete(
   attack: measure.Attack,
   compute: Callable[..., dict[str, float]],
 ) -> None:
-  """Computes what is missing and writes it; runs of one program."""
+  """Computes what finished runs of one program miss, and writes it."""
   evaluator = measure.evaluator(
     dataclasses.replace(configs[0], protocol=protocol), dataset, attack
   )
   for config, path in zip(configs, paths, strict=True):
     output = path / 'evaluations' / f'{name}.json'
-    if not output.exists():
+    if (path / 'result.json').exists() and not output.exists():
       began = time.monotonic()
       _, variables = folder.newest_variables(path / 'checkpoints')
       record = compute(evaluator, config, variables)

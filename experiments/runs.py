@@ -35,8 +35,8 @@ def train(
   """Records of the runs, one for each config and its folder.
 
   Raises:
-    ValueError: if a folder has other settings, or at the end, if the loss of
-      a run was not finite; those that trained with it are finished.
+    ValueError: if a folder has other settings; at the end, when the others
+      are finished, if the loss of a run was not finite.
   """
   for config in configs:
     _check(config, dataset)
@@ -48,6 +48,9 @@ def train(
     for group in _groups(folders):
       _train_together(group, dataset)
     multihost_utils.sync_global_devices('every result is written')
+    diverged = [folder.diverged for folder in folders]
+    if reasons := [path.read_text() for path in diverged if path.exists()]:
+      raise ValueError('; '.join(reasons))
     return [common.read_json(folder.result) for folder in folders]
 
 
@@ -73,13 +76,13 @@ def _check(config: Config, dataset: Dataset) -> None:
 
 
 def _groups(folders: list[Folder]) -> list[list[Folder]]:
-  """Unfinished runs by program, and by how far they are."""
+  """Unfinished runs by program, and by whether they have begun."""
   groups: dict[Any, list[Folder]] = {}
   for folder in folders:
-    if not folder.result.exists():
+    if not (folder.result.exists() or folder.diverged.exists()):
       shared = str(folder.config.shared())
-      newest = tuple(folder.newest.numbers()[-1:])
-      groups.setdefault((shared, newest), []).append(folder)
+      begun = bool(folder.newest.numbers())
+      groups.setdefault((shared, begun), []).append(folder)
   return list(groups.values())
 
 
@@ -117,8 +120,8 @@ def _train_together(folders: list[Folder], dataset: Dataset) -> None:
     }
 
   network = measure.network(configs[0], dataset)
-  fitting = fit.Fit(configs, folders, network, split, watch)
-  for run, progress in fitting.run().items():
+  trained = fit.Fit(configs, folders, network, split, watch).run()
+  for run, progress in trained.items():
     folder, began = folders[run], time.monotonic()
     record = measure.record(
       folder.config,
@@ -132,5 +135,3 @@ def _train_together(folders: list[Folder], dataset: Dataset) -> None:
     if jax.process_index() == 0:
       plots.curves(folder.read_metrics(), folder.path / 'curves')
       common.write_json(record, folder.result)
-  if fitting.diverged:
-    raise ValueError('; '.join(fitting.diverged.values()))

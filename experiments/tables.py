@@ -115,11 +115,13 @@ def train(
     for seed in train_flags.seeds():
       configs.append(dataclasses.replace(row, seed=seed))
       paths.append(table_record.folder(root, target, name, seed))
-  runs.train(configs, dataset, paths)
   measured = {'mt': remeasure.multi_targeted}.get(
     TABLE.value, remeasure.lipschitz
   )
-  measured(configs, dataset, paths)
+  try:
+    runs.train(configs, dataset, paths)
+  finally:  # a run that diverges takes nothing from the others
+    measured(configs, dataset, paths)
 
 
 def networks(path: pathlib.Path) -> dict[str, Any]:

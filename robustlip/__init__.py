@@ -8,12 +8,11 @@ import os
 import jax
 
 # On CPUs XLA gives convolutions to YNNPACK, which takes up to ten times as
-# long as Eigen. Known from 0.10 to 0.12; a flag that XLA does not know ends
-# the process, so that later versions are left as they are.
-if (0, 10) <= jax.__version_info__ < (0, 13):
-  os.environ['XLA_FLAGS'] = ' '.join(
-    [
-      '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
-      os.environ.get('XLA_FLAGS', ''),
-    ]
+# long as Eigen. A flag that XLA does not know ends the process, so that only
+# the versions between two that were tried are told; flags may be in a file.
+_FLAGS = os.environ.get('XLA_FLAGS', '')
+_TRIED = (0, 10, 2) <= jax.__version_info__ < (0, 12, 1)
+if _TRIED and _FLAGS.lstrip()[:1] in ('', '-'):
+  os.environ['XLA_FLAGS'] = (
+    f'--xla_cpu_experimental_ynn_fusion_type=-individual_convolution {_FLAGS}'
   )

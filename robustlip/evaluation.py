@@ -120,8 +120,7 @@ def fitting_batch_size(
 ) -> int:
   """Examples whose features fit the memory of this process's devices.
 
-  On a CPU it is the cache that they should fit: what has to be fetched from
-  memory again for every layer takes longer than starting another batch.
+  On a CPU it is the cache that they should fit, where more gain nothing.
 
   Args:
     copies: points of each example that are computed at once.

@@ -178,13 +178,13 @@ def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):
   assert finished.code == 1
   (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
   assert 'not finite at step' in line and 'learning_rate' in line
+  assert 'there is no checkpoint yet' in line or 'checkpoint is step' in line
 
 
 def test_a_diverging_run_leaves_those_it_trains_with_alone(tmp_path):
   work, alone = tmp_path / 'together', tmp_path / 'alone'
-  finished = train(
-    tmp_path, '--method=rst', '--lam=1,1e39', f'--workdir={work}'
-  )
+  flags = ['--method=rst', '--lam=1e39,1', f'--workdir={work}']
+  finished = train(tmp_path, *flags, '--checkpoint_seconds=0')
   assert finished.code == 1
   (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
   assert 'lam1e+39' in line and 'not finite at step 0' in line
@@ -196,6 +196,9 @@ def test_a_diverging_run_leaves_those_it_trains_with_alone(tmp_path):
     rtol=1e-4,
     atol=1e-6,
   )
+  result.unlink()  # as if it had been stopped before the end
+  assert train(tmp_path, *flags).code == 1
+  assert result.exists()
 
 
 TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'

@@ -43,9 +43,7 @@ def case(size, strides, padding, channels):
     )
 
   keys = jax.random.split(KEY)
-  inputs = jax.random.normal(
-    keys[0], (2, 18 if strides == 1 else 9, 8, channels)
-  )
+  inputs = jax.random.normal(keys[0], (2, 9, 8, channels))
   kernel = jax.random.normal(keys[1], (size, size, channels, 6)) / size
   return ours, expected, (inputs, kernel)
 
@@ -106,6 +104,9 @@ def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(
   assert (np.asarray(gradient)[reached] != 0).all()
 
 
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu', reason='other backends have one convolution'
+)
 def test_gradients_in_a_loop_are_convolutions_of_the_fast_kind():
   kernel = jax.random.normal(KEY, (3, 3, 24, 24))
 
@@ -156,15 +157,39 @@ def test_convolution_over_a_run_axis(setting):
     )
 
 
-@pytest.mark.parametrize('shared', [0, 1])  # the images, the kernel
-def test_convolution_with_one_argument_for_all_runs(shared):
+@pytest.mark.parametrize('axes', [(1, None), (None, 1)])
+def test_convolution_with_one_argument_for_all_runs(axes):
   ours, expected, arguments = case(3, 1, 1, 16)
-  stacked = list(arguments)
-  stacked[1 - shared] = jnp.stack([arguments[1 - shared]] * 2)
-  axes = tuple(None if i == shared else 0 for i in range(2))
+  stacked = [
+    x if axis is None else jnp.stack([x, 2 * x], axis)
+    for x, axis in zip(arguments, axes, strict=True)
+  ]
   outputs = jax.jit(jax.vmap(ours, axes))(*stacked)
-  for output in outputs:
-    chex.assert_trees_all_close(output, expected(*arguments), atol=1e-4)
+  once = expected(*arguments)
+  chex.assert_trees_all_close(outputs, jnp.stack([once, 2 * once]), atol=1e-4)
+
+
+def test_convolution_in_shard_map():
+  _, _, (inputs, kernel) = case(3, 1, 1, 16)
+  kinds = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((2,), (DEVICES,), axis_types=kinds)
+  shares = jax.sharding.PartitionSpec(DEVICES), jax.sharding.PartitionSpec()
+
+  def loss(inputs, kernel):
+    pads = ((1, 1), (1, 1))
+    outputs = convolution.convolve(inputs, kernel, strides=1, padding=pads)
+    return lax.psum(jnp.sin(outputs).sum(), DEVICES)
+
+  with jax.numpy_rank_promotion('allow'):
+    sharded = jax.shard_map(
+      loss, mesh=mesh, in_specs=shares, out_specs=jax.sharding.PartitionSpec()
+    )
+    gradient = jax.jit(jax.grad(sharded, 1))(inputs, kernel)
+  chex.assert_trees_all_close(
+    gradient,
+    jax.grad(energy(case(3, 1, 1, 16)[1]), 1)(inputs, kernel),
+    atol=2e-4,
+  )
 
 
 def test_conv_has_the_parameters_of_flax():

@@ -10,10 +10,10 @@ from experiments.suites import Candidate, Case, problem
 from robustlip import attacks, evaluation, models
 from robustlip.models import convolution, layers
 
-# The network as it is, and with the convolution that plain Flax has.
+# The network as it is, and with the gradients that JAX has of a convolution.
 FOOLBOX = {
   'foolbox': convolution.convolve,
-  "foolbox, XLA's conv.": convolution.xla,
+  "foolbox, JAX's conv.": convolution.xla,
 }
 
 

@@ -70,7 +70,7 @@ class Conv(nn.Module):
       inputs.astype(self.dtype),
       kernel.astype(self.dtype),
       strides=self.strides,
-      padding=tuple(map(tuple, self.padding)),
+      padding=self.padding,
     )
     if not self.use_bias:
       return outputs
