@@ -104,6 +104,8 @@ def training() -> str:
   rows = []
   for path in sorted(provenance.RESULTS.glob('train_*.json')):
     found = common.read_json(path)
+    if path.stem == 'train_default':
+      continue
     rows.append(
       [
         DATASETS[found['dataset']],
@@ -149,7 +151,6 @@ def speed() -> str:
   suites = {
     'train': 'RST step',
     'attack': 'PGD-10',
-    'attack_wrn': 'PGD-10',
     'lipschitz': 'Lipschitz estimate',
     'separation': 'train-train search',
   }
