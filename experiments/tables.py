@@ -120,8 +120,10 @@ def train(
   )
   try:
     runs.train(configs, dataset, paths)
-  finally:  # a run that diverges takes nothing from the others
+  except ValueError:  # a run that diverges takes nothing from the others
     measured(configs, dataset, paths)
+    raise
+  measured(configs, dataset, paths)
 
 
 def networks(path: pathlib.Path) -> dict[str, Any]:

@@ -32,9 +32,8 @@ def convolve(
 ) -> chex.Array:
   """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D]."""
   padding = tuple(map(tuple, padding))
-  if jax.default_backend() != 'cpu':
-    return xla(inputs, kernel, strides=strides, padding=padding)
-  if _is_sharded(inputs) or _is_sharded(kernel):
+  sharded = _is_sharded(inputs) or _is_sharded(kernel)
+  if jax.default_backend() != 'cpu' or sharded:
     return xla(inputs, kernel, strides=strides, padding=padding)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
   if strides == 1 and wide and max(kernel.shape[:2]) > 1:
