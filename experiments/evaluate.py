@@ -12,7 +12,8 @@ import time
 
 from absl import flags
 
-from experiments import common, config, folder, measure
+from experiments import common
+from experiments.networks import config, folder, measure
 from robustlip import datasets
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')

@@ -13,7 +13,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import common, concept, train_flags
+from experiments import common
+from experiments.comparison import concept
+from experiments.networks import train_flags
 from robustlip import datasets
 
 WORKDIR = flags.DEFINE_string(

@@ -20,13 +20,8 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from experiments import (
-  common,
-  paper_tables,
-  provenance,
-  separation_figures,
-  separation_state,
-)
+from experiments import common, paper_tables, provenance
+from experiments.distances import separation_figures, separation_state
 from robustlip import datasets, projections, separation
 
 NORM = flags.DEFINE_enum('norm', 'linf', projections.NORMS, 'Distance.')

@@ -29,7 +29,7 @@ NUM_SEEDS = flags.DEFINE_integer(
 
 def main() -> None:
   """Both tables, the spread over seeds, the figure and the record."""
-  from experiments import staircase_figure, staircase_table
+  from experiments.regression import staircase_figure, staircase_table
 
   start = time.monotonic()
   seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)

@@ -22,20 +22,11 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import (
-  common,
-  concept,
-  paper_tables,
-  provenance,
-  remeasure,
-  render,
-  runs,
-  table_record,
-  table_rows,
-  train_flags,
-)
-from experiments.config import Config
-from experiments.table_rows import ROWS, Target
+from experiments import common, paper_tables, provenance
+from experiments.comparison import concept, render, table_record, table_rows
+from experiments.comparison.table_rows import ROWS, Target
+from experiments.networks import remeasure, runs, train_flags
+from experiments.networks.config import Config
 from robustlip import datasets
 
 TABLE = flags.DEFINE_enum(

@@ -50,7 +50,7 @@ FIGURES = flags.DEFINE_bool(
 
 def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
-  from experiments import distance_table
+  from experiments.distances import distance_table
 
   result = {'name': dataset.name}
   if SEPARATION.value:
@@ -75,7 +75,7 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
 
 def draw(folder: pathlib.Path, seed: int) -> dict:
   """Draws the figures of the plane, returns what was measured for them."""
-  from experiments import theory_curves, theory_figures
+  from experiments.distances import theory_curves, theory_figures
 
   return {
     'figure_2': theory_figures.existence(folder / 'figure_2', seed),
@@ -89,7 +89,7 @@ def draw(folder: pathlib.Path, seed: int) -> dict:
 
 def main() -> None:
   """The measurements, the figures, the record."""
-  from experiments import theory_curves
+  from experiments.distances import theory_curves
 
   start = time.monotonic()
   seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)

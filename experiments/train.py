@@ -14,7 +14,8 @@ import pathlib
 
 from absl import flags
 
-from experiments import common, runs, train_flags
+from experiments import common
+from experiments.networks import runs, train_flags
 from robustlip import datasets
 
 WORKDIR = flags.DEFINE_string(

@@ -7,6 +7,8 @@ logits [B, classes] and should be in inference mode; `batch` is a
 may be traced. No gradient flows through an attack.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -170,6 +172,48 @@ def pgd(
   return _worst(logits_fn, batch, jax.vmap(attack)(keys))
 
 
+def every_target(
+  objective: Callable[[chex.Array, chex.Array], chex.Array],
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  num_classes: int,
+  num_steps: int = 20,
+  step_size: chex.Numeric | None = None,
+  start: chex.Array | None = None,
+) -> tuple[chex.Array, chex.Array]:
+  """The wrong classes [C - 1, B] and an ascent towards each [C - 1, B, ...].
+
+  Args:
+    objective: (points [B, ...], targets [B]) -> [B], to climb.
+    num_classes: number of logits C, at least 2.
+    step_size: None is the paper's epsilon / 10.
+    start: explicit first point of every target; None draws one for each.
+
+  Raises:
+    ValueError: if a number is out of range.
+  """
+  if num_classes < 2:
+    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+
+  def attack(targets, key):
+    return ascend(
+      lambda points: objective(points, targets),
+      batch.inputs,
+      key,
+      epsilon=epsilon,
+      step_size=epsilon / 10 if step_size is None else step_size,
+      num_steps=num_steps,
+      start=start,
+    )
+
+  shifts = jnp.arange(1, num_classes)[:, None]
+  targets = (batch.labels[None] + shifts) % num_classes
+  keys = _keys(key, len(batch.inputs), num_classes - 1)
+  return targets, jax.vmap(attack)(targets, keys)
+
+
 def multi_targeted(
   logits_fn: LogitsFn,
   batch: Batch,
@@ -185,40 +229,24 @@ def multi_targeted(
 
   Every wrong class t climbs logit_t - logit_label, all at once; the point
   with the largest margin is kept, so that an example counts as robust only if
-  no target fools it.
-
-  Args:
-    num_classes: number of logits, at least 2.
-    step_size: None is the paper's epsilon / 10.
-    start: explicit first point of every target; None draws one for each.
-
-  Raises:
-    ValueError: if a number is out of range.
+  no target fools it. Arguments and errors are those of `every_target`.
 
   Source: Gowal et al. 2019, arXiv:1910.09338; the paper's Appendix E.1.
   """
-  if num_classes < 2:
-    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
 
-  def attack(shift, key):
-    targets = (batch.labels + 1 + shift) % num_classes
+  def objective(points, targets):
+    weights = jax.nn.one_hot(targets, num_classes)
+    weights -= jax.nn.one_hot(batch.labels, num_classes)
+    return (weights * logits_fn(points)).sum(axis=-1)
 
-    def objective(points):
-      logits = logits_fn(points)
-      weights = jax.nn.one_hot(targets, num_classes)
-      weights -= jax.nn.one_hot(batch.labels, num_classes)
-      return (weights * logits).sum(axis=-1)
-
-    return ascend(
-      objective,
-      batch.inputs,
-      key,
-      epsilon=epsilon,
-      step_size=epsilon / 10 if step_size is None else step_size,
-      num_steps=num_steps,
-      start=start,
-    )
-
-  shifts = jnp.arange(num_classes - 1)
-  keys = _keys(key, len(batch.inputs), num_classes - 1)
-  return _worst(logits_fn, batch, jax.vmap(attack)(shifts, keys))
+  _, candidates = every_target(
+    objective,
+    batch,
+    key,
+    epsilon=epsilon,
+    num_classes=num_classes,
+    num_steps=num_steps,
+    step_size=step_size,
+    start=start,
+  )
+  return _worst(logits_fn, batch, candidates)

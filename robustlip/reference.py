@@ -104,25 +104,26 @@ def multi_targeted(
   point with the largest softmax_t(x') - softmax_label(x) is returned, whether
   or not another target would have fooled the network.
   """
-  keys = projections.example_keys(key, len(batch.inputs))
-  before = jax.nn.softmax(logits_fn(batch.inputs))
-  index = batch.labels[:, None]
-  before = jnp.take_along_axis(before, index, axis=1)[:, 0]
 
-  def attack(shift):
-    targets = (batch.labels + 1 + shift) % num_classes
-    points = attacks.ascend(
-      lambda x: -losses.cross_entropy(logits_fn(x), targets),
-      batch.inputs,
-      jax.vmap(jax.random.fold_in, (0, None))(keys, shift),
-      epsilon=epsilon,
-      step_size=epsilon / 10 if step_size is None else step_size,
-      num_steps=num_steps,
-    )
-    after = jax.nn.softmax(logits_fn(points))
-    after = jnp.take_along_axis(after, targets[:, None], axis=1)[:, 0]
-    return points, after - before
+  def objective(points, targets):
+    return -losses.cross_entropy(logits_fn(points), targets)
 
-  points, scores = jax.vmap(attack)(jnp.arange(num_classes - 1))
-  best = scores.argmax(axis=0)
-  return jax.vmap(lambda p, k: p[k], (1, 0))(points, best)
+  targets, candidates = attacks.every_target(
+    objective,
+    batch,
+    key,
+    epsilon=epsilon,
+    num_classes=num_classes,
+    num_steps=num_steps,
+    step_size=step_size,
+  )
+  before = _probability(logits_fn(batch.inputs), batch.labels)
+  after = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
+  best = (after - before[None]).argmax(axis=0)
+  return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, best)
+
+
+def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
+  """Softmax of the logits at a class of each example: [B, C], [B] -> [B]."""
+  probabilities = jax.nn.softmax(logits)
+  return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]

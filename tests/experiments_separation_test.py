@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import separation as script
-from experiments import separation_state
+from experiments.distances import separation_state
 from robustlip import separation
 
 FILES = [

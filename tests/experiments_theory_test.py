@@ -7,7 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import distance_attack, distance_table, theory_figures
+from experiments.distances import (
+  distance_attack,
+  distance_table,
+  theory_figures,
+)
 from robustlip import theory
 from robustlip.datasets import Dataset, Split
 

@@ -3,38 +3,61 @@
 import ast
 import pathlib
 
+import pytest
+
+import experiments
 import robustlip
 
-ROOT = pathlib.Path(robustlip.__file__).parent
-LAYERS = [
-  {'types', 'progress'},
-  {'projections'},
-  {'augmentations', 'datasets', 'models', 'separation'},
-  {'losses', 'attacks', 'theory'},
-  {'lipschitz', 'methods'},
-  {'reference'},
-  {'training', 'evaluation', 'checkpoints'},
-]
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+LAYERS = {
+  robustlip: [
+    {'types', 'progress'},
+    {'projections'},
+    {'augmentations', 'datasets', 'models', 'separation'},
+    {'losses', 'attacks', 'theory'},
+    {'lipschitz', 'methods'},
+    {'reference'},
+    {'training', 'evaluation', 'checkpoints'},
+  ],
+  experiments: [
+    {'common', 'paper', 'paper_tables', 'plots'},
+    {'provenance'},
+    {'distances', 'networks', 'regression', 'suites'},
+    {'comparison'},
+  ],  # the scripts above
+}
 
 
-def imported(tree):
-  """Top-level names of robustlip that a module's syntax tree imports."""
+def imported(tree, package):
+  """Top-level names of a package that a module's syntax tree imports."""
   for node in ast.walk(tree):
     if isinstance(node, ast.ImportFrom) and node.module:
       parts = node.module.split('.')
-      if parts == ['robustlip']:
+      if parts == [package]:
         yield from (alias.name for alias in node.names)
-      elif parts[0] == 'robustlip':
+      elif parts[0] == package:
         yield parts[1]
-      assert parts[0] != 'experiments', 'the package imports a script'
 
 
-def test_every_import_points_down():
-  for path in ROOT.rglob('*.py'):
-    name = path.relative_to(ROOT).parts[0].removesuffix('.py')
-    if name == '__init__':
-      continue
-    for other in imported(ast.parse(path.read_text())):
+def modules(package):
+  """Top-level name and syntax tree of each module but the package's own."""
+  root = pathlib.Path(package.__file__).parent
+  for path in root.rglob('*.py'):
+    name = path.relative_to(root).parts[0].removesuffix('.py')
+    if name != '__init__':
+      yield name, ast.parse(path.read_text())
+
+
+@pytest.mark.parametrize('package', LAYERS, ids=lambda x: x.__name__)
+def test_every_import_points_down(package):
+  layers = LAYERS[package]
+  level = {name: i for i, layer in enumerate(layers) for name in layer}
+  for name, tree in modules(package):
+    for other in imported(tree, package.__name__):
       if other != name:
-        assert LEVEL[other] < LEVEL[name], f'{path} imports {other}'
+        below = level.get(other, len(layers)) < level.get(name, len(layers))
+        assert below, f'{package.__name__}.{name} imports {other}'
+
+
+def test_the_package_imports_no_script():
+  for name, tree in modules(robustlip):
+    assert not list(imported(tree, 'experiments')), name

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from experiments import convex_fits, gradient_fits, splines, staircase_table
+from experiments.regression import (
+  convex_fits,
+  gradient_fits,
+  splines,
+  staircase_table,
+)
 from robustlip.datasets import synthetic
 
 CONVEX = [

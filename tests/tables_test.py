@@ -12,18 +12,21 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import (
-  common,
+from experiments import common, paper_tables, provenance
+from experiments.comparison import (
   concept,
   findings,
-  paper_tables,
-  provenance,
-  remeasure,
   render,
   table_record,
   table_rows,
 )
-from experiments.table_rows import ROWS, TABLE_COLUMNS, TABLE_ROWS, Target
+from experiments.comparison.table_rows import (
+  ROWS,
+  TABLE_COLUMNS,
+  TABLE_ROWS,
+  Target,
+)
+from experiments.networks import remeasure
 from robustlip import datasets
 
 CNN1, CNN2 = paper_tables.TABLES['2']

@@ -14,9 +14,10 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from experiments import common, fit, measure, plots
-from experiments.config import Config
-from experiments.folder import Folder
+from experiments import common, plots
+from experiments.networks import fit, measure
+from experiments.networks.config import Config
+from experiments.networks.folder import Folder
 from robustlip import evaluation, training
 from robustlip.datasets import Dataset, Split
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments import feed
-from experiments.config import Config, numeric
-from experiments.folder import Folder
+from experiments.networks import feed
+from experiments.networks.config import Config, numeric
+from experiments.networks.folder import Folder
 from robustlip import checkpoints, methods, progress, reference, training
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Split

@@ -17,7 +17,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from experiments import common
-from experiments.config import Config
+from experiments.networks.config import Config
 from robustlip import checkpoints
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from experiments import provenance
-from experiments.config import Config
+from experiments.networks.config import Config
 from robustlip import attacks, evaluation, lipschitz, models, reference
 from robustlip.datasets import Dataset, Split
 
@@ -37,10 +37,9 @@ class Attack(NamedTuple):
   num_restarts: int = 1
   epsilon: float | None = None  # None: the radius trained with
 
-  @property
-  def copies(self) -> int | None:
-    """Points of an example attacked at once; None is one for each class."""
-    return self.num_restarts if self.name == 'pgd' else None
+  def copies(self, num_classes: int) -> int:
+    """Points of an example that are attacked at once."""
+    return self.num_restarts if self.name == 'pgd' else num_classes - 1
 
   def maximizer(self, config: Config, num_classes: int):
     """The attack as a function of a network and a batch."""
@@ -71,14 +70,13 @@ def evaluator(
     'reference': reference.lipschitz_estimate,
   }[config.protocol]
   module, num_classes = network(config, dataset), len(dataset.class_names)
+  shape, copies = dataset.test.images.shape[1:], attack.copies(num_classes)
   return evaluation.Evaluator(
     module,
     attack=attack.maximizer(config, num_classes),
     ratios=lambda *args: source(*args, epsilon=epsilon).ratios,
     batch_size=EVAL_BATCH_SIZE.value
-    or evaluation.fitting_batch_size(
-      module, dataset.test.images.shape[1:], copies=attack.copies or num_classes
-    ),
+    or evaluation.fitting_batch_size(module, shape, copies=copies),
   )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common, paper
-from experiments.config import Config
+from experiments.networks.config import Config
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.methods import METHODS, WEIGHTS

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common, findings, paper, paper_tables, remeasure
-from experiments.table_rows import (
+from experiments import common, paper, paper_tables
+from experiments.comparison import findings
+from experiments.comparison.table_rows import (
   ROWS,
   TABLE_COLUMNS,
   Target,
   published_row,
 )
+from experiments.networks import remeasure
 
 _SHARED = (
   'epsilon',

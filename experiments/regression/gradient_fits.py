@@ -1,17 +1,17 @@
 """Staircase fits by GR and LLR: as published code has them, as papers do.
 
 Shared arguments: `data` is a `splines.Data`. Every objective is a sum over
-examples plus the roughness penalty of `experiments.splines`. With
-l = (f(x) - y)^2 the loss of one example, the papers' penalties are made of
-l'(x) = 2 (f(x) - y) f'(x), the gradient with respect to the input.
+examples plus the roughness penalty of `splines`. With l = (f(x) - y)^2 the loss
+of one example, the papers' penalties are made of l'(x) = 2 (f(x) - y) f'(x),
+the gradient with respect to the input.
 """
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from experiments import convex_fits, splines
-from experiments.convex_fits import Fit
+from experiments.regression import convex_fits, splines
+from experiments.regression.convex_fits import Fit
 
 
 def gr_reference(data: splines.Data, *, beta: float) -> Fit:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments import common, folder, measure
-from experiments.config import Config
+from experiments import common
+from experiments.networks import folder, measure
+from experiments.networks.config import Config
 from robustlip import evaluation
 from robustlip.datasets import Dataset
 

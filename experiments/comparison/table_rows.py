@@ -3,7 +3,8 @@
 import pathlib
 from typing import NamedTuple
 
-from experiments import common, train_flags
+from experiments import common
+from experiments.networks import train_flags
 from experiments.paper_tables import TABLES, Panel
 
 

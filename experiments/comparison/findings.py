@@ -7,7 +7,7 @@ left to compare is left out altogether.
 
 from typing import Any, NamedTuple
 
-from experiments.table_rows import ROWS
+from experiments.comparison.table_rows import ROWS
 
 Rows = dict[str, dict[str, float]]
 

@@ -1,8 +1,8 @@
 """Staircase fits with convex objectives, solved to optimality.
 
-Every objective is a sum over examples plus the roughness penalty of
-`experiments.splines`. They are quadratic programs; Clarabel's dual value
-bounds how far a fit is from optimal.
+Every objective is a sum over examples plus the roughness penalty of `splines`.
+They are quadratic programs; Clarabel's dual value bounds how far a fit is from
+optimal.
 
 Shared arguments: `data` is a `splines.Data`.
 """
@@ -13,7 +13,7 @@ import clarabel
 import numpy as np
 import scipy.sparse
 
-from experiments import splines
+from experiments.regression import splines
 
 
 class Fit(NamedTuple):

@@ -6,16 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import (
-  common,
-  paper,
-  provenance,
-  remeasure,
-  runs,
-  table_record,
-  train_flags,
-)
-from experiments.config import Config
+from experiments import common, paper, provenance
+from experiments.comparison import table_record
+from experiments.networks import remeasure, runs, train_flags
+from experiments.networks.config import Config
 from robustlip import datasets, separation
 from robustlip.datasets import Dataset, Split
 

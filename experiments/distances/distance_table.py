@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from experiments import distance_attack
+from experiments.distances import distance_attack
 from robustlip import separation, theory
 from robustlip.datasets import Dataset, Split
 from robustlip.progress import bar

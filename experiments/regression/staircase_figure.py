@@ -5,7 +5,8 @@ import pathlib
 import matplotlib.figure
 import numpy as np
 
-from experiments import plots, splines
+from experiments import plots
+from experiments.regression import splines
 
 FAMILIES = {
   'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),

@@ -1,0 +1,1 @@
+"""The paper's tables of networks: rows, records, findings, rendering."""

@@ -1,0 +1,1 @@
+"""What separation and the distance classifier draw and record."""

@@ -1,0 +1,1 @@
+"""Runs: their settings and flags, training, folders, measurements."""

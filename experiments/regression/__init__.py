@@ -1,0 +1,1 @@
+"""The staircase: splines, the ten fits, their table and figure."""
