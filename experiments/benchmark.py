@@ -13,6 +13,7 @@ On two cores a suite takes 1 to 10 minutes.
 """
 
 import importlib
+import pathlib
 import resource
 import statistics
 import sys
@@ -156,6 +157,10 @@ def peak_memory() -> dict[str, float]:
 def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
+  path = pathlib.Path(
+    OUTPUT.value or provenance.RESULTS / f'benchmark_{SUITE.value}.json'
+  )
+  common.output_folder(path.parent)
   results = [measure(case, repeats=REPEATS.value) for case in cases()]
   print(table(results))
   record = {
@@ -165,9 +170,7 @@ def main() -> None:
     'total_seconds': time.perf_counter() - start,
     'cases': results,
   }
-  common.finish(
-    record, OUTPUT.value or provenance.RESULTS / f'benchmark_{SUITE.value}.json'
-  )
+  common.finish(record, path)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from logging import WARNING, Formatter
@@ -185,6 +186,23 @@ def plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def output_folder(folder: str | os.PathLike) -> pathlib.Path:
+  """Creates the folder of results, before the work that they come from.
+
+  Raises:
+    ValueError: if no file can be written there.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return folder
+  except OSError as error:
+    raise ValueError(
+      f'cannot write to {folder}: {error.strerror}; name another folder'
+    ) from error
 
 
 def write_text(text: str, path: str | os.PathLike) -> None:

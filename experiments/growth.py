@@ -97,6 +97,11 @@ def draw(record: dict, path: pathlib.Path) -> None:
 def main() -> None:
   """Times every size, fits, draws."""
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
+  name = pathlib.Path(dataset.name).stem
+  path = pathlib.Path(
+    OUTPUT.value or provenance.RESULTS / f'growth_{name}.json'
+  )
+  common.output_folder(path.parent)
   images, labels = (np.asarray(part) for part in dataset.train)
   flat = images.reshape(len(images), -1)
   counts = sizes(EXAMPLES, len(flat))
@@ -122,10 +127,6 @@ def main() -> None:
     'by_features': by_features,
     'features_exponent': exponent(by_features, 'features'),
   }
-  name = pathlib.Path(dataset.name).stem
-  path = pathlib.Path(
-    OUTPUT.value or provenance.RESULTS / f'growth_{name}.json'
-  )
   draw(record, path)
   common.finish(record, path)
 

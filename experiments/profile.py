@@ -139,6 +139,10 @@ def main() -> None:
   if jax.default_backend() != 'cpu':
     raise ValueError('this profile is of a CPU; set JAX_PLATFORMS=cpu')
   models.build(ARCH.value, 10)
+  path = pathlib.Path(
+    OUTPUT.value or provenance.RESULTS / f'profile_{ARCH.value}.json'
+  )
+  common.output_folder(path.parent)
   task = problem.make(ARCH.value, BATCH_SIZE.value)
   record = {
     'arch': ARCH.value,
@@ -148,9 +152,6 @@ def main() -> None:
       name: profile(task, way) for name, way in CONVOLUTIONS.items()
     },
   }
-  path = pathlib.Path(
-    OUTPUT.value or provenance.RESULTS / f'profile_{ARCH.value}.json'
-  )
   draw(record, path)
   common.finish(record, path)
 

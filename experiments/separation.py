@@ -49,7 +49,8 @@ def main() -> None:
   name = pathlib.Path(data.name).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/separation/{name}')
   start = time.perf_counter()
-  train, test, kept, repeated = _examples(data, workdir)
+  train, test, kept, repeated = _examples(data)
+  common.output_folder(workdir)
   spent, found = 0.0, {}
   for part, rows, others in (
     ('train_train', train, ()),
@@ -110,7 +111,7 @@ def main() -> None:
   common.finish(record, workdir / f'separation_{name}.json')
 
 
-def _examples(data, workdir):
+def _examples(data):
   """Train and test (images, labels), what is kept, what occurs repeatedly."""
   images, labels = data.train
   test = data.test
@@ -130,7 +131,6 @@ def _examples(data, workdir):
     images, labels = images[kept], labels[kept]
   else:
     kept = np.arange(len(labels))
-  workdir.mkdir(parents=True, exist_ok=True)
   return (images, labels), tuple(test), kept, repeated
 
 

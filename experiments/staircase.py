@@ -12,7 +12,6 @@ code's optimizer stopped short, so its published rows are not comparable.
 Writes staircase.json and staircase.png and .pdf. 40 s on 2 CPU cores.
 """
 
-import pathlib
 import time
 
 from absl import flags
@@ -32,7 +31,7 @@ def main() -> None:
   from experiments.regression import staircase_figure, staircase_table
 
   start = time.monotonic()
-  seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)
+  seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
   seeds = range(seed, seed + NUM_SEEDS.value)
   average = staircase_table.spread(40, seeds)
   tables, panels = {}, {}
@@ -47,7 +46,6 @@ def main() -> None:
     }
     over_seeds = average if num_examples == 40 else None
     staircase_table.show(num_examples, rows, over_seeds)
-  folder.mkdir(parents=True, exist_ok=True)
   staircase_figure.draw(panels, folder / 'staircase')
   record = {
     'job': 'staircase',

@@ -188,6 +188,11 @@ def main() -> None:
   """The table as Markdown, then its record on one line."""
   path = location()
   output = path.with_name(f'{path.name}.json')
+  if RENDER_ONLY.value and not output.exists():
+    raise FileNotFoundError(
+      f'there is no {output} to render; the same command without '
+      '--render_only makes it'
+    )
   if RENDER_ONLY.value:
     record = common.read_json(output)
   else:

@@ -92,14 +92,13 @@ def main() -> None:
   from experiments.distances import theory_curves
 
   start = time.monotonic()
-  seed, folder = common.SEED.value, pathlib.Path(WORKDIR.value)
+  seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name, epsilon = pathlib.Path(dataset.name).stem, common.EPSILON.value
   if epsilon is None:
     epsilon = dataset.epsilon
   if epsilon is None:
     raise ValueError(f'--epsilon is needed: {name} has no radius of its own')
-  folder.mkdir(parents=True, exist_ok=True)
   data = on_data(dataset, epsilon)
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {

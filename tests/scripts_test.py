@@ -28,3 +28,25 @@ def test_wrong_arguments_are_one_line(name, argument, tmp_path):
   assert line.startswith('error: ')
   assert argument.strip('-').split('=')[0] in line
   assert not [p for p in tmp_path.iterdir() if p.name not in ('out', 'err')]
+
+
+@pytest.mark.parametrize(
+  'name, flag',
+  [
+    ('separation', 'workdir'),
+    ('theory', 'workdir'),
+    ('staircase', 'workdir'),
+    ('benchmark', 'output'),
+    ('growth', 'output'),
+    ('profile', 'output'),
+  ],
+)
+def test_a_folder_that_cannot_be_is_found_out_first(name, flag, tmp_path):
+  (tmp_path / 'file').write_text('')
+  where = f'{tmp_path}/file/below' + '/record.json' * (flag == 'output')
+  finished = scripts.run(
+    f'experiments.{name}', f'--{flag}={where}', folder=tmp_path
+  )
+  assert finished.code == 1
+  line = finished.err.splitlines()[-1]
+  assert line.startswith('error: cannot write to') and 'below' in line

@@ -339,7 +339,7 @@ def test_bad_requests_are_one_line():
   for args, words in (
     (['--lam=1'], 'a row of a table fixes --lam'),
     (['--rows=trades9'], 'has no rows trades9'),
-    (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json'),
+    (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
   ):
     done = script('--table=2', *args)
     assert done.returncode == 1
