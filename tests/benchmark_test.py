@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.suites import attack, problem, training
+from experiments.suites import batches, problem, training
 
 RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
 
@@ -57,7 +57,7 @@ def test_the_training_candidate_trains():
 
 
 def test_batches_cover_every_example():
-  covered = np.concatenate([np.arange(10)[s] for s in attack.batches(10, 4)])
+  covered = np.concatenate([np.arange(10)[s] for s in batches(10, 4)])
   np.testing.assert_array_equal(covered, np.arange(10))
 
 

@@ -24,3 +24,9 @@ class Case(NamedTuple):
   name: str
   unit: str  # what `work` counts: images, pairs, ...
   candidates: dict[str, Candidate]
+
+
+def batches(count: int, batch_size: int) -> list[slice]:
+  """Slices that cover `count` examples."""
+  firsts = range(0, count, batch_size)
+  return [slice(first, first + batch_size) for first in firsts]

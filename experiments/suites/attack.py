@@ -1,20 +1,11 @@
 """Images a second of the evaluation under PGD-10."""
 
 import logging
-from unittest import mock
 
 import jax
-import numpy as np
 
-from experiments.suites import Candidate, Case, problem
+from experiments.suites import Candidate, Case, batches, problem
 from robustlip import attacks, evaluation, models
-from robustlip.models import convolution, layers
-
-# The network as it is, and with the gradients that JAX has of a convolution.
-FOOLBOX = {
-  'foolbox': convolution.convolve,
-  "foolbox, JAX's conv.": convolution.xla,
-}
 
 
 def case(
@@ -26,10 +17,8 @@ def case(
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
     candidates['PyTorch'] = _torch(task, batch_size)
-    for name, convolve in FOOLBOX.items():
-      with mock.patch.object(layers, 'convolve', convolve):
-        foolbox = _foolbox(task, batch_size)
-      if foolbox:
+    for name, plain in (('foolbox', False), ('foolbox, plain Flax', True)):
+      if foolbox := _foolbox(task, batch_size, plain=plain):
         candidates[name] = foolbox
   return Case(f'{arch}, {num_images} images', 'images', candidates)
 
@@ -53,12 +42,6 @@ def _ours(task, batch_size):
   )
 
 
-def batches(count: int, batch_size: int) -> list[slice]:
-  """Slices that cover `count` examples."""
-  firsts = range(0, count, batch_size)
-  return [slice(first, first + batch_size) for first in firsts]
-
-
 def _torch(task, batch_size):
   from experiments.suites import torch_peer
 
@@ -75,26 +58,13 @@ def _torch(task, batch_size):
   return Candidate(run, len(labels))
 
 
-def _foolbox(task, batch_size):
+def _foolbox(task, batch_size, *, plain):
+  """On our network, or on Flax's in a process apart; None if it fails."""
   try:
-    import eagerpy
-    import foolbox
+    from experiments.suites import foolbox_peer
 
-    network = jax.jit(models.logits_fn(task.module, task.variables()))
-    model = foolbox.models.JAXModel(network, bounds=(0, 1))
-    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=10)
-    inputs = jax.numpy.asarray(task.split.images) / np.float32(255)
-    labels = jax.numpy.asarray(task.split.labels)
-
-    def run():
-      for chosen in batches(len(labels), batch_size):
-        attack(
-          model,
-          eagerpy.astensor(inputs[chosen]),
-          eagerpy.astensor(labels[chosen]),
-          epsilons=problem.EPSILON,
-        )
-
+    start = foolbox_peer.attack_apart if plain else foolbox_peer.attack
+    run = start(task, batch_size)
     run()
   except Exception as error:  # whatever breaks a library older than this jax
     logging.warning('foolbox left out: %s', str(error).split('\n')[0])

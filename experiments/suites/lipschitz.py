@@ -2,7 +2,7 @@
 
 import jax
 
-from experiments.suites import Candidate, Case, attack, problem
+from experiments.suites import Candidate, Case, batches, problem
 from robustlip import evaluation, lipschitz, models
 
 
@@ -45,7 +45,7 @@ def _torch(task, batch_size):
   inputs, labels = problem.to_torch(task.split)
 
   def run():
-    for chosen in attack.batches(len(labels), batch_size):
+    for chosen in batches(len(labels), batch_size):
       torch_peer.lipschitz(module, inputs[chosen], problem.EPSILON).numpy()
 
   return Candidate(run, len(labels))
