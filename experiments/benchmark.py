@@ -7,7 +7,9 @@ a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
 local estimate) and startup (command to first training step, with and without
 the compilation cache). The candidates of a case take turns within one run, so
 that a busy machine is equally busy for all; a ratio is the median over turns of
-ours to theirs. `--peers` needs the extra `bench`.
+ours to theirs. `--peers` needs the extra `bench`. "Of matmul" is the share of
+the rate of one large matrix product in the same precision, counting the
+operations that the networks' definition asks for.
 
 On two cores a suite takes 1 to 10 minutes.
 """
@@ -15,7 +17,6 @@ On two cores a suite takes 1 to 10 minutes.
 import importlib
 import pathlib
 import resource
-import statistics
 import sys
 import time
 from typing import Any
@@ -24,8 +25,8 @@ import jax
 from absl import flags
 
 from experiments import common, provenance
-from experiments.suites import Candidate, Case
-from robustlip import models, progress
+from experiments.suites import Case, measure, problem
+from robustlip import models
 
 SUITES = {  # flag -> module of experiments.suites
   'separation': 'separation',
@@ -56,6 +57,18 @@ COMPILE_PEER = flags.DEFINE_bool(
 NUM_IMAGES = flags.DEFINE_integer(
   'num_images', 1000, 'Images that attack and lipschitz cover.', lower_bound=1
 )
+PRECISION = flags.DEFINE_enum(
+  'precision',
+  'float32',
+  ['float32', 'bfloat16'],
+  'What the networks compute in, the peers through autocast.',
+)
+NUM_RUNS = flags.DEFINE_integer(
+  'num_runs',
+  1,
+  'Networks to train at once; with more, one at a time is measured too.',
+  lower_bound=1,
+)
 REPEATS = flags.DEFINE_integer(
   'repeats', 5, 'Turns of every candidate.', lower_bound=1
 )
@@ -77,9 +90,12 @@ def cases() -> list[Case]:
   try:
     if name in ('separation', 'startup'):
       return suite.cases(PEERS.value)
-    settings = {'batch_size': BATCH_SIZE.value}
+    settings = {'batch_size': BATCH_SIZE.value, 'precision': PRECISION.value}
     if name == 'train':
-      settings['compile_peer'] = COMPILE_PEER.value
+      settings |= {
+        'compile_peer': COMPILE_PEER.value,
+        'num_runs': NUM_RUNS.value,
+      }
     else:
       settings['num_images'] = NUM_IMAGES.value
     for arch in ARCH.value:
@@ -93,53 +109,18 @@ def cases() -> list[Case]:
     ) from None
 
 
-def seconds(candidate: Candidate) -> float:
-  """Wall time of one run."""
-  start = time.perf_counter()
-  candidate.run()
-  return time.perf_counter() - start
-
-
-def measure(case: Case, *, repeats: int) -> dict[str, Any]:
-  """Rates of every candidate, and how ours compares with each of the rest.
-
-  Every candidate runs once before the clock does.
-  """
-  times = {name: [] for name in case.candidates}
-  with progress.bar((repeats + 1) * len(times), case.name, unit='run') as bar:
-    for turn in range(repeats + 1):
-      for name, candidate in case.candidates.items():
-        elapsed = seconds(candidate)
-        bar.update(1)
-        if turn:
-          times[name].append(elapsed / candidate.work)
-  first = next(iter(times))
-  rows = [
-    {
-      'candidate': name,
-      'per_second': statistics.median(1 / t for t in taken),
-      'ratio_of_ours': statistics.median(
-        theirs / ours for ours, theirs in zip(times[first], taken, strict=True)
-      ),
-      'program_mib': case.candidates[name].memory,
-      'seconds': taken,
-    }
-    for name, taken in times.items()
-  ]
-  return {'case': case.name, 'unit': case.unit, 'candidates': rows}
-
-
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
   header = f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}'
-  lines = [header + f'{"memory":>12}']
+  lines = [header + f'{"of matmul":>12}{"memory":>12}']
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
-      memory = row['program_mib']
+      share, memory = row['share_of_limit'], row['program_mib']
       lines.append(
         f'{result["case"]:<32}{row["candidate"]:<20}{rate:>14}'
         f'{row["ratio_of_ours"]:>9.2f}x'
+        + (f'{share:>12.0%}' if share else ' ' * 12)
         + (f'{memory:>8,.0f} MiB' if memory else '')
       )
   return '\n'.join(lines)
@@ -161,12 +142,16 @@ def main() -> None:
     OUTPUT.value or provenance.RESULTS / f'benchmark_{SUITE.value}.json'
   )
   common.output_folder(path.parent)
-  results = [measure(case, repeats=REPEATS.value) for case in cases()]
+  found, limit = cases(), None
+  if any(case.flops for case in found):
+    limit = problem.matrix_rate(PRECISION.value)
+  results = [measure(c, repeats=REPEATS.value, limit=limit) for c in found]
   print(table(results))
   record = {
     'suite': SUITE.value,
     **provenance.record(),
     **peak_memory(),
+    'matrix_flops_per_second': limit,
     'total_seconds': time.perf_counter() - start,
     'cases': results,
   }

@@ -9,7 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.suites import batches, problem, training
+from experiments.suites import (
+  Candidate,
+  Case,
+  batches,
+  measure,
+  problem,
+  training,
+)
 
 RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
 
@@ -48,10 +55,28 @@ def test_wrong_networks_are_one_line(flag, message, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_training_candidate_trains():
+def test_the_share_of_the_limit_is_a_ratio_of_rates():
+  candidate = Candidate(lambda: None, work=10)
+  case = Case('none', 'images', {'ours': candidate}, flops=7.0)
+  (row,) = measure(case, repeats=1, limit=1e6)['candidates']
+  np.testing.assert_allclose(
+    row['share_of_limit'], row['per_second'] * 7.0 / 1e6
+  )
+
+
+def test_operations_of_cnn2_by_hand():
+  shapes = ((26, 1, 32), (24, 32, 32), (10, 32, 64), (8, 64, 64))
+  products = sum(side**2 * 9 * of * to for side, of, to in shapes)
+  products += 1024 * 200 + 200 * 200 + 200 * 10
+  flops = problem.make('cnn2', 1).forward_flops()
+  assert 2 * products < flops < 1.02 * 2 * products  # and some ReLU, pooling
+
+
+@pytest.mark.parametrize('num_runs', [1, 2])
+def test_the_training_candidate_trains(num_runs):
   task = problem.make('wrn_10_1', 4)
-  candidate = training.ours(task, 4, steps=1)
-  assert candidate.work == 4
+  candidate = training.ours(task, 4, steps=1, num_runs=num_runs)
+  assert candidate.work == 4 * num_runs
   candidate.run()
   candidate.run()  # its state was donated and replaced
 

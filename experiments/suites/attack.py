@@ -7,12 +7,20 @@ import jax
 from experiments.suites import Candidate, Case, batches, problem
 from robustlip import attacks, evaluation, models
 
+# Ten steps, each with the gradient of the inputs, and the logits at the end.
+PASSES = 10 * 2 + 1
+
 
 def case(
-  arch: str, peers: bool, *, batch_size: int | None, num_images: int
+  arch: str,
+  peers: bool,
+  *,
+  batch_size: int | None,
+  num_images: int,
+  precision: str,
 ) -> Case:
   """Every image is attacked, right or wrong; peers take 64 at a time."""
-  task = problem.make(arch, num_images)
+  task = problem.make(arch, num_images, precision)
   candidates = {'robustlip': _ours(task, batch_size or task.fitting())}
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
@@ -20,7 +28,8 @@ def case(
     for name, plain in (('foolbox', False), ('foolbox, plain Flax', True)):
       if foolbox := _foolbox(task, batch_size, plain=plain):
         candidates[name] = foolbox
-  return Case(f'{arch}, {num_images} images', 'images', candidates)
+  flops = PASSES * task.forward_flops()
+  return Case(f'{arch}, {num_images} images', 'images', candidates, flops)
 
 
 def _ours(task, batch_size):
@@ -45,15 +54,16 @@ def _ours(task, batch_size):
 def _torch(task, batch_size):
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task.arch, task.split.images.shape[1:]).eval()
-  inputs, labels = problem.to_torch(task.split)
+  module = torch_peer.network(task).eval()
+  inputs, labels = torch_peer.examples(task)
 
   def run():
-    for chosen in batches(len(labels), batch_size):
-      points = torch_peer.pgd(
-        module, inputs[chosen], labels[chosen], problem.EPSILON
-      )
-      (module(points).argmax(1) == labels[chosen]).numpy()
+    with torch_peer.computing(task.precision):
+      for chosen in batches(len(labels), batch_size):
+        points = torch_peer.pgd(
+          module, inputs[chosen], labels[chosen], problem.EPSILON
+        )
+        (module(points).argmax(1) == labels[chosen]).cpu()
 
   return Candidate(run, len(labels))
 

@@ -1,6 +1,6 @@
 """foolbox's PGD on a network of robustlip's or, in a process apart, of Flax's.
 
-  python -m experiments.suites.foolbox_peer cnn2 1000 64
+  python -m experiments.suites.foolbox_peer cnn2 1000 64 float32
 
 is that process: it attacks every image for each line that it reads and answers
 with a line. Its convolutions and pooling are those of `flax.linen`, and XLA has
@@ -47,7 +47,8 @@ def attack_apart(task: problem.Problem, batch_size: int) -> Callable[[], None]:
   Raises (when run):
     RuntimeError: if that process ended.
   """
-  arguments = (task.arch, str(len(task.split.labels)), str(batch_size))
+  sizes = map(str, (len(task.split.labels), batch_size))
+  arguments = (task.arch, *sizes, task.precision)
   process = subprocess.Popen(
     [sys.executable, '-m', __name__, *arguments],
     env={**os.environ, 'XLA_FLAGS': os.devnull},  # a file without flags
@@ -70,13 +71,14 @@ def plain_max_pool(inputs, *, size=2, strides=2, padding=0):
   return nn.max_pool(inputs, (size, size), (strides, strides), pads)
 
 
-def main(arch: str, num_images: str, batch_size: str) -> None:
+def main(arch: str, num_images: str, batch_size: str, precision: str) -> None:
   """Attacks when told to."""
   with (
     mock.patch.object(layers, 'convolve', convolution.xla),
     mock.patch.object(layers, 'max_pool', plain_max_pool),
   ):
-    run = attack(problem.make(arch, int(num_images)), int(batch_size))
+    task = problem.make(arch, int(num_images), precision)
+    run = attack(task, int(batch_size))
     for _ in sys.stdin:
       run()
       print(flush=True)

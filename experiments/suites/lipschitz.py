@@ -5,12 +5,20 @@ import jax
 from experiments.suites import Candidate, Case, batches, problem
 from robustlip import evaluation, lipschitz, models
 
+# The logits of the image, ten steps with gradients, the ratio at the end.
+PASSES = 1 + 10 * 2 + 1
+
 
 def case(
-  arch: str, peers: bool, *, batch_size: int | None, num_images: int
+  arch: str,
+  peers: bool,
+  *,
+  batch_size: int | None,
+  num_images: int,
+  precision: str,
 ) -> Case:
   """The estimate of every image; peers take 64 at a time."""
-  task = problem.make(arch, num_images)
+  task = problem.make(arch, num_images, precision)
 
   def ratios(variables, batch, keys):
     return lipschitz.estimate(
@@ -35,17 +43,19 @@ def case(
   candidates = {'robustlip': Candidate(run, num_images)}
   if peers:
     candidates['PyTorch'] = _torch(task, batch_size or problem.PEERS_BATCH_SIZE)
-  return Case(f'{arch}, {num_images} images', 'images', candidates)
+  flops = PASSES * task.forward_flops()
+  return Case(f'{arch}, {num_images} images', 'images', candidates, flops)
 
 
 def _torch(task, batch_size):
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task.arch, task.split.images.shape[1:]).eval()
-  inputs, labels = problem.to_torch(task.split)
+  module = torch_peer.network(task).eval()
+  inputs, labels = torch_peer.examples(task)
 
   def run():
-    for chosen in batches(len(labels), batch_size):
-      torch_peer.lipschitz(module, inputs[chosen], problem.EPSILON).numpy()
+    with torch_peer.computing(task.precision):
+      for chosen in batches(len(labels), batch_size):
+        torch_peer.lipschitz(module, inputs[chosen], problem.EPSILON).cpu()
 
   return Candidate(run, len(labels))

@@ -1,5 +1,6 @@
 """Networks and random images that the suites measure on."""
 
+import time
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ class Problem(NamedTuple):
   arch: str
   module: nn.Module
   split: Split
+  precision: str  # what the network computes in
 
   def variables(self) -> Any:
     """Fresh parameters."""
@@ -28,25 +30,38 @@ class Problem(NamedTuple):
     inputs = jnp.zeros((1, *shape))
     return jax.jit(self.module.init)(jax.random.key(0), inputs)
 
+  def forward_flops(self) -> float:
+    """Floating-point operations of the logits of one image, as XLA counts."""
+    inputs = jax.ShapeDtypeStruct((1, *self.split.images.shape[1:]), 'float32')
+    variables = jax.eval_shape(self.module.init, jax.random.key(0), inputs)
+    lowered = jax.jit(self.module.apply).lower(variables, inputs)
+    return lowered.cost_analysis()['flops']
+
   def fitting(self) -> int:
     """The batch that `experiments.evaluate` would take."""
     shape = self.split.images.shape[1:]
     return evaluation.fitting_batch_size(self.module, shape)
 
 
-def make(arch: str, num_images: int) -> Problem:
+def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
   """Noise: no step of this work depends on what the images show."""
   shape = (28, 28, 1) if arch.startswith('cnn') else (32, 32, 3)
   generator = np.random.default_rng(0)
   images = generator.integers(0, 256, (num_images, *shape), np.uint8)
   labels = generator.integers(0, 10, num_images).astype(np.int32)
-  module = models.build(arch, 10)
-  return Problem(arch, module, Split(images, labels))
+  module = models.build(arch, 10, dtype=precision)
+  return Problem(arch, module, Split(images, labels), precision)
 
 
-def to_torch(split: Split):
-  """The images as [N, C, H, W] and the labels, both as PyTorch has them."""
-  import torch
+def matrix_rate(precision: str) -> float:
+  """Floating-point operations a second of one large matrix product here."""
+  size = 2048 if jax.default_backend() == 'cpu' else 8192
+  factor = jnp.ones((size, size), precision)
+  product = jax.jit(jnp.matmul)
 
-  images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
-  return images.float() / 255, torch.from_numpy(split.labels).long()
+  def seconds():
+    start = time.perf_counter()
+    product(factor, factor).block_until_ready()
+    return time.perf_counter() - start
+
+  return 2 * size**3 / min(seconds() for _ in range(10))

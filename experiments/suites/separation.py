@@ -61,8 +61,16 @@ def _scikit_learn(queries, others):
 def _torch(queries, others):
   import torch
 
-  left, right = torch.from_numpy(queries), torch.from_numpy(others)
-  return lambda: torch.cdist(left, right, p=float('inf')).min(dim=1)
+  from experiments.suites import torch_peer
+
+  where = torch_peer.device()
+  left, right = (torch.from_numpy(x).to(where) for x in (queries, others))
+
+  def run():
+    with torch_peer.computing('float32'):
+      torch.cdist(left, right, p=float('inf')).min(dim=1)
+
+  return run
 
 
 def _faiss(queries, others):

@@ -4,9 +4,48 @@ Imports torch, so that it is itself imported only where peers take part.
 Images are [B, C, H, W].
 """
 
+import contextlib
+
+import jax
 import torch
 from torch import nn
 from torch.nn import functional
+
+from experiments.suites import problem
+
+
+def device() -> torch.device:
+  """The device that JAX computes on, as PyTorch calls it.
+
+  Raises:
+    ValueError: if PyTorch cannot use it.
+  """
+  backend = jax.default_backend()
+  if backend == 'cpu':
+    return torch.device('cpu')
+  if backend == 'gpu' and torch.cuda.is_available():
+    return torch.device('cuda')
+  raise ValueError(
+    f'PyTorch does not see the {backend} that JAX computes on; leave out '
+    '--peers or set JAX_PLATFORMS=cpu'
+  )
+
+
+@contextlib.contextmanager
+def computing(precision: str):
+  """As JAX does: in this type, and done when the context ends."""
+  where, dtype = device().type, getattr(torch, precision)
+  with torch.autocast(where, dtype, enabled=precision != 'float32'):
+    yield
+  if where == 'cuda':
+    torch.cuda.synchronize()
+
+
+def examples(task: problem.Problem) -> tuple[torch.Tensor, torch.Tensor]:
+  """The images as [N, C, H, W] in [0, 1], and the labels."""
+  images = torch.from_numpy(task.split.images).permute(0, 3, 1, 2).contiguous()
+  labels = torch.from_numpy(task.split.labels).long()
+  return images.to(device()).float() / 255, labels.to(device())
 
 
 class _Block(nn.Module):
@@ -61,9 +100,10 @@ def _cnn2(channels: int) -> nn.Module:
   )
 
 
-def network(arch: str, image_shape: tuple[int, int, int]) -> nn.Module:
-  """The network of that name, [B, C, H, W] -> [B, 10]; shape is H, W, C."""
-  height, width, channels = image_shape
+def network(task: problem.Problem) -> nn.Module:
+  """The network of the problem, [B, C, H, W] -> [B, 10]."""
+  height, width, channels = task.split.images.shape[1:]
+  arch = task.arch
   if arch == 'cnn1':
     module = _cnn1(channels)
   elif arch == 'cnn2':
@@ -72,7 +112,7 @@ def network(arch: str, image_shape: tuple[int, int, int]) -> nn.Module:
     depth, factor = map(int, arch.removeprefix('wrn_').split('_'))
     module = _wide_resnet(depth, factor, channels)
   module(torch.zeros(2, channels, height, width))  # sizes the lazy layers
-  return module
+  return module.to(device())
 
 
 def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:

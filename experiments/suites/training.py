@@ -6,33 +6,53 @@ import jax
 import numpy as np
 from flax import jax_utils
 
-from experiments.suites import Candidate, Case, problem
+from experiments.suites import Candidate, Case, batches, problem
 from robustlip import methods, training
 from robustlip.augmentations import AUGMENTATIONS
 
 STEPS = 4  # to one run of a candidate
+# An attack of ten steps with the gradient of the inputs, then the logits of the
+# images and of the points with the gradients of inputs and kernels.
+PASSES = 10 * 2 + 2 * 3
 
 
 def case(
-  arch: str, peers: bool, *, batch_size: int | None, compile_peer: bool
+  arch: str,
+  peers: bool,
+  *,
+  batch_size: int | None,
+  precision: str,
+  num_runs: int,
+  compile_peer: bool,
 ) -> Case:
   """The batch is 64, or 32 for a wide residual network, unless given."""
   batch_size = batch_size or (64 if arch.startswith('cnn') else 32)
-  task = problem.make(arch, STEPS * batch_size)
-  candidates = {'robustlip': ours(task, batch_size)}
+  task = problem.make(arch, STEPS * batch_size, precision)
+  candidates = {'robustlip': ours(task, batch_size, num_runs=num_runs)}
+  name = f'{arch}, batch {batch_size}'
+  if num_runs > 1:
+    name += f', {num_runs} runs'
+    candidates['one at a time'] = _in_turn(task, batch_size, num_runs)
   if peers:
     candidates['PyTorch eager'] = _torch(task, batch_size, compiled=False)
     if compile_peer:
       compiled = _torch(task, batch_size, compiled=True)
       if compiled:
         candidates['PyTorch compiled'] = compiled
-  return Case(f'{arch}, batch {batch_size}', 'images', candidates)
+  return Case(name, 'images', candidates, PASSES * task.forward_flops())
 
 
 def ours(
-  task: problem.Problem, batch_size: int, *, steps: int = STEPS
+  task: problem.Problem,
+  batch_size: int,
+  *,
+  steps: int = STEPS,
+  num_runs: int = 1,
 ) -> Candidate:
   """The program that `experiments.train` runs, on this problem.
+
+  Args:
+    num_runs: networks that it trains at once.
 
   Raises:
     ValueError: if the devices do not share a batch evenly.
@@ -47,16 +67,17 @@ def ours(
     augment=AUGMENTATIONS['none'],
   )
   settings = methods.Settings(
-    seed=np.zeros(1, np.uint32),
-    learning_rate=np.full(1, 1e-3, np.float32),
-    epsilon=np.full(1, problem.EPSILON, np.float32),
-    lam=np.full(1, problem.LAM, np.float32),
-    beta=np.zeros(1, np.float32),
-    mu=np.zeros(1, np.float32),
+    seed=np.arange(num_runs, dtype=np.uint32),
+    learning_rate=np.full(num_runs, 1e-3, np.float32),
+    epsilon=np.full(num_runs, problem.EPSILON, np.float32),
+    lam=np.full(num_runs, problem.LAM, np.float32),
+    beta=np.zeros(num_runs, np.float32),
+    mu=np.zeros(num_runs, np.float32),
   )
   state = training.initial_state(recipe, settings, task.split.images.shape[1:])
   order = np.arange(steps * batch_size, dtype=np.int32)
-  order = order.reshape(steps, devices, -1).swapaxes(0, 1)[:, None]
+  order = order.reshape(steps, devices, -1).swapaxes(0, 1)
+  order = np.stack([order] * num_runs, axis=1)
   images, labels = jax_utils.replicate(tuple(task.split))
   epoch = training.Epoch(images, labels, order)
   states = [jax_utils.replicate(state)]
@@ -69,7 +90,18 @@ def ours(
     states[0] = program(states[0], *arguments)
     jax.block_until_ready(states[0])
 
-  return Candidate(run, steps * batch_size, needed / 2**20)
+  return Candidate(run, num_runs * steps * batch_size, needed / 2**20)
+
+
+def _in_turn(task, batch_size, num_runs):
+  """The program of one run, as often as there are runs."""
+  one = ours(task, batch_size)
+
+  def run():
+    for _ in range(num_runs):
+      one.run()
+
+  return Candidate(run, num_runs * one.work, one.memory)
 
 
 def _torch(task, batch_size, *, compiled):
@@ -77,17 +109,17 @@ def _torch(task, batch_size, *, compiled):
 
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task.arch, task.split.images.shape[1:])
+  module = torch_peer.network(task)
   optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
-  inputs, labels = problem.to_torch(task.split)
+  inputs, labels = torch_peer.examples(task)
   network = torch.compile(module) if compiled else module
 
   def run():
-    for first in range(0, len(labels), batch_size):
-      chosen = slice(first, first + batch_size)
-      torch_peer.rst_step(
-        network, optimizer, inputs[chosen], labels[chosen], problem.EPSILON
-      )
+    with torch_peer.computing(task.precision):
+      for chosen in batches(len(labels), batch_size):
+        torch_peer.rst_step(
+          network, optimizer, inputs[chosen], labels[chosen], problem.EPSILON
+        )
 
   try:
     run()
