@@ -28,14 +28,9 @@ from experiments import common, provenance
 from experiments.suites import Case, measure, problem
 from robustlip import models
 
-SUITES = {  # flag -> module of experiments.suites
-  'separation': 'separation',
-  'train': 'training',
-  'attack': 'attack',
-  'lipschitz': 'lipschitz',
-  'startup': 'startup',
-}
-SUITE = flags.DEFINE_enum('suite', 'train', list(SUITES), 'What to measure.')
+SUITES = ('separation', 'train', 'attack', 'lipschitz', 'startup')
+flags.declare_key_flag(common.DATA_DIR)
+SUITE = flags.DEFINE_enum('suite', 'train', SUITES, 'What to measure.')
 PEERS = flags.DEFINE_bool('peers', False, 'Measure other libraries too.')
 ARCH = flags.DEFINE_list(
   'arch',
@@ -79,25 +74,31 @@ OUTPUT = flags.DEFINE_string(
 )
 
 
+# What a suite takes besides the network; none where it has networks of its own.
+SETTINGS = {
+  'train': (BATCH_SIZE, PRECISION, NUM_RUNS, COMPILE_PEER),
+  'attack': (BATCH_SIZE, PRECISION, NUM_IMAGES),
+  'lipschitz': (BATCH_SIZE, PRECISION, NUM_IMAGES),
+}
+
+
 def cases() -> list[Case]:
   """The cases of the suite that the flags name.
 
   Raises:
-    ValueError: for a network that no peer could build, or without the peers.
+    ValueError: for a flag that the suite does not read, a network that no peer
+      could build, or without the peers.
   """
   name = SUITE.value
-  suite = importlib.import_module(f'experiments.suites.{SUITES[name]}')
+  suite = importlib.import_module(f'experiments.suites.{name}')
+  read = (ARCH, *SETTINGS[name]) if name in SETTINGS else ()
+  for flag in {ARCH}.union(*SETTINGS.values()).difference(read):
+    if flag.present:
+      raise ValueError(f'--{flag.name} means nothing to --suite={name}')
   try:
-    if name in ('separation', 'startup'):
+    if not read:
       return suite.cases(PEERS.value)
-    settings = {'batch_size': BATCH_SIZE.value, 'precision': PRECISION.value}
-    if name == 'train':
-      settings |= {
-        'compile_peer': COMPILE_PEER.value,
-        'num_runs': NUM_RUNS.value,
-      }
-    else:
-      settings['num_images'] = NUM_IMAGES.value
+    settings = {flag.name: flag.value for flag in SETTINGS[name]}
     for arch in ARCH.value:
       models.build(arch, 10)
       if arch.startswith('resnet'):
@@ -105,7 +106,7 @@ def cases() -> list[Case]:
     return [suite.case(a, PEERS.value, **settings) for a in ARCH.value]
   except ModuleNotFoundError as error:
     raise ValueError(
-      f'{error}: --peers needs `pip install robustlip[bench]`.'
+      f"{error}: --peers needs `pip install -e '.[bench]'`."
     ) from None
 
 

@@ -1,9 +1,11 @@
 """What the scripts share: flags, one-line errors, the JSON record.
 
-Every script is `common.run(main)`. A `ValueError` or `OSError` that reaches
-the top is bad input, a `JaxRuntimeError` a device that cannot go on: either is
-printed as one line and the exit code is 1 (`--verbosity=1` shows where it was
-raised). Anything else is a bug and keeps its traceback.
+Every script is `common.run(main)`. Of the flags of other modules it declares as
+key flags those that it reads: `--help` shows them, all others are refused. A
+`ValueError` or `OSError` that reaches the top is bad input, a `JaxRuntimeError`
+a device that cannot go on: either is printed as one line and the exit code is 1
+(`--verbosity=1` shows where it was raised). Anything else is a bug and keeps
+its traceback.
 """
 
 import json
@@ -24,6 +26,7 @@ from absl import app, flags, logging
 
 import experiments
 import robustlip
+from robustlip import datasets
 
 DATASET = flags.DEFINE_string(
   'dataset',
@@ -39,7 +42,7 @@ DATA_DIR = flags.DEFINE_string(
   'there too. Default: $ROBUSTLIP_DATA, else ~/.cache/robustlip.',
 )
 SEED = flags.DEFINE_integer(
-  'seed', 0, 'Seed of everything that is random.', lower_bound=0
+  'seed', 0, 'Seed of everything that is random.', 0, 2**32 - 1
 )
 
 EPSILON = flags.DEFINE_float(
@@ -76,6 +79,18 @@ def run(main: Callable[[], Any]) -> None:
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
 
 
+def radius(dataset: datasets.Dataset) -> float:
+  """The radius that the flags say, else that of the data set.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  chosen = dataset.epsilon if EPSILON.value is None else EPSILON.value
+  if chosen is None:
+    raise ValueError(f'--epsilon is needed: {dataset.name} has none of its own')
+  return chosen
+
+
 def fail(error: BaseException | str) -> None:
   """Prints one line to stderr and ends the process with exit code 1."""
   logging.debug('Raised here:', exc_info=True)
@@ -87,7 +102,7 @@ def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
   """The numbers of a list flag, None if it is not given.
 
   Raises:
-    ValueError: unless each is a finite number of at least 0.
+    ValueError: unless each is a finite number of at least 0, and no two equal.
   """
   if flag.value is None:
     return None
@@ -100,6 +115,8 @@ def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
     ) from None
   if not all(0 <= value < float('inf') for value in values):
     raise ValueError(f'--{flag.name} must be at least 0 and finite: {values}')
+  if len(set(values)) < len(values):
+    raise ValueError(f'--{flag.name} names a number twice: {values}')
   return values
 
 
@@ -108,6 +125,18 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv, known_only=False)
   except flags.Error as error:
     fail(f'{error} (see --help)')
+  except SystemExit:  # absl has printed the help and calls that a failure
+    sys.exit(0)
+
+
+def _refuse_unread(main: Callable[[], Any]) -> None:
+  """Refuses our flags that mean nothing to the script of `main`."""
+  script = sys.modules[main.__module__]
+  read = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(script)}
+  for name in flags.FLAGS:
+    ours = flags.FLAGS.find_module_defining_flag(name).startswith('experiments')
+    if ours and flags.FLAGS[name].present and name not in read:
+      fail(f'--{name} means nothing to this script (see --help)')
 
 
 def _start_logging() -> None:
@@ -131,6 +160,8 @@ def _start_jax() -> None:
     jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   try:
+    if NUM_PROCESSES.value > 1 and not COORDINATOR.value:
+      raise ValueError('--num_processes needs --coordinator=host:port')
     if COORDINATOR.value:
       jax.config.update('jax_cpu_collectives_implementation', 'gloo')
       jax.distributed.initialize(
@@ -145,6 +176,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   _start_logging()
   if len(argv) > 1:  # absl drops stray arguments silently
     fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
+  _refuse_unread(main)
   try:
     _start_jax()
     main()
@@ -153,7 +185,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
     fail(error)  # JAX's own: out of memory, or another process ended
   except KeyboardInterrupt:
-    fail('interrupted; the same command goes on from the last checkpoint')
+    fail('interrupted; the same command goes on from what is on disk')
 
 
 def device_name() -> str:

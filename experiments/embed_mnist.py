@@ -17,6 +17,7 @@ from absl import flags
 from experiments import common
 from robustlip import datasets
 
+flags.declare_key_flag(common.DATA_DIR)
 _OUTPUT = flags.DEFINE_string(
   'output', str(datasets.EMBEDDED), 'The .npz file to write.'
 )

@@ -16,6 +16,10 @@ from experiments import common
 from experiments.networks import config, folder, measure
 from robustlip import datasets
 
+flags.adopt_module_key_flags(measure)
+flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.EPSILON)
+flags.declare_key_flag(common.PROTOCOL)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 ATTACK = flags.DEFINE_enum('attack', 'pgd', measure.ATTACKS, 'Attack.')
 NUM_STEPS = flags.DEFINE_integer(

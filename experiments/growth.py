@@ -17,6 +17,9 @@ from absl import flags
 from experiments import common, plots, provenance
 from robustlip import datasets, progress, separation
 
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.SEED)
 EXAMPLES = flags.DEFINE_list(
   'examples',
   ['5000', '10000', '20000', '40000', '60000'],

@@ -15,9 +15,13 @@ from absl import flags
 
 from experiments import common
 from experiments.comparison import concept
-from experiments.networks import train_flags
+from experiments.networks import runs, train_flags
 from robustlip import datasets
 
+flags.adopt_module_key_flags(train_flags)
+flags.adopt_module_key_flags(runs)
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of runs and records. Default: runs/<preset>.'
 )

@@ -17,7 +17,7 @@ RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 def command() -> str:
   """How this script was started, without the folders of this machine."""
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
-  local = ('--data_dir=', '--workdir=')
+  local = ('--data_dir=', '--output=', '--workdir=')
   flags = [flag for flag in sys.argv[1:] if not flag.startswith(local)]
   return shlex.join(['python', '-m', f'experiments.{script}', *flags])
 

@@ -24,6 +24,10 @@ from experiments import common, paper_tables, provenance
 from experiments.distances import separation_figures, separation_state
 from robustlip import datasets, projections, separation
 
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.EPSILON)
+flags.declare_key_flag(common.SEED)
 NORM = flags.DEFINE_enum('norm', 'linf', projections.NORMS, 'Distance.')
 DROP = flags.DEFINE_string(
   'drop',

@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import common, provenance
 
+flags.declare_key_flag(common.SEED)
 WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/staircase', 'Folder for the record and the figure.'
 )

@@ -29,6 +29,10 @@ from experiments.networks import remeasure, runs, train_flags
 from experiments.networks.config import Config
 from robustlip import datasets
 
+flags.adopt_module_key_flags(train_flags)
+flags.adopt_module_key_flags(runs)
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
 TABLE = flags.DEFINE_enum(
   'table',
   '2',

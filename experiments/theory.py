@@ -25,6 +25,10 @@ from absl import flags
 from experiments import common, provenance
 from robustlip import datasets
 
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.EPSILON)
+flags.declare_key_flag(common.SEED)
 WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/theory', 'Folder for the record and the figures.'
 )
@@ -94,11 +98,9 @@ def main() -> None:
   start = time.monotonic()
   seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  name, epsilon = pathlib.Path(dataset.name).stem, common.EPSILON.value
-  if epsilon is None:
-    epsilon = dataset.epsilon
-  if epsilon is None:
-    raise ValueError(f'--epsilon is needed: {name} has no radius of its own')
+  name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
+  if len(dataset.class_names) < 2:
+    raise ValueError(f'{name} has one class; a classifier needs two')
   data = on_data(dataset, epsilon)
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {

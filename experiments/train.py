@@ -18,6 +18,10 @@ from experiments import common
 from experiments.networks import runs, train_flags
 from robustlip import datasets
 
+flags.adopt_module_key_flags(train_flags)
+flags.adopt_module_key_flags(runs)
+flags.declare_key_flag(common.DATASET)
+flags.declare_key_flag(common.DATA_DIR)
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,

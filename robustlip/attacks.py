@@ -12,7 +12,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from robustlip import projections
 from robustlip.types import Batch, LogitsFn, Objective
@@ -50,6 +50,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
+  chex.assert_type(inputs, float)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
@@ -69,7 +70,8 @@ def ascend(
 
   best = None
   if keep == 'best':
-    best = jnp.full(len(inputs), -jnp.inf, inputs.dtype), points
+    dtype = jax.eval_shape(objective, points).dtype
+    best = jnp.full(len(inputs), -jnp.inf, dtype), points
   points, best = jax.lax.fori_loop(0, num_steps, climb, (points, best))
   if best is not None:
     points = _better(best, objective(points), points)[1]
@@ -90,7 +92,7 @@ def _better(best, values, points):
 
 def _check(**numbers: chex.Numeric) -> None:
   for name, value in numbers.items():
-    if isinstance(value, int | float) and not value >= 0:
+    if not isinstance(value, jax.core.Tracer) and not np.all(value >= 0):
       raise ValueError(f'{name} must be at least 0, got {value}.')
 
 
@@ -99,6 +101,19 @@ def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   wrong = jnp.where(is_label, -jnp.inf, logits).max(axis=-1)
   return wrong - jnp.where(is_label, logits, 0.0).sum(axis=-1)
+
+
+def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """log((1 - p) / p) of the label's probability p: [B, C], [B] -> [B].
+
+  Cross entropy is softplus of it, so that both rise together and in the same
+  direction; but the gradient of this one does not vanish where the network is
+  certain, which would make an attack stand still and look like robustness.
+  """
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  wrong = jnp.where(is_label, -jnp.inf, logits)
+  right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  return jax.nn.logsumexp(wrong, axis=-1) - right
 
 
 def _worst(
@@ -129,8 +144,12 @@ def pgd(
   num_restarts: int = 1,
   norm: str = 'linf',
   start: chex.Array | None = None,
+  keep: str = 'last',
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
+
+  It climbs `log_odds`, which takes the steps of cross entropy in exact
+  arithmetic, and goes on where those of float32 would be zero.
 
   Args:
     step_size: None is the paper's epsilon / 5.
@@ -138,6 +157,7 @@ def pgd(
       the one with the largest margin is kept, so that it counts as robust
       only if every restart fails.
     start: explicit first point, with a single restart.
+    keep: 'last' iterate or 'best', as `ascend` has it.
 
   Raises:
     ValueError: if a number is out of range or `start` comes with restarts.
@@ -150,9 +170,7 @@ def pgd(
     raise ValueError('an explicit start leaves nothing to restart from.')
 
   def objective(points):
-    return optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits_fn(points), batch.labels
-    )
+    return log_odds(logits_fn(points), batch.labels)
 
   def attack(key):
     return ascend(
@@ -164,6 +182,7 @@ def pgd(
       num_steps=num_steps,
       norm=norm,
       start=start,
+      keep=keep,
     )
 
   if num_restarts == 1:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustlip import models, progress
+from robustlip import progress
 from robustlip.datasets import Split
 from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
 
@@ -141,27 +141,26 @@ class Outcome(NamedTuple):
 
 
 class Evaluator:
-  """Clean and attacked accuracy and Lipschitz ratios of one architecture.
+  """Clean and attacked accuracy and Lipschitz ratios of a network.
 
   Its programs are compiled once and serve any variables and split. Examples
   that are misclassified are not attacked: their ball holds a mistake already.
 
   Args:
-    attack: finds points in the ball, with the network in inference mode.
+    network: from variables to the network in inference mode, such as
+      `partial(models.logits_fn, module)`.
+    attack: finds points in the ball.
     ratios: local Lipschitz estimates, [B].
   """
 
   def __init__(
     self,
-    module: nn.Module,
+    network: Callable[[Any], LogitsFn],
     *,
     attack: Maximizer,
     ratios: Ratios,
     batch_size: int,
   ):
-    def network(variables):
-      return models.logits_fn(module, variables)
-
     def correct(variables, batch, keys):
       del keys
       logits = network(variables)(batch.inputs)

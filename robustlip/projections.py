@@ -70,12 +70,25 @@ def steepest(gradients: chex.Array, *, norm: str = 'linf') -> chex.Array:
   check_norm(norm)
   if norm == 'linf':
     return jnp.sign(gradients)
-  lengths = jnp.maximum(sizes(gradients, norm='l2'), 1e-30)
-  return gradients / per_example(lengths, gradients)
+  # The squares of small gradients would underflow, their directions do not.
+  largest = per_example(sizes(gradients), gradients)
+  scaled = gradients / jnp.where(largest > 0, largest, 1.0)
+  lengths = jnp.maximum(sizes(scaled, norm='l2'), 1.0)
+  return scaled / per_example(lengths, scaled)
 
 
 def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
-  """One key per example: `key` split, or `key` itself if it already is [B]."""
+  """One key per example: `key` split, or `key` itself if it already is [B].
+
+  Raises:
+    ValueError: for a key of the old kind, or another number of keys.
+  """
+  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  if not typed or key.shape not in ((), (num_examples,)):
+    raise ValueError(
+      f'key must be one jax.random.key or {num_examples}, one per example, got '
+      f'{key.dtype} of shape {key.shape}.'
+    )
   return key if key.ndim else jax.random.split(key, num_examples)
 
 

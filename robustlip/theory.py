@@ -19,6 +19,8 @@ import numpy as np
 
 from robustlip import separation
 
+ROUNDING = 1e-6
+
 
 def class_distances(
   inputs: chex.Array,
@@ -95,6 +97,15 @@ def certified_radius(
   it is wrong or tied; inf if no other class has a reference.
   """
   return np.maximum(gaps(class_distances, labels), 0) / 2
+
+
+def certified(gaps: np.ndarray, radius: float) -> np.ndarray:
+  """Whether g is right for certain on the closed ball of `radius`, bool [N].
+
+  That is where half the gap exceeds the radius. Distances are float32, so that
+  what is within `ROUNDING` of a tie is not certified.
+  """
+  return np.asarray(gaps, np.float64) / 2 > radius + ROUNDING
 
 
 def lipschitz_ratio(

@@ -206,7 +206,8 @@ def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
   inputs = recipe.augment(images, keys[0]).astype(jnp.float32) / 255
   batch = Batch(inputs, labels, jnp.ones(len(labels)))
   method = recipe.method(settings)
-  network = _attacked_mode(recipe, params, batch_stats, keys[2, 0])
+  another = jax.random.fold_in(keys[2, 0], 1)  # dropout mask than the loss's
+  network = _attacked_mode(recipe, params, batch_stats, another)
   points = jax.lax.stop_gradient(method.maximize(network, batch, keys[1]))
 
   def objective(params):

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
   inputs: chex.Array  # [B, H, W, C], float32 in [0, 1]
   labels: chex.Array  # [B], int32
-  mask: chex.Array  # [B], 1.0 for data, 0.0 for padding
+  mask: chex.Array  # [B], 1.0 for data, 0.0 for padding; no loss applies it
 
 
 # The inner problem of a robust loss: points of the ball around each input.

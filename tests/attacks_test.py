@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, projections
+from robustlip import attacks, losses, projections
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -54,6 +54,36 @@ class AttacksTest(chex.TestCase):
     )
     expected = worst_two_class(epsilon, norm)
     chex.assert_trees_all_close(attack(TWO, KEY), expected, atol=1e-4)
+
+  @parameterized.parameters(1.0, 100.0, 10000.0)
+  def test_certainty_is_not_robustness(self, scale):
+    # Where the gradient of cross entropy is 0 in float32, too.
+    def certain(inputs):
+      return scale * two_class(inputs)
+
+    points = attacks.pgd(certain, TWO, KEY, epsilon=0.1, num_steps=60)
+    chex.assert_trees_all_close(points, worst_two_class(0.1, 'linf'), atol=1e-4)
+
+  def test_cross_entropy_is_softplus_of_the_log_odds(self):
+    odds = attacks.log_odds(linear(INPUTS), LABELS)
+    chex.assert_trees_all_close(
+      jax.nn.softplus(odds),
+      losses.cross_entropy(linear(INPUTS), LABELS),
+      rtol=1e-5,
+    )
+
+  def test_the_best_of_half_precision_points(self):
+    points = attacks.ascend(
+      lambda x: linear(x)[:, 0],
+      INPUTS.astype(jnp.bfloat16),
+      KEY,
+      epsilon=0.1,
+      step_size=0.02,
+      num_steps=20,
+      keep='best',
+    )
+    expected = INPUTS + 0.1 * jnp.sign(WEIGHTS[:, 0]).reshape(1, 4, 4, 1)
+    chex.assert_trees_all_close(points.astype(jnp.float32), expected, atol=0.02)
 
   def test_best_iterate_is_the_highest_seen(self):
     # Ascent on a parabola with steps too large to settle on its top.
@@ -147,3 +177,12 @@ class AttacksTest(chex.TestCase):
 def test_wrong_settings_are_named(settings, message):
   with pytest.raises(ValueError, match=message):
     attacks.pgd(linear, BATCH, KEY, **settings)
+
+
+def test_integer_images_and_negative_radii_are_refused():
+  pixels = BATCH._replace(inputs=(255 * INPUTS).astype(jnp.uint8))
+  with pytest.raises(AssertionError, match='float'):
+    attacks.pgd(linear, pixels, KEY, epsilon=0.1)
+  for epsilon in (-0.1, np.float32(-0.1), jnp.float32(np.nan)):
+    with pytest.raises(ValueError, match='epsilon must be at least 0'):
+      attacks.pgd(linear, BATCH, KEY, epsilon=epsilon)

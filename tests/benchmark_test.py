@@ -15,7 +15,7 @@ from experiments.suites import (
   batches,
   measure,
   problem,
-  training,
+  train,
 )
 
 RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
@@ -75,7 +75,7 @@ def test_operations_of_cnn2_by_hand():
 @pytest.mark.parametrize('num_runs', [1, 2])
 def test_the_training_candidate_trains(num_runs):
   task = problem.make('wrn_10_1', 4)
-  candidate = training.ours(task, 4, steps=1, num_runs=num_runs)
+  candidate = train.ours(task, 4, steps=1, num_runs=num_runs)
   assert candidate.work == 4 * num_runs
   candidate.run()
   candidate.run()  # its state was donated and replaced
@@ -90,4 +90,4 @@ def test_one_batch_is_divided_by_the_devices():
   if jax.local_device_count() < 2:
     pytest.skip('one device shares every batch')
   with pytest.raises(ValueError, match='cannot share'):
-    training.ours(problem.make('wrn_10_1', 4), 5)
+    train.ours(problem.make('wrn_10_1', 4), 5)

@@ -30,12 +30,15 @@ LAYERS = {
 def imported(tree, package):
   """Top-level names of a package that a module's syntax tree imports."""
   for node in ast.walk(tree):
-    if isinstance(node, ast.ImportFrom) and node.module:
-      parts = node.module.split('.')
-      if parts == [package]:
-        yield from (alias.name for alias in node.names)
-      elif parts[0] == package:
-        yield parts[1]
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    for name in names:
+      first, *rest = name.split('.')
+      if first == package and rest:
+        yield rest[0]
 
 
 def modules(package):

@@ -236,6 +236,11 @@ def test_pooling_pads_with_less_than_anything():
   )
 
 
+def test_images_too_small_to_pool_are_named():
+  with pytest.raises(ValueError, match='images are too small'):
+    layers.max_pool(jnp.zeros((2, 1, 1, 3)))
+
+
 def test_devices_axis_is_seen_only_where_it_is_bound():
   seen = []
 

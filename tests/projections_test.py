@@ -61,6 +61,20 @@ class ProjectionsTest(chex.TestCase):
       steps = projections.steepest(jnp.zeros((2, 3)), norm=norm)
       chex.assert_trees_all_equal(steps, jnp.zeros((2, 3)))
 
+  @parameterized.parameters(1e-37, 1e-25, 1e-10, 1.0, 1e25)
+  def test_steepest_has_unit_size_whatever_the_gradient(self, scale):
+    gradients = np.float32(scale) * np.array([[3.0, -4.0]], np.float32)
+    steps = projections.steepest(jnp.asarray(gradients), norm='l2')
+    chex.assert_trees_all_close(steps, jnp.array([[0.6, -0.8]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'key', [jax.random.PRNGKey(0), jax.random.split(KEY, 4)]
+)
+def test_wrong_keys_are_named(key):
+  with pytest.raises(ValueError, match='5, one per example'):
+    projections.random_start(CENTERS, key, epsilon=0.1)
+
 
 def test_unknown_norm_is_named():
   with pytest.raises(ValueError, match="'l7'"):

@@ -144,6 +144,15 @@ def test_lemma_4_1_ties_on_the_boundary():
   np.testing.assert_array_equal(theory.predict(inside), labels)
 
 
+def test_a_tie_is_not_certified_however_it_is_rounded():
+  # 51 / 255 is twice 0.1: half the gap is the radius, on the open ball alone.
+  pixels = np.arange(205, dtype=np.float32) / np.float32(255)
+  gaps = (np.arange(51, 256, dtype=np.float32) / np.float32(255)) - pixels
+  assert (gaps / 2 > 0.1).any()  # what rounding alone would say
+  assert not theory.certified(gaps, 0.1).any()
+  assert theory.certified(gaps + np.float32(1 / 255), 0.1).all()
+
+
 def test_certified_radius_is_half_the_gap_or_nothing():
   distances = np.array([[0.1, 0.5, 0.9], [0.5, 0.1, 0.9], [0.3, 0.3, 0.4]])
   radii = theory.certified_radius(distances, np.zeros(3, int))

@@ -10,7 +10,7 @@ from experiments import common, paper, provenance
 from experiments.comparison import table_record
 from experiments.networks import remeasure, runs, train_flags
 from experiments.networks.config import Config
-from robustlip import datasets, separation
+from robustlip import datasets, separation, theory
 from robustlip.datasets import Dataset, Split
 
 NOTE = (
@@ -59,7 +59,7 @@ def certificate(dataset: Dataset, epsilon: float) -> dict[str, float]:
     *(np.concatenate(x) for x in zip(dataset.train, dataset.test, strict=True))
   )
   distances = separation.nearest_opposite(*both).distances
-  certified = 100.0 * (distances / 2 > epsilon)
+  certified = 100.0 * theory.certified(distances, epsilon)
   count = len(dataset.train.labels)
   return {
     'separation_of_both': float(distances.min()),

@@ -64,7 +64,7 @@ def train_certificate(distances: np.ndarray) -> dict[str, Any]:
     'r': radius,
     'accuracy': np.mean(distances > 0),
     'astute_in_open_ball': np.mean((distances / 2 >= radius) & (distances > 0)),
-    'astute_in_closed_ball': np.mean(distances / 2 > radius),
+    'astute_in_closed_ball': np.mean(theory.certified(distances, radius)),
     'smallest_margin': distances.min() / radius if radius else None,
   }
 
@@ -79,7 +79,7 @@ def _accuracies(gaps: np.ndarray, epsilon: float) -> dict[str, float]:
   return {
     'accuracy': np.mean(gaps > 0),
     'tied': np.mean(gaps == 0),
-    'certified': np.mean(gaps / 2 > epsilon),
+    'certified': np.mean(theory.certified(gaps, epsilon)),
   }
 
 
@@ -118,7 +118,7 @@ def test_table(
     **_accuracies(gaps, epsilon),
     'curve': {
       'epsilons': epsilons,
-      'certified': [np.mean(gaps / 2 > radius) for radius in epsilons],
+      'certified': [np.mean(theory.certified(gaps, e)) for e in epsilons],
     },
     'attacked_subset': {
       'num_attacked': len(attacked.gaps),

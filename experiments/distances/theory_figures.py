@@ -116,7 +116,7 @@ def existence(path: pathlib.Path, seed: int) -> dict[str, Any]:
     size = factor * radius
     _heat_map(axes, points, labels, radius, (0, 1, 0, 1))
     _balls(axes, points, labels, size, fc='none', lw=1)
-    certified = np.mean(nearest / 2 > size)
+    certified = np.mean(theory.certified(nearest, size))
     result[f'certified_at_{factor}r'] = certified
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_title(

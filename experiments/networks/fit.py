@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from experiments.networks import feed
 from experiments.networks.config import Config, numeric
@@ -163,7 +164,10 @@ class Fit:
     self._end_diverged()
     taken, spent = arguments[2] - arguments[1], time.monotonic() - began
     if self._seconds:  # the first dispatch of a process compiles
-      self._per_dispatch = max(1, int(DISPATCH_SECONDS / spent * taken))
+      fitting = max(1, int(DISPATCH_SECONDS / spent * taken))
+      self._per_dispatch = int(
+        multihost_utils.broadcast_one_to_all(np.int32(fitting))
+      )
     self._seconds += spent
     self._done += taken
     if self._running:

@@ -37,13 +37,23 @@ class Attack(NamedTuple):
   num_restarts: int = 1
   epsilon: float | None = None  # None: the radius trained with
 
+  def radius(self, config: Config) -> float:
+    """Radius of the attack."""
+    return config.epsilon if self.epsilon is None else self.epsilon
+
   def copies(self, num_classes: int) -> int:
     """Points of an example that are attacked at once."""
     return self.num_restarts if self.name == 'pgd' else num_classes - 1
 
   def maximizer(self, config: Config, num_classes: int):
-    """The attack as a function of a network and a batch."""
-    epsilon = config.epsilon if self.epsilon is None else self.epsilon
+    """The attack as a function of a network and a batch.
+
+    Raises:
+      ValueError: for restarts of an attack that has none.
+    """
+    epsilon = self.radius(config)
+    if self.name != 'pgd' and self.num_restarts > 1:
+      raise ValueError(f'--num_restarts means nothing to --attack={self.name}')
     if self.name == 'pgd':
       return partial(
         attacks.pgd,
@@ -64,7 +74,7 @@ def evaluator(
   config: Config, dataset: Dataset, attack: Attack
 ) -> evaluation.Evaluator:
   """Compiled measurements for networks trained with `config`."""
-  epsilon = config.epsilon if attack.epsilon is None else attack.epsilon
+  epsilon = attack.radius(config)
   source = {
     'text': lipschitz.estimate,
     'reference': reference.lipschitz_estimate,
@@ -72,7 +82,7 @@ def evaluator(
   module, num_classes = network(config, dataset), len(dataset.class_names)
   shape, copies = dataset.test.images.shape[1:], attack.copies(num_classes)
   return evaluation.Evaluator(
-    module,
+    partial(models.logits_fn, module),
     attack=attack.maximizer(config, num_classes),
     ratios=lambda *args: source(*args, epsilon=epsilon).ratios,
     batch_size=EVAL_BATCH_SIZE.value
@@ -126,9 +136,7 @@ def describe(config: Config, attack: Attack) -> dict[str, Any]:
     'attack': attack.name,
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
-    'attack_epsilon': config.epsilon
-    if attack.epsilon is None
-    else attack.epsilon,
+    'attack_epsilon': attack.radius(config),
     'lipschitz_definition': LIPSCHITZ[config.protocol],
   }
 

@@ -21,6 +21,11 @@ from experiments.networks.folder import Folder
 from robustlip import evaluation, training
 from robustlip.datasets import Dataset, Split
 
+flags.adopt_module_key_flags(fit)
+flags.adopt_module_key_flags(measure)
+flags.declare_key_flag(common.COORDINATOR)
+flags.declare_key_flag(common.NUM_PROCESSES)
+flags.declare_key_flag(common.PROCESS_ID)
 CURVE_EXAMPLES = flags.DEFINE_integer(
   'curve_examples',
   500,
@@ -77,14 +82,21 @@ def _check(config: Config, dataset: Dataset) -> None:
 
 
 def _groups(folders: list[Folder]) -> list[list[Folder]]:
-  """Unfinished runs by program, and by whether they have begun."""
-  groups: dict[Any, list[Folder]] = {}
+  """Unfinished runs by program; those of one have a checkpoint in common."""
+  groups: list[tuple[dict, set[int], list[Folder]]] = []
   for folder in folders:
-    if not (folder.result.exists() or folder.diverged.exists()):
-      shared = str(folder.config.shared())
-      begun = bool(folder.newest.numbers())
-      groups.setdefault((shared, begun), []).append(folder)
-  return list(groups.values())
+    if folder.result.exists() or folder.diverged.exists():
+      continue
+    shared, numbers = folder.config.shared(), set(folder.newest.numbers())
+    for other, common_numbers, members in groups:
+      fresh = not numbers and not common_numbers
+      if shared == other and (fresh or numbers & common_numbers):
+        common_numbers &= numbers
+        members.append(folder)
+        break
+    else:
+      groups.append((shared, numbers, [folder]))
+  return [members for _, _, members in groups]
 
 
 def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:

@@ -29,6 +29,9 @@ QUICK = paper.Setup(
   dropout=0.2,
 )
 
+flags.declare_key_flag(common.EPSILON)
+flags.declare_key_flag(common.PROTOCOL)
+flags.declare_key_flag(common.SEED)
 METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
 LAM = flags.DEFINE_list(
   'lam',
@@ -144,11 +147,6 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     ValueError: for a data set without a radius.
   """
   own = WEIGHTS[method] | setup.method_settings.get(method, {})
-  epsilon = (
-    dataset.epsilon if common.EPSILON.value is None else common.EPSILON.value
-  )
-  if epsilon is None:
-    raise ValueError(f'--epsilon is needed for {dataset.name}')
 
   def chosen(flag, default):
     return default if flag.value is None else flag.value
@@ -157,7 +155,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     dataset=dataset.name,
     arch=chosen(ARCH, setup.arch),
     method=method,
-    epsilon=epsilon,
+    epsilon=common.radius(dataset),
     lam=own.get('lam', 0.0),
     beta=own.get('beta', 0.0),
     mu=chosen(MU, own.get('mu', 0.0)),

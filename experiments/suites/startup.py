@@ -39,12 +39,12 @@ def _start(cache: str) -> None:
 
 def first_step() -> None:
   """What a newcomer waits for before the progress bar moves."""
-  from experiments.suites import problem, training
+  from experiments.suites import problem, train
   from robustlip import datasets
 
   split = datasets.load('mnist5k').train
   task = problem.make(ARCH, 1)._replace(split=split)
-  training.ours(task, BATCH_SIZE, steps=1).run()
+  train.ours(task, BATCH_SIZE, steps=1).run()
 
 
 if __name__ == '__main__':

@@ -83,7 +83,7 @@ def _check_size(inputs, kernel_size, padding) -> None:
   for size, kernel, pads in zip(sizes, kernel_size, padding, strict=True):
     if size + sum(pads) < kernel:
       raise ValueError(
-        f'features of {sizes[0]} x {sizes[1]} are smaller than a kernel of '
+        f'features of {sizes[0]} x {sizes[1]} are smaller than a window of '
         f'{kernel_size[0]} x {kernel_size[1]}: the images are too small for '
         'this network.'
       )
@@ -134,7 +134,11 @@ def max_pool(
 
   The gradient goes to the first maximum of a window in reading order, as in
   PyTorch: MNIST's flat background is nothing but ties.
+
+  Raises:
+    ValueError: if the images are smaller than the window.
   """
+  _check_size(inputs, (size, size), ((padding, padding),) * 2)
   if size == strides and not padding:
     views = _disjoint_views(inputs, size)
   else:

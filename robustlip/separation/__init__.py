@@ -190,6 +190,8 @@ def _sets(inputs, labels, ref_inputs, ref_labels, norm):
   projections.check_norm(norm)
   queries = _examples(inputs, labels)
   if ref_inputs is None:
+    if ref_labels is not None:
+      raise ValueError('ref_labels come with ref_inputs.')
     _, codes = np.unique(queries.labels, return_inverse=True)
     queries = queries._replace(labels=codes.astype(np.int32))
     return queries, queries
