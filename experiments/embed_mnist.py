@@ -36,10 +36,11 @@ def first_of_each_class(labels: np.ndarray, per_class: int) -> np.ndarray:
 
 def main() -> None:
   """Writes the subset and prints what is in it."""
+  path = pathlib.Path(_OUTPUT.value)
+  common.output_folder(path.parent)
   mnist = datasets.load('mnist', data_dir=common.DATA_DIR.value)
   train = first_of_each_class(mnist.train.labels, _TRAIN_PER_CLASS)
   test = first_of_each_class(mnist.test.labels, _TEST_PER_CLASS)
-  path = pathlib.Path(_OUTPUT.value)
   partial = path.with_name(path.name + '.partial.npz')
   np.savez_compressed(
     partial,
@@ -58,7 +59,8 @@ def main() -> None:
     'last_test_index': test[-1],
     'bytes': path.stat().st_size,
   }
-  common.finish(record, _RECORD)
+  embedded = path == datasets.EMBEDDED
+  common.finish(record, _RECORD if embedded else path.with_suffix('.json'))
 
 
 if __name__ == '__main__':

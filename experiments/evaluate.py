@@ -3,7 +3,7 @@ r"""Measures a trained network again, under any attack.
   python -m experiments.evaluate --workdir=runs/NAME --attack=multi_targeted
 
 The record goes to a folder of its own inside the run's, so that the run's own
-result stays: `<workdir>/evaluations/<attack>/result.json`.
+result stays: `<workdir>/evaluations/<attack and its settings>/result.json`.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def main() -> None:
     raise ValueError('--workdir is needed: the folder of a run')
   began = time.monotonic()
   root = pathlib.Path(WORKDIR.value)
-  run = config.from_json(common.read_json(root / 'config.json'))
+  run = config.read(root)
   if common.PROTOCOL.present:
     run = dataclasses.replace(run, protocol=common.PROTOCOL.value)
   attack = measure.Attack(
@@ -52,6 +52,8 @@ def main() -> None:
     common.EPSILON.value,
   )
   dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
+  if run.fingerprint != config.fingerprint(dataset):
+    raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
   name = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
   step, variables = folder.newest_variables(root / name)
   record = measure.record(

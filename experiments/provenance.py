@@ -17,8 +17,13 @@ RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 def command() -> str:
   """How this script was started, without the folders of this machine."""
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
-  local = ('--data_dir=', '--output=', '--workdir=')
-  flags = [flag for flag in sys.argv[1:] if not flag.startswith(local)]
+  flags, words = [], iter(sys.argv[1:])
+  for word in words:
+    name, equals, _ = word.lstrip('-').partition('=')
+    if name not in ('data_dir', 'output', 'workdir'):
+      flags.append(word)
+    elif not equals:
+      next(words, None)  # the folder, as a word of its own
   return shlex.join(['python', '-m', f'experiments.{script}', *flags])
 
 

@@ -14,6 +14,7 @@ figures and class matrix (the two searches: 44 s and 41 s).
 """
 
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -43,7 +44,10 @@ TOP_K = flags.DEFINE_integer(
   'top_k', 10, 'Closest pairs to report.', lower_bound=1
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Output folder. Default: runs/separation/<dataset>.'
+  'workdir',
+  None,
+  'Output folder. Default: runs/separation/<dataset>, with --norm, '
+  '--random_labels and --drop in the name where they are given.',
 )
 
 
@@ -51,8 +55,11 @@ def main() -> None:
   """Searches, draws, prints."""
   data = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name = pathlib.Path(data.name).stem
-  workdir = pathlib.Path(WORKDIR.value or f'runs/separation/{name}')
+  workdir = pathlib.Path(WORKDIR.value or f'runs/separation/{variant(name)}')
   start = time.perf_counter()
+  epsilon = (
+    data.epsilon if common.EPSILON.value is None else common.EPSILON.value
+  )
   train, test, kept, repeated = _examples(data)
   common.output_folder(workdir)
   spent, found = 0.0, {}
@@ -87,7 +94,7 @@ def main() -> None:
     'norm': NORM.value,
     'random_labels': RANDOM_LABELS.value,
     'dropped': sorted(set(range(len(data.train.labels))) - set(kept.tolist())),
-    **summary(found, data.epsilon),
+    **summary(found, epsilon),
     'duplicates': len(repeated.groups),
     'conflicts': len(repeated.conflicts),
     'closest_pairs': {
@@ -113,6 +120,18 @@ def main() -> None:
   )
   print(row(record))
   common.finish(record, workdir / f'separation_{name}.json')
+
+
+def variant(name: str) -> str:
+  """A folder's name for what is measured of a data set."""
+  parts = [name]
+  if NORM.value != 'linf':
+    parts.append(NORM.value)
+  if RANDOM_LABELS.value:
+    parts.append(f'random{common.SEED.value}')
+  if DROP.value:
+    parts.append('without_' + re.sub(r'\W', '_', DROP.value))
+  return '-'.join(parts)
 
 
 def _examples(data):

@@ -5,12 +5,14 @@ r"""The paper's tables: trains what is missing, holds it against the paper.
 trains the ten methods of Table 2 on the embedded mnist5k (GR and LLR both as
 the text defines and as the released code computes them) for two epochs of
 cnn1, measures them on 500 examples of each split and prints ours / paper /
-difference. `--preset=paper` is the published schedule:
+difference. `--rows` limits what is trained, not what is shown of what is
+finished. `--preset=paper` is the published schedule:
 
   python -m experiments.tables --table=2 --preset=paper --arch=cnn2 --seeds=3
 
 Finished runs are reused and a stopped one goes on where it was. The record,
-Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`;
+Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`, with the
+data set and the network in the name where the flags give them;
 `--render_only` makes them again from the record alone. A published record is
 rendered with `--render_only --workdir=experiments/results`. Table 1 is made of
 the records of `python -m experiments.separation`.
@@ -87,6 +89,14 @@ def config(dataset: datasets.Dataset, target: Target, name: str) -> Config:
   return Config(**fields, seed=0)
 
 
+def seeded(
+  dataset: datasets.Dataset, target: Target, name: str
+) -> list[Config]:
+  """The settings of a row, one for each seed."""
+  row = config(dataset, target, name)
+  return [dataclasses.replace(row, seed=seed) for seed in train_flags.seeds()]
+
+
 def together(names: list[str]) -> list[list[str]]:
   """Rows by program: those that differ in numbers alone train at once."""
   groups: dict[Any, list[str]] = {}
@@ -106,10 +116,9 @@ def train(
   """Trains and measures what is missing of rows of one program."""
   configs, paths = [], []
   for name in names:
-    row = config(dataset, target, name)
-    for seed in train_flags.seeds():
-      configs.append(dataclasses.replace(row, seed=seed))
-      paths.append(table_record.folder(root, target, name, seed))
+    for run in seeded(dataset, target, name):
+      configs.append(run)
+      paths.append(table_record.folder(root, target, name, run.seed))
   measured = {'mt': remeasure.multi_targeted}.get(
     TABLE.value, remeasure.lipschitz
   )
@@ -121,31 +130,41 @@ def train(
   measured(configs, dataset, paths)
 
 
+def collect(
+  path: pathlib.Path,
+  targets: list[Target],
+  loaded: list[datasets.Dataset],
+) -> dict[str, Any]:
+  """Writes the record of every finished row of these settings."""
+  panels = []
+  for target, dataset in zip(targets, loaded, strict=True):
+    names = table_rows.rows(TABLE.value, target.dataset, None)
+    wanted = {name: seeded(dataset, target, name) for name in names}
+    panels.append(table_record.panel(TABLE.value, target, wanted, path.parent))
+  record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
+  record |= provenance.record()
+  common.write_json(record, path.with_name(f'{path.name}.json'))
+  return record
+
+
 def networks(path: pathlib.Path) -> dict[str, Any]:
   """The record of a table of networks, written whenever rows are finished.
 
   Raises:
     ValueError: at the end, if rows failed; the others are in the record.
   """
+  targets = table_rows.targets(TABLE.value)
   wanted = [
-    (target, table_rows.rows(TABLE.value, target.dataset, CHOSEN.value))
-    for target in table_rows.targets(TABLE.value)
+    table_rows.rows(TABLE.value, target.dataset, CHOSEN.value)
+    for target in targets
+  ]
+  loaded = [
+    datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
+    for target in targets
   ]
 
-  def collect():
-    seeds = train_flags.seeds()
-    panels = [
-      table_record.panel(TABLE.value, target, names, seeds, path.parent)
-      for target, names in wanted
-    ]
-    record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
-    record |= provenance.record()
-    common.write_json(record, path.with_name(f'{path.name}.json'))
-    return record
-
   failures = []
-  for target, names in wanted:
-    dataset = datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
+  for target, dataset, names in zip(targets, loaded, wanted, strict=True):
     for group in together(names):
       logging.info('%s: %s', target.name, ', '.join(group))
       try:
@@ -153,7 +172,7 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
       except ValueError as error:  # the loss of one run need not stop others
         logging.error('%s', error)
         failures.append(str(error))
-      record = collect()
+      record = collect(path, targets, loaded)
   if failures:
     render.write(record, path)
     raise ValueError(f'{len(failures)} groups failed: {"; ".join(failures)}')
@@ -162,10 +181,11 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
 
 def build(path: pathlib.Path) -> dict[str, Any]:
   """The record of the table that the flags name, with all that it takes."""
-  fixed = (common.PROTOCOL, train_flags.METHOD, train_flags.LAM)
-  for flag in (*fixed, train_flags.BETA):
+  for flag in (common.PROTOCOL, *train_flags.METHOD_FLAGS):
     if flag.present:
       raise ValueError(f'a row of a table fixes --{flag.name}; use --rows')
+  if TABLE.value in ('1', 'poc') and CHOSEN.present:
+    raise ValueError(f'--rows means nothing to --table={TABLE.value}')
   if TABLE.value == '1':
     panel = table_record.separation(path.parent)
   elif TABLE.value == 'poc':
@@ -183,9 +203,12 @@ def location() -> pathlib.Path:
   preset = train_flags.PRESET.value
   if TABLE.value == '1':
     return pathlib.Path(WORKDIR.value or provenance.RESULTS) / 'table_1'
-  return pathlib.Path(WORKDIR.value or f'runs/{preset}') / (
-    f'table_{TABLE.value}-{preset}'
-  )
+  parts = [f'table_{TABLE.value}', preset]
+  if common.DATASET.present:
+    parts.append(pathlib.Path(common.DATASET.value).stem)
+  if train_flags.ARCH.present:
+    parts.append(train_flags.ARCH.value)
+  return pathlib.Path(WORKDIR.value or f'runs/{preset}') / '-'.join(parts)
 
 
 def main() -> None:
@@ -199,6 +222,8 @@ def main() -> None:
     )
   if RENDER_ONLY.value:
     record = common.read_json(output)
+    if 'panels' not in record:
+      raise ValueError(f'{output} is not the record of a table')
   else:
     record = build(path)
   print(render.write(record, path))

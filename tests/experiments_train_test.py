@@ -5,11 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import chex
 import numpy as np
 import pytest
 import scripts
+
+from experiments.networks import runs
 
 FIELDS = """dataset arch method epsilon seed epochs train_acc test_acc
 adv_train_acc adv_test_acc train_lipschitz test_lipschitz gap adv_gap seconds
@@ -201,6 +204,43 @@ def test_a_diverging_run_leaves_those_it_trains_with_alone(tmp_path):
   assert result.exists()
 
 
+def test_runs_train_together_where_they_have_a_checkpoint_in_common(tmp_path):
+  def folder(epochs, *numbers):
+    return types.SimpleNamespace(
+      result=tmp_path / 'none',
+      diverged=tmp_path / 'none',
+      config=types.SimpleNamespace(shared=lambda: {'epochs': epochs}),
+      newest=types.SimpleNamespace(numbers=lambda: list(numbers)),
+    )
+
+  fresh, new = folder(1), folder(1)
+  old, older = folder(1, 10, 20, 30), folder(1, 1, 10, 20)
+  apart, other = folder(1, 100), folder(2)
+  every = [fresh, old, new, apart, older, other]
+  assert runs._groups(every) == [[fresh, new], [old, older], [apart], [other]]
+
+
+def test_other_arrays_in_the_same_file_are_refused(tmp_path):
+  own, work, other = (tmp_path / x for x in ('own.npz', 'run', 'other'))
+  arrays = scripts.tiny_arrays()
+  np.savez(own, **arrays)
+  flags = [f'--dataset={own}', '--epochs=1', f'--workdir={work}']
+  last_json(train(tmp_path, *flags))
+
+  def evaluate(folder, *flags):
+    return scripts.run(EVALUATE, f'--workdir={folder}', *flags, folder=tmp_path)
+
+  flag = '--num_restarts=2'
+  assert_one_line(evaluate(work, '--attack=multi_targeted', flag), flag[:-2])
+  np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
+  assert_one_line(train(tmp_path, *flags), 'fingerprint')
+  assert_one_line(evaluate(work), 'other arrays')
+  assert_one_line(evaluate(tmp_path), 'not the folder of a run')
+  other.mkdir()
+  (other / 'config.json').write_text('{"epsilon": 1}')
+  assert_one_line(evaluate(other), 'not the settings of a run')
+
+
 TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
 ONE = dict(
   train_labels=np.zeros(90, np.int32), test_labels=np.zeros(30, np.int32)
@@ -250,6 +290,13 @@ WRONG_FLAGS = [
   (TRAIN, ['--unknown=1'], 'unknown'),
   (TRAIN, ['stray'], 'stray'),
   (TRAIN, ['--milestones=a'], 'milestones'),
+  (TRAIN, ['--method=rst', '--lam='], 'lam'),
+  (TRAIN, ['--method=rst', '--lam=1,1'], 'twice'),
+  (TRAIN, ['--seed=4294967296'], 'seed'),
+  (TRAIN, ['--seed=4294967295', '--seeds=2'], 'seeds'),
+  (TRAIN, ['--num_processes=2'], 'coordinator'),
+  (TRAIN, ['--num_steps=3'], 'num_steps'),
+  (EVALUATE, ['--dataset=mnist'], 'dataset'),
   (EVALUATE, [], 'workdir'),
   (EVALUATE, ['--workdir=/nowhere/at/all'], '/nowhere/at/all'),
 ]

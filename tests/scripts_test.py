@@ -30,6 +30,22 @@ def test_wrong_arguments_are_one_line(name, argument, tmp_path):
   assert not [p for p in tmp_path.iterdir() if p.name not in ('out', 'err')]
 
 
+def test_help_has_the_flags_that_are_read_and_is_no_failure(tmp_path):
+  finished = scripts.run('experiments.train', '--help', folder=tmp_path)
+  assert finished.code == 0
+  for flag in ('--lam', '--dataset', '--epsilon', '--workdir', '--stream'):
+    assert f'{flag}:' in finished.out or f'[no]{flag[2:]}:' in finished.out
+  assert '--num_restarts' not in finished.out
+
+
+def test_flags_that_a_script_does_not_read_are_refused(tmp_path):
+  finished = scripts.run(
+    'experiments.staircase', '--epsilon=1', folder=tmp_path
+  )
+  assert finished.code == 1
+  assert finished.err.splitlines()[-1].startswith('error: --epsilon means')
+
+
 @pytest.mark.parametrize(
   'name, flag',
   [

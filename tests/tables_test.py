@@ -1,6 +1,7 @@
 """Tables: what is compared with what, what is said of it, and the script."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -27,6 +28,7 @@ from experiments.comparison.table_rows import (
   Target,
 )
 from experiments.networks import remeasure
+from experiments.networks.config import Config
 from robustlip import datasets
 
 CNN1, CNN2 = paper_tables.TABLES['2']
@@ -115,6 +117,8 @@ def test_eq3_is_never_beside_the_published_column():
 
 
 def test_unknown_rows_are_refused():
+  with pytest.raises(ValueError, match='names none'):
+    table_rows.rows('2', 'mnist', [])
   with pytest.raises(ValueError, match='has no rows trades9'):
     table_rows.rows('2', 'mnist', ['at', 'trades9'])
   assert table_rows.rows('2', 'mnist', ['trades1', 'at']) == ['at', 'trades1']
@@ -145,21 +149,34 @@ def test_table_4_refuses_a_network_that_has_dropout():
       table_rows.targets('4')
 
 
-def result(seed, **changes):
+def config(row, seed):
+  return Config(
+    dataset='mnist5k',
+    arch='cnn1',
+    method=ROWS[row].method,
+    epsilon=0.1,
+    lam=1.0,
+    beta=3.0,
+    mu=0.0,
+    seed=seed,
+    epochs=5,
+    batch_size=64,
+    optimizer='sgd',
+    learning_rate=0.05,
+    momentum=0.9,
+    milestones=(4,),
+    augment='none',
+    dropout=None,
+    protocol=ROWS[row].protocol,
+    attack_mode='eval',
+    precision='float32',
+    holdout=0,
+  )
+
+
+def result(row, seed):
   return {
-    'dataset': 'mnist5k',
-    'seed': seed,
-    'protocol': 'text',
-    'learning_rate': 0.05,
-    'epochs': 5,
-    'epsilon': 0.1,
-    'attack_mode': 'eval',
-    'batch_size': 64,
-    'optimizer': 'sgd',
-    'momentum': 0.9,
-    'milestones': [4],
-    'augment': 'none',
-    'precision': 'float32',
+    **config(row, seed).to_json(),
     'device': '1 x cpu',
     'train_acc': 99.0,
     'test_acc': 96.0 + seed,
@@ -169,9 +186,8 @@ def result(seed, **changes):
     'adv_gap': 2.0,
     'measured_train': 5000,
     'measured_test': 1000,
-    'train_seconds': 100.0,
-    'seconds': 110.0,
-    **changes,
+    'train_seconds': 100.0 + len(row),
+    'seconds': 112.0,
   }
 
 
@@ -182,11 +198,8 @@ def runs(tmp_path):
   for row in ('gr', 'gr_reference', 'trades3'):
     for seed in range(3):
       path = table_record.folder(tmp_path, target, row, seed)
-      protocol = ROWS[row].protocol
-      seconds = {'train_seconds': 100.0 + len(row)}
-      record = result(seed, protocol=protocol, seconds=112.0, **seconds)
-      common.write_json(record, path / 'result.json')
-      other = {'text': 'released', 'reference': 'eq3'}[protocol]
+      common.write_json(result(row, seed), path / 'result.json')
+      other = {'text': 'released', 'reference': 'eq3'}[ROWS[row].protocol]
       common.write_json(
         {f'{other}_lipschitz': 7.0 + seed, 'seconds': 5.0},
         path / 'evaluations' / f'{other}_lipschitz.json',
@@ -198,7 +211,8 @@ def runs(tmp_path):
 
 def make(runs, seeds=range(3)):
   target, root = runs
-  panel = table_record.panel('2', target, list(TABLE_ROWS['2']), seeds, root)
+  wanted = {row: [config(row, s) for s in seeds] for row in TABLE_ROWS['2']}
+  panel = table_record.panel('2', target, wanted, root)
   return table_record.table('2', 'Table 2', [panel])
 
 
@@ -220,6 +234,14 @@ def test_mean_deviation_and_difference(runs):
   assert reference['released_lipschitz']['ours'] == 40.0
   assert reference['eq3_lipschitz']['values'] == [7.0, 8.0, 9.0]
   assert reference['adv_test_acc']['published'] == 91.03
+
+
+def test_runs_of_other_settings_are_left_out(runs):
+  target, root = runs
+  other = dataclasses.replace(config('gr', 0), epochs=6)
+  wanted = {'gr': [other], 'trades3': [config('trades3', 0)]}
+  panel = table_record.panel('2', target, wanted, root)
+  assert list(panel['rows']) == ['trades3']
 
 
 def test_one_seed_has_no_deviation(runs):
@@ -265,7 +287,12 @@ def test_table_1_from_separation_records(tmp_path):
     table_record.separation(tmp_path)
   record = {'epsilon': 0.1, 'train_train_min': 188 / 255, 'seconds': 2.0}
   record['test_train_min'] = 207 / 255
-  common.write_json(record, tmp_path / 'separation_mnist.json')
+  record |= {'norm': 'linf', 'random_labels': False, 'dropped': []}
+  path = tmp_path / 'separation_mnist.json'
+  common.write_json(record | {'norm': 'l2'}, path)
+  with pytest.raises(ValueError, match='norm l2'):
+    table_record.separation(tmp_path)
+  common.write_json(record, path)
   panel = table_record.separation(tmp_path)
   table = table_record.table('1', 'Table 1', [panel])
   assert '0.737 / 0.737 / +0.000 | 0.812 / 0.812 / -0.000' in render.markdown(
@@ -388,3 +415,6 @@ def test_rows_train_measure_and_are_reused(tiny, tmp_path):
   again = last_line(script(*arguments))
   assert again['panels'] == first['panels']
   assert (run / 'result.json').stat().st_mtime_ns == written
+  more = [x if '--rows' not in x else '--rows=gr' for x in arguments]
+  both = last_line(script(*more))['panels'][0]['rows']
+  assert list(both) == ['natural', 'gr']

@@ -33,8 +33,12 @@ def config(dataset: Dataset) -> Config:
   """RST(4), or what `--preset=paper` has, on both sets together.
 
   Raises:
-    ValueError: for a data set that the appendix does not have.
+    ValueError: for a data set that the appendix does not have, or a flag that
+      it fixes.
   """
+  for flag in (*train_flags.METHOD_FLAGS, train_flags.SEEDS):
+    if flag.present:
+      raise ValueError(f'the proof of concept fixes --{flag.name}')
   if train_flags.PRESET.value == 'quick':
     setup = train_flags.QUICK._replace(method_settings={'rst': {'lam': 4.0}})
   elif dataset.name in paper.PROOF_OF_CONCEPT:

@@ -197,6 +197,15 @@ def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
   ax.errorbar(x, y, xerr=spread, fmt='o', ms=4, color='C0', label='ours')
   if 'lipschitz' in column:
     ax.set_xscale('log')
+    for value, row, _ in ours:
+      if value <= 0:
+        ax.annotate(
+          f'← {value:g}',
+          (0.02, row),
+          xycoords=('axes fraction', 'data'),
+          va='center',
+          color='C0',
+        )
     ax.xaxis.get_major_locator().set_params(subs=(1, 3), numticks=5)
     ax.xaxis.set_major_formatter('{x:g}')
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())

@@ -15,6 +15,7 @@ from experiments.comparison.table_rows import (
   published_row,
 )
 from experiments.networks import remeasure
+from experiments.networks.config import Config
 
 _SHARED = (
   'epsilon',
@@ -31,6 +32,7 @@ _SHARED = (
   'device',
 )
 _SCHEDULE = _SHARED[1:7]
+_AS_PUBLISHED = {'norm': 'linf', 'random_labels': False, 'dropped': []}
 _SEPARATION = ('epsilon', 'train_train_min', 'test_train_min')
 
 
@@ -117,15 +119,17 @@ def _listed(numbers: set[float]) -> str:
 def panel(
   table: str,
   target: Target,
-  names: list[str],
-  seeds: Iterable[int],
+  wanted: dict[str, list[Config]],
   root: pathlib.Path,
 ) -> dict[str, Any]:
-  """A panel of what is finished among the named rows and seeds."""
+  """A panel of what is finished of the rows, with exactly these settings."""
   rows, runs = {}, []
-  for name in names:
-    paths = [folder(root, target, name, seed) for seed in seeds]
-    found = [run for path in paths if (run := remeasure.merged(path))]
+  for name, configs in wanted.items():
+    found = []
+    for config in configs:
+      run = remeasure.merged(folder(root, target, name, config.seed))
+      if run and run | config.to_json() == run:
+        found.append(run)
     if found:
       rows[name] = _row(target, name, TABLE_COLUMNS[table], found)
       runs += found
@@ -172,12 +176,18 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if there is none.
+    ValueError: for one of other labels, another norm or a part of the set.
   """
   rows, seconds = {}, 0.0
   for name, published in paper_tables.SEPARATION.items():
     path = root / f'separation_{name}.json'
     if path.exists():
       record = common.read_json(path)
+      for key, value in _AS_PUBLISHED.items():
+        if record.get(key) != value:
+          raise ValueError(
+            f'{path} has {key} {record.get(key)}; Table 1 has {value}'
+          )
       seconds += record['seconds']
       rows[name] = {
         'label': name,

@@ -97,6 +97,8 @@ def rows(table: str, dataset: str, chosen: list[str] | None) -> list[str]:
   Raises:
     ValueError: if `chosen` has others.
   """
+  if chosen == []:
+    raise ValueError('--rows names none')
   names = list(TABLE_ROWS[table])
   if dataset == 'svhn' and table in ('mt', 'svhn'):
     names.insert(names.index('at') + 1, 'at_fast')

@@ -1,6 +1,7 @@
 """The settings of a training run, checked, and as JSON."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -8,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments import common
 from robustlip import models
+from robustlip.datasets import Dataset
 from robustlip.methods import WEIGHTS, Settings
 
 
@@ -36,10 +39,11 @@ class Config:
   attack_mode: str
   precision: str
   holdout: int
-  accumulate: int
-  remat: bool
-  train_on: str  # 'train', or 'train+test' for the proof of concept
-  eval_examples: int  # of each split measured at the end; 0 for all
+  accumulate: int = 1
+  remat: bool = False
+  train_on: str = 'train'  # or 'train+test' for the proof of concept
+  eval_examples: int = 0  # of each split measured at the end; 0 for all
+  fingerprint: str | None = None  # of one's own arrays, which can change
 
   def __post_init__(self):
     """Raises ValueError for settings that cannot be trained with."""
@@ -56,7 +60,7 @@ class Config:
   @property
   def name(self) -> str:
     """A short name for the run's folder."""
-    weights = [f'{k}{getattr(self, k):g}' for k in WEIGHTS[self.method]]
+    weights = [f'{k}{getattr(self, k):g}' for k in WEIGHTS.get(self.method, {})]
     stem = pathlib.Path(self.dataset).stem
     parts = [stem, self.arch, self.method, *weights]
     if self.dropout is not None:
@@ -73,10 +77,31 @@ class Config:
     return {k: v for k, v in fields.items() if k not in Settings._fields}
 
 
-def from_json(record: dict[str, Any]) -> Config:
-  """The inverse of `Config.to_json`."""
-  record = dict(record, milestones=tuple(record['milestones']))
-  return Config(**record)
+def fingerprint(dataset: Dataset) -> str | None:
+  """Tells one's own arrays apart; None for the sets that are what they are."""
+  if not dataset.name.endswith('.npz'):
+    return None
+  digest = hashlib.blake2b(digest_size=16)
+  for array in (*dataset.train, *dataset.test):
+    digest.update(f'{array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def read(path: pathlib.Path) -> Config:
+  """The settings of the run in the folder `path`.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  file = path / 'config.json'
+  if not file.exists():
+    raise ValueError(f'{path} is not the folder of a run: no config.json in it')
+  record = common.read_json(file)
+  try:
+    return Config(**record | {'milestones': tuple(record['milestones'])})
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'{file} are not the settings of a run: {error}') from None
 
 
 def numeric(configs: list[Config]) -> Settings:

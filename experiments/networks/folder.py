@@ -17,6 +17,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from experiments import common
+from experiments.networks import config
 from experiments.networks.config import Config
 from robustlip import checkpoints
 
@@ -28,8 +29,8 @@ class Folder:
     ValueError: if the folder has a run of other settings, or is in use.
   """
 
-  def __init__(self, path: pathlib.Path, config: Config):
-    self.path, self.config = path, config
+  def __init__(self, path: pathlib.Path, settings: Config):
+    self.path, self.config = path, settings
     self.result = path / 'result.json'
     self.diverged = path / 'diverged.txt'
     self.metrics = path / 'metrics.jsonl'
@@ -39,7 +40,7 @@ class Folder:
     """Locks the folder and writes or compares the settings."""
     with self._stack:
       if jax.process_index() == 0:
-        self.path.mkdir(parents=True, exist_ok=True)
+        common.output_folder(self.path)
         self._lock()
         self._claim()
       multihost_utils.sync_global_devices(f'{self.path} is claimed')
@@ -62,19 +63,19 @@ class Folder:
       raise ValueError(f'{self.path} is in use by another process') from None
 
   def _claim(self) -> None:
-    path, wanted = self.path / 'config.json', self.config.to_json()
+    path = self.path / 'config.json'
     if not path.exists():
       if any(p.name != '.lock' for p in self.path.iterdir()):
         raise ValueError(
           f'{self.path} has files but no config.json, so it is not the folder '
           'of a run; name another --workdir'
         )
-      common.write_json(wanted, path)
-    found = common.read_json(path)
-    for name, value in wanted.items():
-      if found.get(name, '') != value:
+      common.write_json(self.config.to_json(), path)
+    found = config.read(self.path).to_json()
+    for name, value in self.config.to_json().items():
+      if found[name] != value:
         raise ValueError(
-          f'{self.path} has a run with {name}={found.get(name)}, asked for '
+          f'{self.path} has a run with {name}={found[name]}, asked for '
           f'{name}={value}; name another --workdir'
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common, paper
-from experiments.networks.config import Config
+from experiments.networks.config import Config, fingerprint
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.methods import METHODS, WEIGHTS
@@ -43,6 +43,7 @@ BETA = flags.DEFINE_list(
   'beta', None, 'Weight in trades, at least 0, or several.'
 )
 MU = flags.DEFINE_float('mu', None, 'Second weight in llr.', lower_bound=0.0)
+METHOD_FLAGS = (METHOD, LAM, BETA, MU)  # what a method is and is weighted by
 SEEDS = flags.DEFINE_integer(
   'seeds',
   1,
@@ -73,7 +74,9 @@ MOMENTUM = flags.DEFINE_float(
   'momentum', None, "SGD's momentum, Adam's b1.", 0.0, 1.0
 )
 MILESTONES = flags.DEFINE_list(
-  'milestones', None, 'Epochs at which the learning rate falls tenfold.'
+  'milestones',
+  None,
+  'Epochs at which the learning rate falls tenfold; `--milestones=`: none.',
 )
 AUGMENT = flags.DEFINE_enum(
   'augment', None, sorted(AUGMENTATIONS), 'Augmentation of training images.'
@@ -146,7 +149,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
   Raises:
     ValueError: for a data set without a radius.
   """
-  own = WEIGHTS[method] | setup.method_settings.get(method, {})
+  own = WEIGHTS.get(method, {}) | setup.method_settings.get(method, {})
 
   def chosen(flag, default):
     return default if flag.value is None else flag.value
@@ -166,7 +169,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
       LEARNING_RATE, own.get('learning_rate', setup.learning_rate)
     ),
     momentum=chosen(MOMENTUM, setup.momentum),
-    milestones=tuple(common.numbers(MILESTONES, int) or setup.milestones),
+    milestones=tuple(_numbers(MILESTONES, int, setup.milestones)),
     augment=chosen(AUGMENT, setup.augment),
     dropout=DROPOUT.value,
     protocol=common.PROTOCOL.value,
@@ -177,12 +180,26 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     remat=REMAT.value,
     train_on='train',
     eval_examples=EVAL_EXAMPLES.value,
+    fingerprint=fingerprint(dataset),
   )
 
 
+def _numbers(flag: flags.FlagHolder, kind: type, default: Any) -> Any:
+  """The numbers of a list flag, `default` if it is not given."""
+  found = common.numbers(flag, kind)
+  return default if found is None else found
+
+
 def seeds() -> range:
-  """The seeds that the flags ask for."""
-  return range(common.SEED.value, common.SEED.value + SEEDS.value)
+  """The seeds that the flags ask for.
+
+  Raises:
+    ValueError: if they do not fit 32 bits.
+  """
+  end = common.SEED.value + SEEDS.value
+  if end > 2**32:
+    raise ValueError(f'--seed and --seeds go up to {end - 1}, not {2**32 - 1}')
+  return range(common.SEED.value, end)
 
 
 def configs(dataset: Dataset) -> list[Config]:
@@ -192,12 +209,16 @@ def configs(dataset: Dataset) -> list[Config]:
     ValueError: for a flag that does not fit the data set or another flag.
   """
   method = METHOD.value
-  for flag in (LAM, BETA, MU):
-    if flag.value is not None and flag.name not in WEIGHTS[method]:
+  for flag in METHOD_FLAGS[1:]:
+    if flag.value is None:
+      continue
+    if flag.name not in WEIGHTS.get(method, {}):
       raise ValueError(f'--{flag.name} means nothing to --method={method}')
+    if flag.value == []:
+      raise ValueError(f'--{flag.name} has no number')
   shared = fields(dataset, method, setup(dataset.name))
-  lams = common.numbers(LAM, float) or [shared['lam']]
-  betas = common.numbers(BETA, float) or [shared['beta']]
+  lams = _numbers(LAM, float, [shared['lam']])
+  betas = _numbers(BETA, float, [shared['beta']])
   return [
     Config(**shared | {'lam': lam, 'beta': beta, 'seed': seed})
     for lam, beta, seed in itertools.product(lams, betas, seeds())
