@@ -120,6 +120,23 @@ def training() -> str:
   return markdown(header, rows)
 
 
+def existence() -> str:
+  """Appendix C: one network for both sets, in percent."""
+  header = [
+    *('data set', 'network', 'epochs', 'split', 'accuracy', 'PGD-10'),
+    *('multi-targeted', 'distance classifier, certified'),
+  ]
+  columns = ('{}_acc', 'adv_{}_acc', 'mt_adv_{}_acc', 'certified_{}')
+  rows = []
+  for path in sorted(provenance.RESULTS.glob('proof_of_concept-*.json')):
+    found = common.read_json(path)
+    name = [DATASETS[found['dataset']], found['arch'], str(found['epochs'])]
+    for split in ('train', 'test'):
+      numbers = [f'{found[x.format(split)]:.1f}' for x in columns]
+      rows.append([*name, split, *numbers])
+  return markdown(header, rows)
+
+
 def theory() -> str:
   """The distance classifier on training and on test images, in percent."""
   header = [
@@ -171,6 +188,7 @@ TABLES = {
   'separation': separation,
   'theory': theory,
   'training': training,
+  'existence': existence,
   'speed': speed,
 }
 
