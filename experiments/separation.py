@@ -56,39 +56,14 @@ def main() -> None:
   data = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name = pathlib.Path(data.name).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/separation/{variant(name)}')
-  start = time.perf_counter()
   epsilon = (
     data.epsilon if common.EPSILON.value is None else common.EPSILON.value
   )
+  start = time.perf_counter()
   train, test, kept, repeated = _examples(data)
   common.output_folder(workdir)
-  spent, found = 0.0, {}
-  for part, rows, others in (
-    ('train_train', train, ()),
-    ('test_train', test, tuple(train)),
-  ):
-    found[part], seconds = separation_state.search(
-      *rows, *others, norm=NORM.value, path=workdir / f'{part}.partial.npz'
-    )
-    spent += seconds
-  pairs = {
-    'train_train': separation.closest_pairs(
-      *train, k=TOP_K.value, norm=NORM.value, neighbors=found['train_train']
-    ),
-    'test_train': separation.closest_pairs(
-      *test,
-      *train,
-      k=TOP_K.value,
-      norm=NORM.value,
-      neighbors=found['test_train'],
-    ),
-  }
-  matrix = separation.class_matrix(
-    *train,
-    num_classes=len(data.class_names),
-    norm=NORM.value,
-    neighbors=found['train_train'],
-  )
+  found, spent = search(train, test, workdir)
+  pairs, matrix = between_classes(train, test, found, len(data.class_names))
   record = {
     'dataset': name,
     'norm': NORM.value,
@@ -105,21 +80,50 @@ def main() -> None:
     'device': common.device_name(),
     **provenance.record(),
   }
+  arrays = {
+    f'{part}_{field}': getattr(value, field)
+    for part, value in found.items()
+    for field in value._fields
+  }
   separation_state.save(
-    workdir / 'separation.npz',
-    class_matrix=matrix,
-    kept=kept,
-    **{
-      f'{part}_{field}': getattr(value, field)
-      for part, value in found.items()
-      for field in value._fields
-    },
+    workdir / 'separation.npz', class_matrix=matrix, kept=kept, **arrays
   )
   separation_figures.draw(
     workdir, data, train, test, found, pairs, matrix, record
   )
   print(row(record))
   common.finish(record, workdir / f'separation_{name}.json')
+
+
+def search(train, test, workdir):
+  """Nearest opponents of both sets among the training examples, seconds."""
+  spent, found = 0.0, {}
+  for part, rows, others in (
+    ('train_train', train, ()),
+    ('test_train', test, tuple(train)),
+  ):
+    found[part], seconds = separation_state.search(
+      *rows, *others, norm=NORM.value, path=workdir / f'{part}.partial.npz'
+    )
+    spent += seconds
+  return found, spent
+
+
+def between_classes(train, test, found, num_classes):
+  """Closest pairs of both searches, and the closest of each two classes."""
+  settings = {'norm': NORM.value, 'neighbors': found['train_train']}
+  pairs = {
+    'train_train': separation.closest_pairs(*train, k=TOP_K.value, **settings),
+    'test_train': separation.closest_pairs(
+      *test,
+      *train,
+      k=TOP_K.value,
+      norm=NORM.value,
+      neighbors=found['test_train'],
+    ),
+  }
+  matrix = separation.class_matrix(*train, num_classes=num_classes, **settings)
+  return pairs, matrix
 
 
 def variant(name: str) -> str:

@@ -5,12 +5,12 @@ another class. `search.py` says how pairs are skipped without losing any.
 
 Shared arguments: `inputs` and `ref_inputs` are [N, ...] and [M, ...] arrays of
 images of one shape, both uint8 (compared as integers, so that ties and minima
-are exact) or both float32 in [0, 1]; `labels` and `ref_labels` are integer
-arrays [N] and [M] with any values. NumPy arrays stay on the host and are sent
-to the device block by block. Distances are float32 in units of the pixel range
-(steps of 1/255 for uint8), indices are int32. An example without any opponent
-has distance inf and index -1; of several nearest examples the one with the
-smallest index is returned. `norm` is 'linf' or 'l2'.
+are exact) or both float32; `labels` and `ref_labels` are integer arrays [N] and
+[M] with any values. NumPy arrays stay on the host and are sent to the device
+block by block. Distances are float32 in the units of the inputs, of uint8 in
+those of the pixel range (steps of 1/255), indices are int32. An example without
+any opponent has distance inf and index -1; of several nearest examples the one
+with the smallest index is returned. `norm` is 'linf' or 'l2'.
 
 All functions raise ValueError for arrays of the wrong type or length and for
 values that are not finite.
