@@ -172,9 +172,14 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
       if index == 0:
         ax.set_title(_title(panel), loc='left', fontweight='bold')
     top = bottom - _BELOW
-  handles, labels = figure.axes[0].get_legend_handles_labels()
-  if len(labels) > 1:
-    figure.legend(handles, labels, loc='upper right', ncols=2, frameon=False)
+  found = [ax.get_legend_handles_labels() for ax in figure.axes]
+  both = {
+    label: handle for pair in found for handle, label in zip(*pair, strict=True)
+  }
+  if len(both) > 1:
+    figure.legend(
+      both.values(), both, loc='upper right', ncols=2, frameon=False
+    )
   plots.save(figure, path)
 
 
