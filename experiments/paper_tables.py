@@ -22,6 +22,7 @@ class Panel(NamedTuple):
   arch: str
   columns: tuple[str, ...]
   rows: dict[str, tuple[float | None, ...]]  # in the order of the paper
+  augment: str | None = None  # where it is not that of the data set's setup
 
 
 _ALL = (
@@ -257,6 +258,7 @@ _NO_AUGMENTATION = Panel(
     'trades3': (99.99, 79.98, 37.03, 36.01, 27.38),
     'trades6': (99.79, 78.34, 37.33, 36.04, 19.79),
   },
+  augment='none',
 )
 
 # First version of the paper: PGD on the networks of Table 3, not clipped to

@@ -14,7 +14,8 @@ Finished runs are reused and a stopped one goes on where it was. The record,
 Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`, with the
 data set and the network in the name where the flags give them;
 `--render_only` makes them again from the record alone. A published record is
-rendered with `--render_only --workdir=experiments/results`. Table 1 is made of
+rendered with `--render_only --workdir=experiments/results`. CIFAR-10 with
+`--augment=none` is held against the appendix. Table 1 is made of
 the records of `python -m experiments.separation`.
 """
 

@@ -116,6 +116,16 @@ def test_eq3_is_never_beside_the_published_column():
   assert 'released_lipschitz' in CNN1.columns
 
 
+def test_cifar10_without_augmentation_is_held_against_the_appendix():
+  with flagsaver.flagsaver(preset='paper', augment='none'):
+    cifar10, imagenet = table_rows.targets('3')
+  assert cifar10.published is paper_tables.APPENDIX['no_augmentation']
+  assert imagenet.published.dataset == 'restricted_imagenet'
+  run = config('at', 0).to_json() | {'augment': 'none'}
+  departures = '; '.join(table_record._departures(cifar10, run, [run]))
+  assert 'optimizer' not in departures and 'augment' not in departures
+
+
 def test_unknown_rows_are_refused():
   with pytest.raises(ValueError, match='names none'):
     table_rows.rows('2', 'mnist', [])

@@ -84,6 +84,8 @@ def _departures(target: Target, settings: dict, runs: list[dict]) -> list[str]:
     return []
   theirs = target.published
   setup = paper.SETUPS[theirs.dataset]
+  if theirs.augment:
+    setup = setup._replace(augment=theirs.augment)
   pairs = {
     'data set': (target.dataset, theirs.dataset),
     'network': (target.arch, theirs.arch),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from experiments import common
 from experiments.networks import train_flags
-from experiments.paper_tables import TABLES, Panel
+from experiments.paper_tables import APPENDIX, TABLES, Panel
 
 
 class Row(NamedTuple):
@@ -145,7 +145,13 @@ def targets(table: str) -> list[Target]:
 def _published(
   panels: tuple[Panel, ...], dataset: str, arch: str
 ) -> Panel | None:
-  """The panel of the same network if there is one, else of the data set."""
+  """The panel of the same network if there is one, else of the data set.
+
+  Without augmentation it is that of the appendix for CIFAR-10.
+  """
+  bare = APPENDIX['no_augmentation']
+  if (dataset, train_flags.AUGMENT.value) == (bare.dataset, bare.augment):
+    return bare
   same = [p for p in panels if p.dataset == STANDS_FOR.get(dataset, dataset)]
   exact = [p for p in same if p.arch == arch]
   return next(iter(exact + same), None)

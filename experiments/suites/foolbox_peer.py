@@ -49,9 +49,13 @@ def attack_apart(task: problem.Problem, batch_size: int) -> Callable[[], None]:
   """
   sizes = map(str, (len(task.split.labels), batch_size))
   arguments = (task.arch, *sizes, task.precision)
+  environment = {
+    'XLA_FLAGS': os.devnull,  # a file without flags
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',  # two share an accelerator
+  }
   process = subprocess.Popen(
     [sys.executable, '-m', __name__, *arguments],
-    env={**os.environ, 'XLA_FLAGS': os.devnull},  # a file without flags
+    env=os.environ | environment,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
