@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustlip import projections
+from robustlip import losses, projections
 from robustlip.types import Batch, LogitsFn, Objective
 
 KEEP = ('last', 'best')
@@ -103,19 +103,6 @@ def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return wrong - jnp.where(is_label, logits, 0.0).sum(axis=-1)
 
 
-def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """log((1 - p) / p) of the label's probability p: [B, C], [B] -> [B].
-
-  Cross entropy is softplus of it, so that both rise together and in the same
-  direction; but the gradient of this one does not vanish where the network is
-  certain, which would make an attack stand still and look like robustness.
-  """
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  wrong = jnp.where(is_label, -jnp.inf, logits)
-  right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
-  return jax.nn.logsumexp(wrong, axis=-1) - right
-
-
 def _worst(
   logits_fn: LogitsFn, batch: Batch, candidates: chex.Array
 ) -> chex.Array:
@@ -148,7 +135,7 @@ def pgd(
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
 
-  It climbs `log_odds`, which takes the steps of cross entropy in exact
+  It climbs `losses.log_odds`, which takes the steps of cross entropy in exact
   arithmetic, and goes on where those of float32 would be zero.
 
   Args:
@@ -170,7 +157,7 @@ def pgd(
     raise ValueError('an explicit start leaves nothing to restart from.')
 
   def objective(points):
-    return log_odds(logits_fn(points), batch.labels)
+    return losses.log_odds(logits_fn(points), batch.labels)
 
   def attack(key):
     return ascend(

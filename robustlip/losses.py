@@ -24,6 +24,19 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """log((1 - p) / p) of the label's probability p: [B, C], [B] -> [B].
+
+  Cross entropy is softplus of it, so that their gradients have one direction;
+  but this one's does not vanish where the network is certain, where an attack
+  on cross entropy stands still and looks like robustness.
+  """
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  wrong = jnp.where(is_label, -jnp.inf, logits)
+  right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  return jax.nn.logsumexp(wrong, axis=-1) - right
+
+
 def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:
   """KL(softmax(logits) || softmax(other)), [B, C] twice -> [B]."""
   log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
@@ -148,7 +161,7 @@ def gradient_step(
   logits_fn: LogitsFn, batch: Batch, *, step_size: chex.Numeric
 ) -> chex.Array:
   """Moves x by step_size g / ||g||_2, g = grad CE(x), maybe out of the box."""
-  gradients = jax.grad(
-    lambda inputs: cross_entropy(logits_fn(inputs), batch.labels).sum()
+  gradients = jax.grad(  # log odds have the same direction
+    lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
   )(batch.inputs)
   return batch.inputs + step_size * projections.steepest(gradients, norm='l2')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, losses, projections
+from robustlip import attacks, projections
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -63,14 +63,6 @@ class AttacksTest(chex.TestCase):
 
     points = attacks.pgd(certain, TWO, KEY, epsilon=0.1, num_steps=60)
     chex.assert_trees_all_close(points, worst_two_class(0.1, 'linf'), atol=1e-4)
-
-  def test_cross_entropy_is_softplus_of_the_log_odds(self):
-    odds = attacks.log_odds(linear(INPUTS), LABELS)
-    chex.assert_trees_all_close(
-      jax.nn.softplus(odds),
-      losses.cross_entropy(linear(INPUTS), LABELS),
-      rtol=1e-5,
-    )
 
   def test_the_best_of_half_precision_points(self):
     points = attacks.ascend(

@@ -107,6 +107,21 @@ class LossesTest(chex.TestCase):
     expected = np.abs(ATTACKED - CLEAN - slope())
     np.testing.assert_allclose(objective(MOVED), expected, atol=1e-5)
 
+  def test_cross_entropy_is_softplus_of_the_log_odds(self):
+    odds = losses.log_odds(linear(BATCH.inputs), BATCH.labels)
+    chex.assert_trees_all_close(
+      jax.nn.softplus(odds), CLEAN.astype(np.float32), rtol=1e-5
+    )
+
+  @parameterized.parameters(0.0, 30.0, 60.0, 200.0)
+  def test_the_step_of_gr_has_its_length_however_certain(self, certainty):
+    def certain(inputs):
+      return linear(inputs) + certainty * jax.nn.one_hot(BATCH.labels, 3)
+
+    points = losses.gradient_step(certain, BATCH, step_size=0.5)
+    lengths = projections.sizes(points - BATCH.inputs, norm='l2')
+    chex.assert_trees_all_close(lengths, jnp.full(5, 0.5), rtol=1e-5)
+
   def test_the_inner_problem_of_trades_rises(self):
     objective = losses.divergence(quadratic, BATCH)
     points = methods.METHODS['trades'](RUN).maximize(
