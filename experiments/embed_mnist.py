@@ -14,14 +14,14 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, provenance
 from robustlip import datasets
 
 flags.declare_key_flag(common.DATA_DIR)
 _OUTPUT = flags.DEFINE_string(
   'output', str(datasets.EMBEDDED), 'The .npz file to write.'
 )
-_RECORD = pathlib.Path(__file__).parent / 'results' / 'embed_mnist.json'
+_RECORD = provenance.RESULTS / 'embed_mnist.json'
 _TRAIN_PER_CLASS = 500
 _TEST_PER_CLASS = 100
 
@@ -58,6 +58,7 @@ def main() -> None:
     'last_train_index': train[-1],
     'last_test_index': test[-1],
     'bytes': path.stat().st_size,
+    **provenance.record(),
   }
   embedded = path == datasets.EMBEDDED
   common.finish(record, _RECORD if embedded else path.with_suffix('.json'))

@@ -130,7 +130,7 @@ def panel(
     found = []
     for config in configs:
       run = remeasure.merged(folder(root, target, name, config.seed))
-      if run and run | config.to_json() == run:
+      if run and run | config.to_json() == run:  # it has all these settings
         found.append(run)
     if found:
       rows[name] = _row(target, name, TABLE_COLUMNS[table], found)
