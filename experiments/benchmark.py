@@ -15,6 +15,7 @@ On two cores a suite takes 1 to 10 minutes.
 """
 
 import importlib
+import itertools
 import pathlib
 import resource
 import sys
@@ -91,14 +92,14 @@ def cases() -> list[Case]:
   """
   name = SUITE.value
   suite = importlib.import_module(f'experiments.suites.{name}')
-  read = (ARCH, *SETTINGS[name]) if name in SETTINGS else ()
-  for flag in {ARCH}.union(*SETTINGS.values()).difference(read):
-    if flag.present:
+  settings = {flag.name: flag.value for flag in SETTINGS.get(name, ())}
+  for flag in (ARCH, *itertools.chain(*SETTINGS.values())):
+    read = name in SETTINGS and flag.name in ('arch', *settings)
+    if flag.present and not read:
       raise ValueError(f'--{flag.name} means nothing to --suite={name}')
   try:
-    if not read:
+    if name not in SETTINGS:
       return suite.cases(PEERS.value)
-    settings = {flag.name: flag.value for flag in SETTINGS[name]}
     for arch in ARCH.value:
       models.build(arch, 10)
       if arch.startswith('resnet'):

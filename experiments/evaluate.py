@@ -52,7 +52,7 @@ def main() -> None:
     common.EPSILON.value,
   )
   dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
-  if run.fingerprint not in (None, config.fingerprint(dataset)):
+  if run.fingerprint not in (None, dataset.fingerprint):
     raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
   name = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
   step, variables = folder.newest_variables(root / name)

@@ -136,7 +136,7 @@ def collect(
   targets: list[Target],
   loaded: list[datasets.Dataset],
 ) -> dict[str, Any]:
-  """Writes the record of every finished row of these settings."""
+  """The record of every finished row of these settings, written if any is."""
   panels = []
   for target, dataset in zip(targets, loaded, strict=True):
     names = table_rows.rows(TABLE.value, target.dataset, None)
@@ -144,7 +144,8 @@ def collect(
     panels.append(table_record.panel(TABLE.value, target, wanted, path.parent))
   record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
   record |= provenance.record()
-  common.write_json(record, path.with_name(f'{path.name}.json'))
+  if any(panel['rows'] for panel in panels):
+    common.write_json(record, path.with_name(f'{path.name}.json'))
   return record
 
 
@@ -175,7 +176,8 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
         failures.append(str(error))
       record = collect(path, targets, loaded)
   if failures:
-    render.write(record, path)
+    if any(panel['rows'] for panel in record['panels']):
+      render.write(record, path)
     raise ValueError(f'{len(failures)} groups failed: {"; ".join(failures)}')
   return record
 

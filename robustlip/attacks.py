@@ -92,7 +92,9 @@ def _better(best, values, points):
 
 def _check(**numbers: chex.Numeric) -> None:
   for name, value in numbers.items():
-    if not isinstance(value, jax.core.Tracer) and not np.all(value >= 0):
+    if not isinstance(value, jax.core.Tracer) and not np.all(
+      np.asarray(value) >= 0
+    ):
       raise ValueError(f'{name} must be at least 0, got {value}.')
 
 

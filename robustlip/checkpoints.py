@@ -95,8 +95,8 @@ class Store:
 def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:
   """The newest number that every store can restore, and the trees.
 
-  Stores of runs that train together differ by one checkpoint at most, if the
-  process was killed between two saves.
+  Stores of runs that train together differ in their newest if the process was
+  killed between two saves.
   """
   common = set.intersection(*(set(store.numbers()) for store in stores))
   for number in sorted(common, reverse=True):

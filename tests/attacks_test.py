@@ -178,3 +178,5 @@ def test_integer_images_and_negative_radii_are_refused():
   for epsilon in (-0.1, np.float32(-0.1), jnp.float32(np.nan)):
     with pytest.raises(ValueError, match='epsilon must be at least 0'):
       attacks.pgd(linear, BATCH, KEY, epsilon=epsilon)
+  radius = jnp.float32(0.1)  # concrete, but not to comparisons within jit
+  jax.jit(lambda key: attacks.pgd(linear, BATCH, key, epsilon=radius))(KEY)

@@ -208,6 +208,7 @@ def runs(tmp_path):
   for row in ('gr', 'gr_reference', 'trades3'):
     for seed in range(3):
       path = table_record.folder(tmp_path, target, row, seed)
+      common.write_json(config(row, seed).to_json(), path / 'config.json')
       common.write_json(result(row, seed), path / 'result.json')
       other = {'text': 'released', 'reference': 'eq3'}[ROWS[row].protocol]
       common.write_json(
@@ -428,3 +429,7 @@ def test_rows_train_measure_and_are_reused(tiny, tmp_path):
   more = [x if '--rows' not in x else '--rows=gr' for x in arguments]
   both = last_line(script(*more))['panels'][0]['rows']
   assert list(both) == ['natural', 'gr']
+  refused = script(*more, '--learning_rate=0.5')
+  assert refused.returncode == 1 and 'learning_rate' in refused.stderr
+  shown = last_line(script(*arguments, '--render_only'))
+  assert list(shown['panels'][0]['rows']) == ['natural', 'gr']

@@ -14,7 +14,7 @@ from experiments.comparison.table_rows import (
   Target,
   published_row,
 )
-from experiments.networks import remeasure
+from experiments.networks import config, remeasure
 from experiments.networks.config import Config
 
 _SHARED = (
@@ -128,9 +128,10 @@ def panel(
   rows, runs = {}, []
   for name, configs in wanted.items():
     found = []
-    for config in configs:
-      run = remeasure.merged(folder(root, target, name, config.seed))
-      if run and run | config.to_json() == run:  # it has all these settings
+    for settings in configs:
+      path = folder(root, target, name, settings.seed)
+      run = remeasure.merged(path)
+      if run and config.read(path) == settings:
         found.append(run)
     if found:
       rows[name] = _row(target, name, TABLE_COLUMNS[table], found)

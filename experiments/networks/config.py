@@ -1,7 +1,6 @@
 """The settings of a training run, checked, and as JSON."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -11,7 +10,6 @@ import numpy as np
 
 from experiments import common
 from robustlip import models
-from robustlip.datasets import Dataset
 from robustlip.methods import WEIGHTS, Settings
 
 
@@ -75,17 +73,6 @@ class Config:
     """What runs of one program have in common."""
     fields = dataclasses.asdict(self)
     return {k: v for k, v in fields.items() if k not in Settings._fields}
-
-
-def fingerprint(dataset: Dataset) -> str | None:
-  """Tells one's own arrays apart; None for the sets that are what they are."""
-  if not dataset.name.endswith('.npz'):
-    return None
-  digest = hashlib.blake2b(digest_size=16)
-  for array in (*dataset.train, *dataset.test):
-    digest.update(f'{array.shape}'.encode())
-    digest.update(np.ascontiguousarray(array))
-  return digest.hexdigest()
 
 
 def read(path: pathlib.Path) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common, paper
-from experiments.networks.config import Config, fingerprint
+from experiments.networks.config import Config
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.methods import METHODS, WEIGHTS
@@ -180,7 +180,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     remat=REMAT.value,
     train_on='train',
     eval_examples=EVAL_EXAMPLES.value,
-    fingerprint=fingerprint(dataset),
+    fingerprint=dataset.fingerprint,
   )
 
 

@@ -36,7 +36,8 @@ def attack(task: problem.Problem, batch_size: int) -> Callable[[], None]:
   def run():
     for chosen in batches(len(labels), batch_size):
       points, labelled = map(eagerpy.astensor, (inputs[chosen], labels[chosen]))
-      pgd(model, points, labelled, epsilons=problem.EPSILON)
+      found = pgd(model, points, labelled, epsilons=problem.EPSILON)
+      jax.block_until_ready([tensor.raw for tensor in found])
 
   return run
 
@@ -45,7 +46,7 @@ def attack_apart(task: problem.Problem, batch_size: int) -> Callable[[], None]:
   """The same in a process of its own, which ends with this one.
 
   Raises (when run):
-    RuntimeError: if that process ended.
+    OSError, RuntimeError: if that process ended.
   """
   sizes = map(str, (len(task.split.labels), batch_size))
   arguments = (task.arch, *sizes, task.precision)

@@ -24,7 +24,9 @@ def device() -> torch.device:
   if backend == 'cpu':
     return torch.device('cpu')
   if backend == 'gpu' and torch.cuda.is_available():
-    return torch.device('cuda')
+    if jax.local_device_count() == 1:
+      return torch.device('cuda')
+    raise ValueError('peers use one GPU: set CUDA_VISIBLE_DEVICES=0')
   raise ValueError(
     f'PyTorch does not see the {backend} that JAX computes on; leave out '
     '--peers or set JAX_PLATFORMS=cpu'
@@ -35,7 +37,9 @@ def device() -> torch.device:
 def computing(precision: str):
   """As JAX does: in this type, and done when the context ends."""
   where, dtype = device().type, getattr(torch, precision)
-  with torch.autocast(where, dtype, enabled=precision != 'float32'):
+  low = precision != 'float32'
+  # Cached casts would outlive the update of the weights.
+  with torch.autocast(where, dtype, enabled=low, cache_enabled=False):
     yield
   if where == 'cuda':
     torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from absl import logging
 
 from robustlip.datasets import arrays, cache, files, imagenet, tfds_source
 from robustlip.datasets.catalogue import FACTS, Facts
-from robustlip.datasets.splits import Dataset, Split, check
+from robustlip.datasets.splits import Dataset, Split, check, fingerprint
 
 __all__ = ['NAMES', 'Dataset', 'Split', 'default_data_dir', 'load']
 
@@ -59,7 +59,8 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
   """
   if name.endswith('.npz'):
     train, test, class_names = arrays.read(pathlib.Path(name).expanduser())
-    return Dataset(name, train, test, class_names, None)
+    digest = fingerprint(train, test)
+    return Dataset(name, train, test, class_names, None, digest)
   if name not in NAMES:
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '

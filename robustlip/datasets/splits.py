@@ -1,5 +1,6 @@
 """What every source of a data set ends in: checked arrays with names."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,16 @@ class Dataset(NamedTuple):
   test: Split
   class_names: tuple[str, ...]
   epsilon: float | None  # l-inf radius in [0, 1]; None: the user must say
+  fingerprint: str | None = None  # of one's own arrays, which can change
+
+
+def fingerprint(*splits: Split) -> str:
+  """A hash of shapes and values, in hexadecimal digits."""
+  digest = hashlib.blake2b(digest_size=16)
+  for array in (array for split in splits for array in split):
+    digest.update(f'{array.dtype}{array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
 
 
 def check(
