@@ -165,9 +165,10 @@ def theory() -> str:
 
 def speed() -> str:
   """Our rates, and how many times those of the peers they are."""
-  suites = {
+  suites = {  # record of a benchmark -> what its cases are
     'train': 'RST step',
     'attack': 'PGD-10',
+    'attack_wrn': 'PGD-10',
     'lipschitz': 'Lipschitz estimate',
     'separation': 'train-train search',
   }
