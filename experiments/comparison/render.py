@@ -184,8 +184,6 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
-  import matplotlib.ticker
-
   rows = list(panel['rows'].values())
   cells = [row['columns'].get(column) for row in rows]
   theirs = [
@@ -200,20 +198,10 @@ def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
   ours = [(c['ours'], y, c['std'] or 0) for y, c in enumerate(cells) if c]
   x, y, spread = zip(*ours, strict=True)
   ax.errorbar(x, y, xerr=spread, fmt='o', ms=4, color='C0', label='ours')
-  if 'lipschitz' in column:
-    ax.set_xscale('log')
-    for value, row, _ in ours:
-      if value <= 0:
-        ax.annotate(
-          f'← {value:g}',
-          (0.02, row),
-          xycoords=('axes fraction', 'data'),
-          va='center',
-          color='C0',
-        )
-    ax.xaxis.get_major_locator().set_params(subs=(1, 3), numticks=5)
-    ax.xaxis.set_major_formatter('{x:g}')
-    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+  positive = [value for value, *_ in ours + theirs if value > 0] or [1]
+  # Within a factor of three a logarithmic axis has no round numbers to show.
+  if 'lipschitz' in column and max(positive) > 3 * min(positive):
+    _logarithmic(ax, ours)
   else:
     ax.xaxis.get_major_locator().set_params(nbins=3)
   ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=_broken(HEADINGS[column]))
@@ -221,6 +209,20 @@ def _strip(ax: Any, panel: dict[str, Any], column: str, *, first: bool) -> None:
   ax.tick_params(axis='x', labelsize='small')
   ax.grid(axis='y', color='0.9')
   ax.spines[['top', 'right']].set_visible(False)
+
+
+def _logarithmic(ax: Any, ours: list[tuple[float, int, float]]) -> None:
+  """A logarithmic axis; what is 0 is written at its left end."""
+  import matplotlib.ticker
+
+  ax.set_xscale('log')
+  ax.xaxis.get_major_locator().set_params(subs=(1, 3), numticks=5)
+  ax.xaxis.set_major_formatter('{x:g}')
+  ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+  place = {'xycoords': ('axes fraction', 'data'), 'va': 'center'}
+  for value, row, _ in ours:
+    if value <= 0:
+      ax.annotate(f'← {value:g}', (0.02, row), color='C0', **place)
 
 
 def _broken(heading: str) -> str:
