@@ -311,12 +311,22 @@ def trainer(recipe: Recipe) -> Callable[..., TrainState]:
 
 
 def _over_runs(function):
-  """`function` for every run at once; a single run is spared the vmap."""
+  """`function` for every run; a single run is spared the axis."""
 
   def apply(*args):
-    if len(jax.tree.leaves(args)[0]) > 1:
-      return jax.vmap(function)(*args)
-    single = function(*jax.tree.map(lambda x: x[0], args))
-    return jax.tree.map(lambda x: x[None], single)
+    if len(jax.tree.leaves(args)[0]) == 1:
+      single = function(*jax.tree.map(lambda x: x[0], args))
+      return jax.tree.map(lambda x: x[None], single)
+    if _take_turns():
+      return jax.lax.map(lambda run: function(*run), args)
+    return jax.vmap(function)(*args)
 
   return apply
+
+
+def _take_turns() -> bool:
+  """Whether runs follow one another within a step instead of at once.
+
+  One run keeps a CPU busy; the features of several only leave its cache.
+  """
+  return jax.default_backend() == 'cpu'

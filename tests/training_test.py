@@ -1,6 +1,7 @@
 """The training step: against itself on other devices, and against NumPy."""
 
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -91,10 +92,11 @@ class TrainingTest(chex.TestCase):
     one, two = (train(plan, settings(3), devices=d) for d in (1, 2))
     chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
 
-  @parameterized.parameters('rst', 'llr')
-  def test_runs_together_are_runs_alone(self, name):
+  @parameterized.product(name=['rst', 'llr'], turns=[False, True])
+  def test_runs_together_are_runs_alone(self, name, turns):
     plan = recipe(methods.METHODS[name])
-    together = train(plan, settings(0, 1, 2), devices=1)
+    with mock.patch.object(training, '_take_turns', lambda: turns):
+      together = train(plan, settings(0, 1, 2), devices=1)
     for run in range(3):
       alone = train(plan, settings(run), devices=1)
       part = jax.tree.map(lambda x, r=run: x[r], together)
