@@ -1,7 +1,7 @@
 """The training step: pure, per device, many of them to one dispatch.
 
 The program `trainer` builds runs steps `first` to `last` of an epoch on every
-device for every run at once. Runs that differ only in `methods.Settings` (seed
+device for every run. Runs that differ only in `methods.Settings` (seed
 included) share one program: states and settings carry a leading axis of runs.
 Shapes: R runs, D devices, S steps to an epoch, B examples to a step on all
 devices together.
