@@ -16,7 +16,6 @@ On two cores a suite takes 1 to 10 minutes.
 
 import importlib
 import itertools
-import pathlib
 import resource
 import sys
 import time
@@ -140,10 +139,7 @@ def peak_memory() -> dict[str, float]:
 def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
-  path = pathlib.Path(
-    OUTPUT.value or provenance.RESULTS / f'benchmark_{SUITE.value}.json'
-  )
-  common.output_folder(path.parent)
+  path = provenance.destination(OUTPUT.value, f'benchmark_{SUITE.value}.json')
   found, limit = cases(), None
   if any(case.flops for case in found):
     limit = problem.matrix_rate(PRECISION.value)

@@ -134,9 +134,10 @@ def _refuse_unread(main: Callable[[], Any]) -> None:
   script = sys.modules[main.__module__]
   read = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(script)}
   for name in flags.FLAGS:
-    ours = flags.FLAGS.find_module_defining_flag(name).startswith('experiments')
-    if ours and flags.FLAGS[name].present and name not in read:
-      fail(f'--{name} means nothing to this script (see --help)')
+    if flags.FLAGS[name].present and name not in read:
+      module = flags.FLAGS.find_module_defining_flag(name)
+      if module.startswith('experiments.'):
+        fail(f'--{name} means nothing to this script (see --help)')
 
 
 def _start_logging() -> None:

@@ -101,10 +101,7 @@ def main() -> None:
   """Times every size, fits, draws."""
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name = pathlib.Path(dataset.name).stem
-  path = pathlib.Path(
-    OUTPUT.value or provenance.RESULTS / f'growth_{name}.json'
-  )
-  common.output_folder(path.parent)
+  path = provenance.destination(OUTPUT.value, f'growth_{name}.json')
   images, labels = (np.asarray(part) for part in dataset.train)
   flat = images.reshape(len(images), -1)
   counts = sizes(EXAMPLES, len(flat))

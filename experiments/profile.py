@@ -139,10 +139,7 @@ def main() -> None:
   if jax.default_backend() != 'cpu':
     raise ValueError('this profile is of a CPU; set JAX_PLATFORMS=cpu')
   models.build(ARCH.value, 10)
-  path = pathlib.Path(
-    OUTPUT.value or provenance.RESULTS / f'profile_{ARCH.value}.json'
-  )
-  common.output_folder(path.parent)
+  path = provenance.destination(OUTPUT.value, f'profile_{ARCH.value}.json')
   task = problem.make(ARCH.value, BATCH_SIZE.value)
   record = {
     'arch': ARCH.value,

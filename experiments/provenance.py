@@ -14,6 +14,17 @@ from experiments import common
 RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 
 
+def destination(output: str | None, name: str) -> pathlib.Path:
+  """Where a record goes: `output`, else `name` among the published ones.
+
+  Raises:
+    ValueError: if no file can be written there.
+  """
+  path = pathlib.Path(output or RESULTS / name)
+  common.output_folder(path.parent)
+  return path
+
+
 def command() -> str:
   """How this script was started, without the folders of this machine."""
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]

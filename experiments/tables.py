@@ -144,7 +144,7 @@ def collect(
     panels.append(table_record.panel(TABLE.value, target, wanted, path.parent))
   record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
   record |= provenance.record()
-  if any(panel['rows'] for panel in panels):
+  if render.filled(record):
     common.write_json(record, path.with_name(f'{path.name}.json'))
   return record
 
@@ -176,7 +176,7 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
         failures.append(str(error))
       record = collect(path, targets, loaded)
   if failures:
-    if any(panel['rows'] for panel in record['panels']):
+    if render.filled(record):
       render.write(record, path)
     raise ValueError(f'{len(failures)} groups failed: {"; ".join(failures)}')
   return record

@@ -96,11 +96,12 @@ def main() -> None:
   from experiments.distances import theory_curves
 
   start = time.monotonic()
-  seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
+  seed = common.SEED.value
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
   if len(dataset.class_names) < 2:
     raise ValueError(f'{name} has one class; a classifier needs two')
+  folder = common.output_folder(WORKDIR.value)
   data = on_data(dataset, epsilon)
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {

@@ -100,9 +100,8 @@ def _check(**numbers: chex.Numeric) -> None:
 
 def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """Best wrong logit minus the label's: [B, C], [B] -> [B]; > 0 is an error."""
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  wrong = jnp.where(is_label, -jnp.inf, logits).max(axis=-1)
-  return wrong - jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  right, wrong = losses.right_and_wrong(logits, labels)
+  return wrong.max(axis=-1) - right
 
 
 def _worst(
@@ -111,6 +110,11 @@ def _worst(
   """Of [K, B, ...] candidates the one with the largest margin, [B, ...]."""
   logits = jax.vmap(logits_fn)(candidates)
   scores = jax.vmap(margins, (0, None))(logits, batch.labels)
+  return highest(candidates, scores)
+
+
+def highest(candidates: chex.Array, scores: chex.Array) -> chex.Array:
+  """Of [K, B, ...] candidates those of the highest [K, B] scores, [B, ...]."""
   chosen = scores.argmax(axis=0)
   return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, chosen)
 

@@ -31,10 +31,17 @@ def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
   but this one's does not vanish where the network is certain, where an attack
   on cross entropy stands still and looks like robustness.
   """
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  wrong = jnp.where(is_label, -jnp.inf, logits)
-  right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  right, wrong = right_and_wrong(logits, labels)
   return jax.nn.logsumexp(wrong, axis=-1) - right
+
+
+def right_and_wrong(
+  logits: chex.Array, labels: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+  """The label's logit [B], and the logits with -inf in its place [B, C]."""
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  return right, jnp.where(is_label, -jnp.inf, logits)
 
 
 def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:

@@ -119,8 +119,7 @@ def multi_targeted(
     step_size=step_size,
   )
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
-  best = scores.argmax(axis=0)
-  return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, best)
+  return attacks.highest(candidates, scores)
 
 
 def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:

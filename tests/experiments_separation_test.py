@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 from experiments import separation as script
 from experiments.distances import separation_state
 from robustlip import separation
+from robustlip.datasets import splits
 
 FILES = [
   f'{stem}.{suffix}'
@@ -162,7 +163,7 @@ def test_interrupted_search_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(separation_state, 'save', save_once)
   with pytest.raises(Interrupted):
     separation_state.search(images, labels, norm='linf', path=path)
-  owner = separation_state.fingerprint(images, labels, norm='linf')
+  owner = splits.fingerprint(images, labels, salt='linf')
   assert separation_state.load(path, owner, 2100).next_query == 1024
   monkeypatch.setattr(separation_state, 'save', save)
   found, _ = separation_state.search(images, labels, norm='linf', path=path)

@@ -1,6 +1,5 @@
 """Partial results of a separation search on disk."""
 
-import hashlib
 import pathlib
 import time
 import zipfile
@@ -9,6 +8,7 @@ import numpy as np
 from absl import logging
 
 from robustlip import progress, separation
+from robustlip.datasets import splits
 from robustlip.separation import search as engine
 
 SECONDS_BETWEEN_SAVES = 20.0
@@ -21,15 +21,6 @@ def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
   with partial.open('wb') as file:
     np.savez(file, **arrays)
   partial.replace(path)
-
-
-def fingerprint(*arrays: np.ndarray, norm: str) -> str:
-  """Tells whether a state belongs to these sets."""
-  digest = hashlib.blake2b(norm.encode(), digest_size=16)
-  for array in arrays:
-    digest.update(f'{array.dtype}{array.shape}'.encode())
-    digest.update(np.ascontiguousarray(array))
-  return digest.hexdigest()
 
 
 def load(path: pathlib.Path, owner: str, size: int) -> engine.Best | None:
@@ -60,7 +51,7 @@ def search(
 
   The state goes when the search is complete.
   """
-  size, owner = len(sets[0]), fingerprint(*sets, norm=norm)
+  size, owner = len(sets[0]), splits.fingerprint(*sets, salt=norm)
   start = load(path, owner, size)
   began = saved = time.monotonic()
   done = int(start.next_query) if start else 0

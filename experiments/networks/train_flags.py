@@ -36,8 +36,8 @@ METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
 LAM = flags.DEFINE_list(
   'lam',
   None,
-  'Weight in rst, gr and llr, at least 0; several, separated by commas, train '
-  'at once.',
+  'Weight in rst, gr and llr, at least 0; several, separated by commas, are '
+  'one program.',
 )
 BETA = flags.DEFINE_list(
   'beta', None, 'Weight in trades, at least 0, or several.'
@@ -47,7 +47,7 @@ METHOD_FLAGS = (METHOD, LAM, BETA, MU)  # what a method is and is weighted by
 SEEDS = flags.DEFINE_integer(
   'seeds',
   1,
-  'Number of runs with consecutive seeds from --seed on, trained at once.',
+  'Number of runs with consecutive seeds from --seed on, all in one program.',
   lower_bound=1,
 )
 PRESET = flags.DEFINE_enum(

@@ -59,7 +59,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
   """
   if name.endswith('.npz'):
     train, test, class_names = arrays.read(pathlib.Path(name).expanduser())
-    digest = fingerprint(train, test)
+    digest = fingerprint(*train, *test)
     return Dataset(name, train, test, class_names, None, digest)
   if name not in NAMES:
     raise ValueError(

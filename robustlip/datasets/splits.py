@@ -24,10 +24,10 @@ class Dataset(NamedTuple):
   fingerprint: str | None = None  # of one's own arrays, which can change
 
 
-def fingerprint(*splits: Split) -> str:
-  """A hash of shapes and values, in hexadecimal digits."""
-  digest = hashlib.blake2b(digest_size=16)
-  for array in (array for split in splits for array in split):
+def fingerprint(*arrays: np.ndarray, salt: str = '') -> str:
+  """A hash of types, shapes, values and `salt`, in hexadecimal digits."""
+  digest = hashlib.blake2b(salt.encode(), digest_size=16)
+  for array in arrays:
     digest.update(f'{array.dtype}{array.shape}'.encode())
     digest.update(np.ascontiguousarray(array))
   return digest.hexdigest()
