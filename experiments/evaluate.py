@@ -6,7 +6,6 @@ The record goes to a folder of its own inside the run's, so that the run's own
 result stays: `<workdir>/evaluations/<attack and its settings>/result.json`.
 """
 
-import dataclasses
 import pathlib
 import time
 
@@ -43,13 +42,12 @@ def main() -> None:
   began = time.monotonic()
   root = pathlib.Path(WORKDIR.value)
   run = config.read(root)
-  if common.PROTOCOL.present:
-    run = dataclasses.replace(run, protocol=common.PROTOCOL.value)
   attack = measure.Attack(
     ATTACK.value,
     NUM_STEPS.value or {'pgd': 10, 'multi_targeted': 20}[ATTACK.value],
     NUM_RESTARTS.value,
     common.EPSILON.value,
+    common.PROTOCOL.value if common.PROTOCOL.present else None,
   )
   dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
   if run.fingerprint not in (None, dataset.fingerprint):
@@ -64,8 +62,9 @@ def main() -> None:
     'step': step,
     'seconds': time.monotonic() - began,
   }
-  parts = [attack.name, attack.num_steps, attack.num_restarts, run.protocol]
-  parts += [f'eps{record["attack_epsilon"]:g}', CHECKPOINT.value]
+  parts = [attack.name, attack.num_steps, attack.num_restarts]
+  parts += [attack.definitions(run), f'eps{record["attack_epsilon"]:g}']
+  parts += [CHECKPOINT.value]
   name = '-'.join(map(str, parts))
   common.finish(record, root / 'evaluations' / name / 'result.json')
 

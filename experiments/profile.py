@@ -83,7 +83,7 @@ def milliseconds(folder: str) -> collections.Counter:
 def profile(task: problem.Problem, convolve) -> dict[str, float]:
   """Milliseconds an image of PGD-10 with these convolutions."""
   inputs = task.split.images / jnp.float32(255)
-  batch = Batch(inputs, task.split.labels, jnp.ones(len(inputs)))
+  batch = Batch(inputs, task.split.labels)
   network = models.logits_fn(task.module, task.variables())
   with mock.patch.object(layers, 'convolve', convolve):
     attack = jax.jit(

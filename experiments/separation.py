@@ -5,9 +5,10 @@ r"""Table 1, Figure 3 and Appendix D: how far apart the classes are.
 Exact distances from every training and every test example to the nearest
 training example of another class. Expected on MNIST: 188/255 = 0.737 and
 207/255 = 0.812; on CIFAR-10: 54/255 = 0.212 and 56/255 = 0.220. In the work
-folder: `separation_<dataset>.json` (what is printed last), `separation.npz`
-(all distances and indices), `histogram`, `closest_pairs` and `class_matrix`
-as PNG and PDF. An interrupted run goes on where it was.
+folder, with the data set and any --norm, --random_labels and --drop for NAME:
+`separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
+distances and indices), `histogram_NAME`, `closest_pairs_NAME` and
+`class_matrix_NAME` as PNG and PDF. An interrupted run goes on where it was.
 
 On two busy cores of an AMD EPYC (Zen 3): MNIST 76 s, CIFAR-10 168 s, with
 figures and class matrix (the two searches: 44 s and 41 s).
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from experiments import common, paper_tables, provenance
+from experiments import common, paper_tables, plots, provenance
 from experiments.distances import separation_figures, separation_state
 from robustlip import datasets, projections, separation
 
@@ -46,26 +47,28 @@ TOP_K = flags.DEFINE_integer(
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Output folder. Default: runs/separation/<dataset>, with --norm, '
-  '--random_labels and --drop in the name where they are given.',
+  'Output folder, the same for any number of data sets. Default: '
+  'runs/separation.',
 )
+PARTS = ('train_train', 'test_train')
 
 
 def main() -> None:
   """Searches, draws, prints."""
   data = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  name = pathlib.Path(data.name).stem
-  workdir = pathlib.Path(WORKDIR.value or f'runs/separation/{variant(name)}')
+  name = variant(pathlib.Path(data.name).stem)
+  workdir = pathlib.Path(WORKDIR.value or 'runs/separation')
   epsilon = (
     data.epsilon if common.EPSILON.value is None else common.EPSILON.value
   )
   start = time.perf_counter()
   train, test, kept, repeated = _examples(data)
   common.output_folder(workdir)
-  found, spent = search(train, test, workdir)
+  partial = [workdir / f'{part}_{name}.partial.npz' for part in PARTS]
+  found, spent = search(train, test, partial)
   pairs, matrix = between_classes(train, test, found, len(data.class_names))
   record = {
-    'dataset': name,
+    'dataset': data.name,
     'norm': NORM.value,
     'random_labels': RANDOM_LABELS.value,
     'dropped': sorted(set(range(len(data.train.labels))) - set(kept.tolist())),
@@ -77,7 +80,6 @@ def main() -> None:
     },
     'search_seconds': spent,
     'seconds': time.perf_counter() - start,
-    'device': common.device_name(),
     **provenance.record(),
   }
   arrays = {
@@ -86,24 +88,26 @@ def main() -> None:
     for field in value._fields
   }
   separation_state.save(
-    workdir / 'separation.npz', class_matrix=matrix, kept=kept, **arrays
+    workdir / f'separation_{name}.npz', class_matrix=matrix, kept=kept, **arrays
   )
-  separation_figures.draw(
-    workdir, data, train, test, found, pairs, matrix, record
-  )
+  for kind, figure in separation_figures.figures(
+    data, train, test, found, pairs, matrix, record
+  ).items():
+    plots.save(figure, workdir / f'{kind}_{name}')
   print(row(record))
   common.finish(record, workdir / f'separation_{name}.json')
+  for path in partial:
+    path.unlink(missing_ok=True)
 
 
-def search(train, test, workdir):
+def search(train, test, paths):
   """Nearest opponents of both sets among the training examples, seconds."""
   spent, found = 0.0, {}
-  for part, rows, others in (
-    ('train_train', train, ()),
-    ('test_train', test, tuple(train)),
+  for part, sets, path in zip(
+    PARTS, (train, (*test, *train)), paths, strict=True
   ):
     found[part], seconds = separation_state.search(
-      *rows, *others, norm=NORM.value, path=workdir / f'{part}.partial.npz'
+      *sets, norm=NORM.value, path=path
     )
     spent += seconds
   return found, spent
@@ -127,7 +131,7 @@ def between_classes(train, test, found, num_classes):
 
 
 def variant(name: str) -> str:
-  """A folder's name for what is measured of a data set."""
+  """The name of what is measured of a data set."""
   parts = [name]
   if NORM.value != 'linf':
     parts.append(NORM.value)

@@ -53,16 +53,32 @@ class Store:
     """The tree saved as `number`, or None if it cannot be read.
 
     Args:
-      like: a tree of arrays with the structure, shapes and dtypes to restore;
-        None gives what was saved as nested dicts.
+      like: a tree of arrays with the structure and shapes to restore and the
+        dtypes to convert to; None gives what was saved as nested dicts.
+
+    Raises:
+      ValueError: if it can be read and is another tree than `like`.
+      FileNotFoundError: if there is none.
     """
-    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    path = self.folder / str(number)
+    if not path.exists():
+      raise FileNotFoundError(f'{self.folder} has no checkpoint {number}')
+    wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    another = ValueError(
+      f'{path} can be read but has other arrays than this run; it is not moved'
+    )
     try:
-      tree = self._orbax.restore(self.folder / str(number), like)
+      tree = self._orbax.restore(path, wanted)
     except Exception as error:  # Orbax raises whatever its readers raise
-      self._set_aside(number, error)
+      if like is None:
+        self._set_aside(number, error)
+      elif self.restore(number) is not None:
+        raise another from error
       return None
-    return jax.tree.map(np.asarray, tree)
+    tree = jax.tree.map(np.asarray, tree)
+    if like is not None and _shapes(tree) != _shapes(wanted):
+      raise another
+    return tree
 
   def _set_aside(self, number: int, error: Exception) -> None:
     damaged = self.folder / f'damaged-{number}'
@@ -90,6 +106,10 @@ class Store:
   def __exit__(self, *exc) -> None:
     """Waits until everything is written."""
     self._orbax.close()
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+  return [x.shape for x in jax.tree.leaves(tree)]
 
 
 def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:

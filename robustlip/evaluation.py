@@ -2,8 +2,8 @@
 
 `per_example` runs a measure over a set in batches and returns one value per
 example; the last batch is padded and the padding cut off. The key of an
-example is `fold_in(key, its index)`: no result depends on the batch size, on
-the number of devices or on which other examples are measured.
+example is `fold_in(key, its index)`: but for rounding no result depends on the
+batch size, on the number of devices or on which other examples are measured.
 """
 
 from collections.abc import Callable
@@ -39,14 +39,14 @@ def over_devices(measure: Measure) -> Callable[..., chex.Array]:
   everywhere = NamedSharding(mesh, PartitionSpec())
   shared = NamedSharding(mesh, PartitionSpec(DEVICES))
 
-  def on_images(variables, images, labels, mask, indices, key):
+  def on_images(variables, images, labels, indices, key):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
     inputs = images.astype(jnp.float32) / 255
-    return measure(variables, Batch(inputs, labels, mask), keys)
+    return measure(variables, Batch(inputs, labels), keys)
 
   return jax.jit(
     on_images,
-    in_shardings=(everywhere, shared, shared, shared, shared, everywhere),
+    in_shardings=(everywhere, shared, shared, shared, everywhere),
     out_shardings=shared,
   )
 
@@ -68,10 +68,15 @@ def per_example(
     split: `images` uint8 [N, H, W, C] and `labels` int32 [N].
     batch_size: examples to a dispatch of this process, rounded up so that its
       devices share them evenly.
-    indices: at least one; None is all examples.
+    indices: None is all examples.
     description: what the progress bar says.
+
+  Raises:
+    ValueError: if there are no examples.
   """
   indices = np.arange(len(split.labels)) if indices is None else indices
+  if not len(indices):
+    raise ValueError('there are no examples to measure.')
   processes = jax.process_count()
   mine = -(-len(indices) // processes)  # the same number for every process
   share = np.resize(indices, mine * processes)
@@ -87,7 +92,6 @@ def per_example(
         variables,
         split.images[chosen],
         split.labels[chosen],
-        (np.arange(size) < count).astype(np.float32),
         chosen.astype(np.uint32),
         key,
       )
@@ -145,6 +149,7 @@ class Evaluator:
 
   Its programs are compiled once and serve any variables and split. Examples
   that are misclassified are not attacked: their ball holds a mistake already.
+  Logits that are not finite classify nothing.
 
   Args:
     network: from variables to the network in inference mode, such as
@@ -163,12 +168,11 @@ class Evaluator:
   ):
     def correct(variables, batch, keys):
       del keys
-      logits = network(variables)(batch.inputs)
-      return logits.argmax(axis=-1) == batch.labels
+      return _right(network(variables)(batch.inputs), batch.labels)
 
     def withstands(variables, batch, keys):
       points = attack(network(variables), batch, keys)
-      return network(variables)(points).argmax(axis=-1) == batch.labels
+      return _right(network(variables)(points), batch.labels)
 
     def lipschitz(variables, batch, keys):
       return ratios(network(variables), batch.inputs, keys)
@@ -223,6 +227,11 @@ class Evaluator:
     """Everything, on every example of the split."""
     ratios = self.lipschitz(variables, split, key, name=name)
     return Outcome(*self.accuracies(variables, split, key, name=name), ratios)
+
+
+def _right(logits, labels):
+  finite = jnp.isfinite(logits).all(axis=-1)
+  return finite & (logits.argmax(axis=-1) == labels)
 
 
 def percent(hits: np.ndarray) -> float:

@@ -23,7 +23,8 @@ class Estimate(NamedTuple):
 def _ratio(clean, logits, deltas):
   rise = jnp.abs(clean - logits).sum(axis=-1)
   run = projections.sizes(deltas)
-  return jnp.where(run > 0, rise / jnp.where(run > 0, run, 1.0), 0.0)
+  still = run == 0
+  return jnp.where(still, 0.0, rise / jnp.where(still, 1.0, run))
 
 
 def ratio(

@@ -24,13 +24,13 @@ def gr(settings: methods.Settings) -> methods.Method:
   The clean loss is differentiated once for the direction and its parameter
   gradients are not cleared before the penalised loss adds its own.
   """
-  paper = methods.gr(settings)
 
   def loss(logits_fn, batch, points):
     clean = losses.natural(logits_fn, batch, points)
-    return clean + paper.loss(logits_fn, batch, points)
+    slope = (losses.at(logits_fn, batch, points) - clean) / methods.GR_STEP
+    return 2 * clean + settings.lam / 2 * slope**2
 
-  return methods.Method(paper.maximize, loss)
+  return methods.Method(methods.gr(settings).maximize, loss)
 
 
 def llr(settings: methods.Settings) -> methods.Method:
@@ -71,7 +71,7 @@ def lipschitz_estimate(
   epsilon: chex.Numeric,
   num_steps: int = 10,
 ) -> lipschitz.Estimate:
-  """The ratio at the end of a walk that descends it, [B].
+  """The ratio at the end of a walk that descends it.
 
   Ten sign steps of 0.003 from a Gaussian start, the last iterate: the
   released procedure negates the ratio and then adds the sign of the gradient.

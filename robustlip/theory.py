@@ -10,8 +10,8 @@ here hold in the open ball.
 
 Shared arguments: `class_distances` is [N, C], of `class_distances`; `labels`
 is [N], integers in [0, C); `radius` is r, positive, in units of the inputs.
-All functions raise ValueError if these do not fit together. Everything is
-NumPy; the distances come from `separation` and are float32.
+All functions that take them raise ValueError if these do not fit together.
+Everything is NumPy; the distances come from `separation` and are float32.
 """
 
 import chex
@@ -19,7 +19,8 @@ import numpy as np
 
 from robustlip import separation
 
-ROUNDING = 1e-6
+ROUNDING = 1e-6  # covers that of the float32 distances up to `LARGEST`
+LARGEST = 8.0
 
 
 def class_distances(
@@ -83,6 +84,8 @@ def gaps(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
   if labels.shape != (count,):
     raise ValueError(f'{count} rows need as many labels, got {labels.shape}.')
   _check_labels(labels, num_classes)
+  if np.isinf(class_distances).all(axis=1).any():
+    raise ValueError('there is no reference of any class.')
   is_label = np.arange(num_classes) == labels[:, None]
   own = class_distances[is_label]
   return np.where(is_label, np.inf, class_distances).min(axis=1) - own
@@ -103,8 +106,15 @@ def certified(gaps: np.ndarray, radius: float) -> np.ndarray:
   """Whether g is right for certain on the closed ball of `radius`, bool [N].
 
   That is where half the gap exceeds the radius. Distances are float32, so that
-  what is within `ROUNDING` of a tie is not certified.
+  what is within `ROUNDING` of a tie is not certified; class distances beyond
+  `LARGEST`, which l-inf has none of on images in [0, 1], need another scale.
+
+  Args:
+    gaps: [N], of `gaps`.
+    radius: not negative.
   """
+  if not radius >= 0:
+    raise ValueError(f'the radius cannot be negative or NaN, got {radius}.')
   return np.asarray(gaps, np.float64) / 2 > radius + ROUNDING
 
 
@@ -118,12 +128,19 @@ def lipschitz_ratio(
     moved_values: f at x', [N, C].
     moves: dist(x, x'), [N], positive.
   """
+  if values.shape != moved_values.shape or moves.shape != values.shape[:1]:
+    raise ValueError(
+      f'shapes {values.shape}, {moved_values.shape} and {moves.shape} do not '
+      'fit together.'
+    )
   if not np.all(moves > 0):
     raise ValueError('the two points of every pair must differ.')
   return np.abs(values - moved_values).max(axis=1) / moves
 
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'labels must be integers, got {labels.dtype}.')
   if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
     raise ValueError(
       f'labels must be in [0, {num_classes}), got {labels.min()} to '

@@ -49,6 +49,7 @@ class Recipe(NamedTuple):
   optimizer: Callable[[chex.Numeric], optax.GradientTransformation]
   augment: Augment
   attack_in_training_mode: bool = False  # as the authors' code for at, rst
+  fresh_masks: bool = False  # as the authors' code: dropout anew for each call
   accumulate: int = 1  # slices of the batch computed one after the other
 
 
@@ -170,10 +171,16 @@ def epoch_order(
 
 
 class _TrainingMode:
-  """The network in training mode; remembers the statistics of its calls."""
+  """The network in training mode; remembers the statistics of its calls.
 
-  def __init__(self, module, params, batch_stats, dropout_key):
-    self._apply = lambda batch_stats, inputs, key: module.apply(
+  All calls have one dropout mask, so that a loss compares a network with
+  itself: under two masks the deviations that LLR and gr penalise are those of
+  the masks.
+  """
+
+  def __init__(self, recipe, params, batch_stats, dropout_key):
+    self._fresh_masks = recipe.fresh_masks
+    self._apply = lambda batch_stats, inputs, key: recipe.module.apply(
       {'params': params, 'batch_stats': batch_stats},
       inputs,
       train=True,
@@ -184,7 +191,9 @@ class _TrainingMode:
     self._dropout_key = dropout_key
 
   def __call__(self, inputs: chex.Array) -> chex.Array:
-    self._dropout_key, key = jax.random.split(self._dropout_key)
+    key = self._dropout_key
+    if self._fresh_masks:
+      self._dropout_key, key = jax.random.split(key)
     logits, updated = self._apply(self.batch_stats, inputs, key)
     # Without a tangent they are plain values even inside the jvp of LLR.
     self.batch_stats = jax.lax.stop_gradient(updated.get('batch_stats', {}))
@@ -196,22 +205,22 @@ def _attacked_mode(recipe, params, batch_stats, dropout_key) -> LogitsFn:
   if not recipe.attack_in_training_mode:
     variables = {'params': params, 'batch_stats': batch_stats}
     return models.logits_fn(recipe.module, variables)
-  return lambda inputs: _TrainingMode(
-    recipe.module, params, batch_stats, dropout_key
-  )(inputs)
+  return lambda inputs: _TrainingMode(recipe, params, batch_stats, dropout_key)(
+    inputs
+  )
 
 
 def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
   """Mean loss and its gradients on one device's examples; keys: [3, B]."""
   inputs = recipe.augment(images, keys[0]).astype(jnp.float32) / 255
-  batch = Batch(inputs, labels, jnp.ones(len(labels)))
+  batch = Batch(inputs, labels)
   method = recipe.method(settings)
   another = jax.random.fold_in(keys[2, 0], 1)  # dropout mask than the loss's
   network = _attacked_mode(recipe, params, batch_stats, another)
   points = jax.lax.stop_gradient(method.maximize(network, batch, keys[1]))
 
   def objective(params):
-    network = _TrainingMode(recipe.module, params, batch_stats, keys[2, 0])
+    network = _TrainingMode(recipe, params, batch_stats, keys[2, 0])
     loss = method.loss(network, batch, points).mean()
     return loss, network.batch_stats
 

@@ -15,8 +15,7 @@ class Batch(NamedTuple):
   """Examples that travel together through a loss or an attack."""
 
   inputs: chex.Array  # [B, H, W, C], float32 in [0, 1]
-  labels: chex.Array  # [B], int32
-  mask: chex.Array  # [B], 1.0 for data, 0.0 for padding; no loss applies it
+  labels: chex.Array  # [B], int32 in [0, classes); not checked when traced
 
 
 # The inner problem of a robust loss: points of the ball around each input.

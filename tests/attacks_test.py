@@ -18,7 +18,7 @@ INPUTS = jax.random.uniform(
 )
 WEIGHTS = jax.random.normal(jax.random.key(2), (16, 3))
 LABELS = jnp.array([0, 1, 2, 0, 1, 2, 0])
-BATCH = Batch(INPUTS, LABELS, jnp.ones(7))
+BATCH = Batch(INPUTS, LABELS)
 
 
 def linear(inputs):
@@ -29,7 +29,7 @@ def two_class(inputs):
   return linear(inputs)[:, :2]
 
 
-TWO = Batch(INPUTS, LABELS % 2, jnp.ones(7))
+TWO = Batch(INPUTS, LABELS % 2)
 
 
 def worst_two_class(epsilon, norm):
@@ -92,7 +92,7 @@ class AttacksTest(chex.TestCase):
 
   @parameterized.parameters('linf', 'l2')
   def test_points_stay_in_ball_and_box(self, norm):
-    batch = Batch(jnp.round(INPUTS), LABELS, jnp.ones(7))
+    batch = Batch(jnp.round(INPUTS), LABELS)
     points = attacks.pgd(linear, batch, KEY, epsilon=0.1, norm=norm)
     deltas = projections.sizes(points - batch.inputs, norm=norm)
     assert (deltas <= 0.1 + 1e-6).all()
@@ -147,7 +147,7 @@ class AttacksTest(chex.TestCase):
   def test_per_example_keys_make_batches_irrelevant(self):
     keys = jax.random.split(KEY, 7)
     whole = attacks.pgd(linear, BATCH, keys, epsilon=0.1, num_restarts=3)
-    part = Batch(INPUTS[4:], LABELS[4:], jnp.ones(3))
+    part = Batch(INPUTS[4:], LABELS[4:])
     chex.assert_trees_all_close(
       whole[4:],
       attacks.pgd(linear, part, keys[4:], epsilon=0.1, num_restarts=3),

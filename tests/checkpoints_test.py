@@ -2,6 +2,7 @@
 
 import numpy as np
 import optax
+import pytest
 
 from robustlip import checkpoints
 
@@ -77,3 +78,17 @@ def test_reading_leaves_a_save_under_way_alone(tmp_path):
   with checkpoints.Store(tmp_path) as store:
     assert store.numbers() == [1]
   assert written.exists()
+
+
+@pytest.mark.parametrize(
+  'like',
+  [{'b': np.zeros(5, np.float32)}, TREE | {'a': np.zeros(6, np.float32)}],
+)
+def test_another_tree_is_refused_and_kept(tmp_path, like):
+  saved(tmp_path, 1, 2)
+  with checkpoints.Store(tmp_path) as store:
+    with pytest.raises(ValueError, match='other arrays'):
+      checkpoints.newest_common([store], like)
+    assert store.numbers() == [1, 2]
+    with pytest.raises(FileNotFoundError, match='no checkpoint 3'):
+      store.restore(3)

@@ -84,6 +84,17 @@ class EvaluationTest(chex.TestCase):
     outcome = evaluator({}, split, jax.random.key(0))
     assert not outcome.correct.any() and not outcome.robust.any()
 
+  def test_logits_that_are_not_finite_classify_nothing(self):
+    evaluator = evaluation.Evaluator(
+      lambda variables: lambda inputs: jnp.nan * always_the_first(inputs),
+      attack=None,
+      ratios=None,
+      batch_size=8,
+    )
+    split = Split(SPLIT.images, np.zeros(37, np.int32))
+    correct, robust = evaluator.accuracies({}, split, jax.random.key(0))
+    assert not correct.any() and not robust.any()
+
 
 def always_the_first(inputs):
   return jnp.zeros((len(inputs), 2)).at[:, 0].set(1.0)

@@ -12,12 +12,9 @@ from experiments import separation as script
 from experiments.distances import separation_state
 from robustlip import separation
 from robustlip.datasets import splits
+from robustlip.separation import search
 
-FILES = [
-  f'{stem}.{suffix}'
-  for stem in ('histogram', 'closest_pairs', 'class_matrix')
-  for suffix in ('png', 'pdf')
-]
+FIGURES = ('histogram', 'closest_pairs', 'class_matrix')
 
 
 def run(capsys, **values):
@@ -73,9 +70,15 @@ def test_record_and_files(tmp_path, capsys, drop):
   i, j = np.searchsorted(kept, first['indices'])
   assert expected[i, j] == expected.min()
   assert (record['duplicates'], record['conflicts']) == (1, 1)
-  for name in ('separation.npz', 'separation_mine.json', *FILES):
-    assert (tmp_path / 'out' / name).stat().st_size > 0
-  with np.load(tmp_path / 'out' / 'separation.npz') as arrays:
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(drop=drop):
+    name = script.variant('mine')
+  files = [f'separation_{name}.{suffix}' for suffix in ('json', 'npz')]
+  files += [
+    f'{stem}_{name}.{end}' for stem in FIGURES for end in ('png', 'pdf')
+  ]
+  assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(files)
+  with np.load(tmp_path / 'out' / files[1]) as arrays:
     np.testing.assert_allclose(
       arrays['train_train_distances'], expected.min(axis=1), atol=1e-6
     )
@@ -94,6 +97,9 @@ def test_random_labels_change_the_distances(tmp_path, capsys):
     for random in (False, True)
   ]
   assert records[0]['train_train_mean'] != records[1]['train_train_mean']
+  names = ('separation_mine.json', 'separation_mine-random0.json')
+  found = [json.loads((tmp_path / 'out' / n).read_text()) for n in names]
+  assert found == records
 
 
 @pytest.mark.parametrize(
@@ -164,12 +170,20 @@ def test_interrupted_search_goes_on(tmp_path, monkeypatch):
   with pytest.raises(Interrupted):
     separation_state.search(images, labels, norm='linf', path=path)
   owner = splits.fingerprint(images, labels, salt='linf')
-  assert separation_state.load(path, owner, 2100).next_query == 1024
+  assert separation_state.load(path, owner, 2100)[0].next_query == 1024
   monkeypatch.setattr(separation_state, 'save', save)
   found, _ = separation_state.search(images, labels, norm='linf', path=path)
   np.testing.assert_array_equal(found.distances, whole.distances)
   np.testing.assert_array_equal(found.indices, whole.indices)
-  assert not path.exists()
+  # What is complete is not searched again.
+  compared = []
+  compare = search._Tiles.compare
+  monkeypatch.setattr(
+    search._Tiles, 'compare', lambda *a: compared.append(a) or compare(*a)
+  )
+  again, _ = separation_state.search(images, labels, norm='linf', path=path)
+  np.testing.assert_array_equal(again.indices, whole.indices)
+  assert not compared
 
 
 @pytest.mark.parametrize('damage', ['half', 'empty', 'keys', 'other', 'size'])
@@ -181,6 +195,7 @@ def test_damaged_state_starts_anew(tmp_path, damage):
       'indices': np.ones(5, int),
       'next_query': np.array(3),
       'owner': np.array('mine'),
+      'seconds': np.array(1.0),
     },
   )
   if damage == 'keys':
@@ -192,4 +207,4 @@ def test_damaged_state_starts_anew(tmp_path, damage):
   if damage in ('half', 'empty'):
     path.write_bytes(content[: len(content) // 2 if damage == 'half' else 0])
   size = 6 if damage == 'size' else 5
-  assert separation_state.load(path, 'mine', size) is None
+  assert separation_state.load(path, 'mine', size) == (None, 0.0)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -99,7 +100,8 @@ def test_killed_twenty_times_is_never_stopped(tmp_path):
   delays = np.random.default_rng(0).uniform(0.5, 6.0, 20)
   kills = 0
   for delay in delays:
-    finished = train(tmp_path, f'--workdir={broken}', *often, kill_after=delay)
+    when = scripts.after(delay)
+    finished = train(tmp_path, f'--workdir={broken}', *often, when=when)
     kills += finished.code == -9
     assert finished.code in (-9, 0), finished.err
   assert kills >= 5
@@ -108,6 +110,23 @@ def test_killed_twenty_times_is_never_stopped(tmp_path):
   chex.assert_trees_all_equal(parameters(whole), parameters(broken))
   lines = (broken / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(1, 401))
+
+
+@pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_the_last_step_on_disk(tmp_path, stop):
+  work = tmp_path / 'run'
+  curve = work / 'metrics.jsonl'
+  finished = train(
+    tmp_path,
+    f'--workdir={work}',
+    '--epochs=1000000',
+    '--checkpoint_seconds=1000000',
+    stop=stop,
+    when=lambda: curve.exists() and curve.read_text().count('\n') > 1,
+  )
+  assert_one_line(finished, 'interrupted')
+  last = json.loads(curve.read_text().splitlines()[-1])
+  assert parameters(work)['step'] >= last['step'] > 0
 
 
 def test_several_runs_at_once_have_folders_of_their_own(tmp_path):

@@ -79,6 +79,14 @@ class LipschitzTest(chex.TestCase):
     assert values == 0
     chex.assert_tree_all_finite(gradient)
 
+  def test_a_network_that_is_not_finite_has_no_ratio(self):
+    def broken(inputs):
+      return linear(inputs) * jnp.nan
+
+    for keep in ('best', 'last'):
+      found = lipschitz.estimate(broken, INPUTS, KEY, epsilon=0.1, keep=keep)
+      assert np.isnan(found.ratios).all()
+
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)
     before = lipschitz.ratio(linear, INPUTS, start)
@@ -94,7 +102,7 @@ def test_reference_multi_targeted_returns_the_best_scored_target():
   def logits_fn(inputs):
     return inputs.reshape(len(inputs), 1) @ weights
 
-  batch = Batch(jnp.full((2, 1, 1, 1), 0.5), jnp.zeros(2, int), jnp.ones(2))
+  batch = Batch(jnp.full((2, 1, 1, 1), 0.5), jnp.zeros(2, int))
   points = reference.multi_targeted(
     logits_fn, batch, KEY, epsilon=0.1, num_classes=3
   )

@@ -14,9 +14,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(6, 3))
 INPUTS = np.random.default_rng(1).uniform(0.3, 0.7, (5, 6, 1, 1))
 POINTS = INPUTS + np.random.default_rng(2).uniform(-0.1, 0.1, INPUTS.shape)
 LABELS = np.array([0, 1, 2, 1, 0])
-BATCH = Batch(
-  jnp.asarray(INPUTS, jnp.float32), jnp.asarray(LABELS), jnp.ones(5)
-)
+BATCH = Batch(jnp.asarray(INPUTS, jnp.float32), jnp.asarray(LABELS))
 MOVED = jnp.asarray(POINTS, jnp.float32)
 
 

@@ -17,6 +17,12 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
+def after(seconds):
+  """A condition that holds from so many seconds from now on."""
+  end = time.monotonic() + seconds
+  return lambda: time.monotonic() > end
+
+
 class Finished(NamedTuple):
   code: int  # negative: the signal that ended it
   out: str
@@ -34,14 +40,15 @@ def _child(module, arguments, folder):
   script.common.run(script.main)
 
 
-def run(module, *arguments, folder, kill_after=None):
-  """The script's exit code and output; kill -9 after some seconds if asked."""
+def run(module, *arguments, folder, stop=signal.SIGKILL, when=None):
+  """The script's exit code and output; stopped once `when()` holds."""
   process = _CONTEXT.Process(target=_child, args=(module, arguments, folder))
   process.start()
-  if kill_after is not None:
-    time.sleep(kill_after)
+  if when is not None:
+    while process.is_alive() and not when():
+      time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
-      os.kill(process.pid, signal.SIGKILL)
+      os.kill(process.pid, stop)
   process.join()
   out, err = (
     (folder / name).read_text() if (folder / name).exists() else ''

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import common, paper_tables, provenance
+from experiments import common, paper, paper_tables, provenance
 from experiments.comparison import (
   concept,
   findings,
@@ -91,6 +91,16 @@ def test_nothing_is_said_of_rows_that_were_not_measured():
   assert findings.findings(rows) == []
 
 
+def test_a_gap_that_changes_sign_may_grow():
+  rows = {
+    'natural': {'gap': -0.25, 'adv_gap': 0.5},
+    'natural_dropout': {'gap': -1.05, 'adv_gap': -0.2},
+  }
+  gap, adv_gap = findings.findings(rows)
+  assert not gap.holds and 'not of Natural' in gap.sentence
+  assert adv_gap.holds
+
+
 def test_the_texts_gr_and_llr_are_compared_with_nothing():
   assert table_rows.published_row('gr') is None
   assert table_rows.published_row('llr') is None
@@ -121,9 +131,10 @@ def test_cifar10_without_augmentation_is_held_against_the_appendix():
     cifar10, imagenet = table_rows.targets('3')
   assert cifar10.published is paper_tables.APPENDIX['no_augmentation']
   assert imagenet.published.dataset == 'restricted_imagenet'
-  run = config('at', 0).to_json() | {'augment': 'none'}
-  departures = '; '.join(table_record._departures(cifar10, run, [run]))
+  run = config('at', 0).to_json() | {'augment': 'none', 'learning_rate': 0.064}
+  departures = '; '.join(table_record._departures(cifar10, run, {'at': run}))
   assert 'optimizer' not in departures and 'augment' not in departures
+  assert 'learning rate' not in departures  # the tenth of Table 3's
 
 
 def test_unknown_rows_are_refused():
@@ -277,6 +288,33 @@ def test_departures_are_named(runs):
   assert 'learning rate 0.05 for a mean loss, not 0.0064' in text
 
 
+def test_departures_of_single_rows_name_them():
+  target = Target('cifar10', 'wrn_40_10', paper_tables.TABLES['3'][0])
+  setup = paper.SETUPS['cifar10']
+  shared = config('at', 0).to_json() | {
+    key: getattr(setup, key)
+    for key in (*table_record._SCHEDULE, 'arch', 'learning_rate')
+    if key != 'epsilon'
+  }
+  shared |= {'epsilon': 0.031, 'attack_mode': 'train', 'dataset': 'cifar10'}
+  slow = shared | {'learning_rate': 0.064}
+
+  def found(runs, **others):
+    settings = shared | others
+    return table_record._departures(target, settings, runs)
+
+  as_published = {'natural': shared, 'at': shared, 'rst1': slow}
+  assert found(as_published) == []
+  assert found(as_published, epsilon=0.3) == ['radius 0.3, not 0.031']
+  assert found(as_published, holdout=9) == ['examples held out 9, not 0']
+  (rate,) = found({'natural': slow, 'at': shared})
+  assert rate == 'learning rate 0.064 for a mean loss, not 0.64 (Natural)'
+  (mode,) = found({'natural': shared, 'at': shared | {'attack_mode': 'eval'}})
+  assert mode.endswith('inference mode (AT)')
+  (dropout,) = found({'natural': shared | {'dropout': 0.5}})
+  assert dropout == "dropout 0.5, not the network's own"
+
+
 def test_markdown_and_csv_have_every_cell(runs):
   record = make(runs)
   text = render.markdown(record)
@@ -299,6 +337,7 @@ def test_table_1_from_separation_records(tmp_path):
   record = {'epsilon': 0.1, 'train_train_min': 188 / 255, 'seconds': 2.0}
   record['test_train_min'] = 207 / 255
   record |= {'norm': 'linf', 'random_labels': False, 'dropped': []}
+  record['dataset'] = 'mnist'
   path = tmp_path / 'separation_mnist.json'
   common.write_json(record | {'norm': 'l2'}, path)
   with pytest.raises(ValueError, match='norm l2'):
@@ -431,5 +470,9 @@ def test_rows_train_measure_and_are_reused(tiny, tmp_path):
   assert list(both) == ['natural', 'gr']
   refused = script(*more, '--learning_rate=0.5')
   assert refused.returncode == 1 and 'learning_rate' in refused.stderr
+  refused = script(*(x.replace('=2', '=mt') for x in arguments), '--epsilon=.3')
+  assert refused.returncode == 1 and 'epsilon' in refused.stderr
+  measured = (run / 'evaluations').glob('*.json')
+  assert [path.stem for path in measured] == ['released_lipschitz']
   shown = last_line(script(*arguments, '--render_only'))
   assert list(shown['panels'][0]['rows']) == ['natural', 'gr']

@@ -169,6 +169,16 @@ def test_certified_radius_is_half_the_gap_or_nothing():
     (lambda: theory.binary_values(np.ones((1, 3)), radius=1.0), 'two classes'),
     (lambda: theory.gaps(np.ones((2, 3)), np.array([0])), 'as many labels'),
     (lambda: theory.gaps(np.ones((1, 3)), np.array([3])), r'in \[0, 3\)'),
+    (lambda: theory.gaps(np.ones((1, 3)), np.array([0.5])), 'integers'),
+    (lambda: theory.gaps(np.full((1, 3), np.inf), np.array([0])), 'any class'),
+    (lambda: theory.certified(np.ones(1), -0.1), 'negative'),
+    (lambda: theory.certified(np.ones(1), np.nan), 'NaN'),
+    (
+      lambda: theory.lipschitz_ratio(
+        np.ones((3, 2)), np.ones((1, 2)), np.ones(3)
+      ),
+      'fit together',
+    ),
     (
       lambda: theory.lipschitz_ratio(
         np.ones((1, 2)), np.ones((1, 2)), np.zeros(1)

@@ -4,14 +4,12 @@ import pathlib
 import time
 from typing import Any
 
-import numpy as np
-
 from experiments import common, paper, provenance
 from experiments.comparison import table_record
 from experiments.networks import remeasure, runs, train_flags
 from experiments.networks.config import Config
 from robustlip import datasets, separation, theory
-from robustlip.datasets import Dataset, Split
+from robustlip.datasets import Dataset
 
 NOTE = (
   'The test set was trained on, together with the training set: the numbers '
@@ -59,10 +57,7 @@ def certificate(dataset: Dataset, epsilon: float) -> dict[str, float]:
   Its classes are the examples of both sets, so that the distance of each to
   its own class is 0 and the certified radius half that to the nearest other.
   """
-  both = Split(
-    *(np.concatenate(x) for x in zip(dataset.train, dataset.test, strict=True))
-  )
-  distances = separation.nearest_opposite(*both).distances
+  distances = separation.nearest_opposite(*dataset.both).distances
   certified = 100.0 * theory.certified(distances, epsilon)
   count = len(dataset.train.labels)
   return {
@@ -94,8 +89,8 @@ def panel(root: pathlib.Path) -> dict[str, Any]:
   if train_flags.PRESET.value == 'quick' or common.DATASET.present:
     names = [common.DATASET.value]
   rows, seconds = {}, 0.0
-  for name in names:
-    dataset = datasets.load(name, data_dir=common.DATA_DIR.value)
+  loaded = [datasets.load(n, data_dir=common.DATA_DIR.value) for n in names]
+  for name, dataset in zip(names, loaded, strict=True):
     found = record(dataset, root)
     seconds += found['seconds']
     rows[name] = {

@@ -75,7 +75,7 @@ def _order(
 
 
 def _dropout(rows: Rows, column: str) -> Finding | None:
-  """Whether dropout narrows a gap of every method that has both rows."""
+  """Whether dropout brings a gap of every method with both rows nearer to 0."""
   pairs = {
     ROWS[name].label: (rows[name][column], rows[f'{name}_dropout'][column])
     for name in rows
@@ -84,7 +84,9 @@ def _dropout(rows: Rows, column: str) -> Finding | None:
   if not pairs:
     return None
   text = ', '.join(f'{x} {a:.2f} to {b:.2f}' for x, (a, b) in pairs.items())
-  exceptions = [f'not of {x}' for x, (a, b) in pairs.items() if not b < a]
+  exceptions = [
+    f'not of {x}' for x, (a, b) in pairs.items() if not abs(b) < abs(a)
+  ]
   return _finding(f'Dropout narrows the {NAMES[column]}: {text}', exceptions)
 
 

@@ -93,10 +93,10 @@ def _notes(panel: dict[str, Any]) -> list[str]:
     )
   if 'released_lipschitz' in columns(panel):
     lines.append(
-      'The published Lipschitz column is the released procedure, which '
-      'descends the ratio, and is held against that alone; Eq. (3) is our '
-      'maximization of it. Published GR and LLR are what the released code '
-      'trains; the rows GR and LLR are what the text defines.'
+      'The published Lipschitz column is held against the released procedure '
+      'alone, which descends the ratio; Eq. (3) is our maximization of it. '
+      'Published GR and LLR are what the released code trains; the rows GR and '
+      'LLR are what the text defines.'
     )
   return lines + panel.get('notes', [])
 

@@ -25,13 +25,14 @@ _SHARED = (
   'momentum',
   'milestones',
   'augment',
-  'attack_mode',
   'precision',
+  'holdout',
   'measured_train',
   'measured_test',
   'device',
 )
 _SCHEDULE = _SHARED[1:7]
+_PROVENANCE = ('command', 'commit', 'date', 'machine')
 _AS_PUBLISHED = {'norm': 'linf', 'random_labels': False, 'dropped': []}
 _SEPARATION = ('epsilon', 'train_train_min', 'test_train_min')
 
@@ -70,6 +71,7 @@ def _row(
     'label': ROWS[name].label,
     'seeds': [run['seed'] for run in runs],
     'learning_rate': runs[0]['learning_rate'],
+    'provenance': [{k: run.get(k) for k in _PROVENANCE} for run in runs],
     'columns': {
       column: cell([run[column] for run in runs], published.get(column))
       for column in columns
@@ -78,44 +80,59 @@ def _row(
   }
 
 
-def _departures(target: Target, settings: dict, runs: list[dict]) -> list[str]:
-  """How the runs differ from those behind the published numbers."""
-  if target.published is None:
-    return []
+def _departures(
+  target: Target, settings: dict, runs: dict[str, dict]
+) -> list[str]:
+  """How the runs, one of each row, differ from those behind the paper's."""
   theirs = target.published
+  if theirs is None:
+    return []
   setup = paper.SETUPS[theirs.dataset]
+  schedule = {key: getattr(setup, key) for key in _SCHEDULE}
   if theirs.augment:
-    setup = setup._replace(augment=theirs.augment)
+    schedule['augment'] = theirs.augment
   pairs = {
     'data set': (target.dataset, theirs.dataset),
     'network': (target.arch, theirs.arch),
-    **{k: (settings.get(k), getattr(setup, k)) for k in _SCHEDULE},
+    'radius': (settings['epsilon'], paper_tables.SEPARATION[theirs.dataset][0]),
+    **{k: (settings[k], value) for k, value in schedule.items()},
+    'precision': (settings['precision'], 'float32'),
+    'examples held out': (settings['holdout'], 0),
   }
-  pairs['milestones'] = (
-    tuple(settings.get('milestones') or ()),
-    setup.milestones,
-  )
+  pairs['milestones'] = tuple(map(tuple, pairs['milestones']))
   found = [f'{k} {a}, not {b}' for k, (a, b) in pairs.items() if a != b]
-  rates = {run['learning_rate'] for run in runs}
-  usual = {setup.learning_rate} | {
-    own.get('learning_rate', setup.learning_rate)
-    for own in setup.method_settings.values()
-  }
-  if target.dataset == 'svhn':
-    usual |= set(ROWS['at_fast'].settings.values())
-  if rates - usual:
-    found.append(
-      f'learning rate {_listed(rates)} for a mean loss, not {_listed(usual)}'
-    )
-  if settings.get('attack_mode') != 'train':
-    found.append(
-      'training attacks of AT and RST with the network in inference mode'
-    )
-  return found
+  found += _of_rows(runs, setup, theirs)
+  return found + [theirs.note] if theirs.note else found
 
 
-def _listed(numbers: set[float]) -> str:
-  return ' or '.join(f'{x:g}' for x in sorted(numbers))
+def _of_rows(
+  runs: dict[str, dict], setup: paper.Setup, theirs: paper_tables.Panel
+) -> list[str]:
+  """The departures of single rows, with the rows unless it is all of them."""
+  rows: dict[str, list[str]] = {}
+  for name, run in runs.items():
+    row = ROWS[name]
+    usual = setup.method_settings.get(row.method, {}) | row.settings
+    rate = usual.get('learning_rate', setup.learning_rate)
+    rate = theirs.rates.get(name, rate)
+    dropout = setup.dropout if row.dropout else None
+    if run['learning_rate'] != rate:
+      text = f'learning rate {run["learning_rate"]:g} for a mean loss'
+      rows.setdefault(f'{text}, not {rate:g}', []).append(row.label)
+    if run['dropout'] != dropout:
+      text = f'dropout {_rate(run["dropout"])}, not {_rate(dropout)}'
+      rows.setdefault(text, []).append(row.label)
+    if row.method in ('at', 'rst') and run['attack_mode'] != 'train':
+      text = 'training attacks with the network in inference mode'
+      rows.setdefault(text, []).append(row.label)
+  return [
+    text if len(labels) == len(runs) else f'{text} ({", ".join(labels)})'
+    for text, labels in rows.items()
+  ]
+
+
+def _rate(dropout: float | None) -> str:
+  return "the network's own" if dropout is None else f'{dropout:g}'
 
 
 def panel(
@@ -125,7 +142,7 @@ def panel(
   root: pathlib.Path,
 ) -> dict[str, Any]:
   """A panel of what is finished of the rows, with exactly these settings."""
-  rows, runs = {}, []
+  rows, runs, firsts = {}, [], {}
   for name, configs in wanted.items():
     found = []
     for settings in configs:
@@ -135,6 +152,7 @@ def panel(
         found.append(run)
     if found:
       rows[name] = _row(target, name, TABLE_COLUMNS[table], found)
+      firsts[name] = found[0]
       runs += found
   settings = {
     key: runs[0][key]
@@ -147,7 +165,7 @@ def panel(
     'arch': target.arch,
     'published': theirs and {'dataset': theirs.dataset, 'arch': theirs.arch},
     'settings': settings,
-    'departures': _departures(target, settings, runs) if runs else [],
+    'departures': _departures(target, settings, firsts) if runs else [],
     'seconds': _seconds(runs),
     'rows': rows,
   }
@@ -186,11 +204,14 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     path = root / f'separation_{name}.json'
     if path.exists():
       record = common.read_json(path)
-      for key, value in _AS_PUBLISHED.items():
+      for key, value in (_AS_PUBLISHED | {'dataset': name}).items():
         if record.get(key) != value:
           raise ValueError(
             f'{path} has {key} {record.get(key)}; Table 1 has {value}'
           )
+      missing = {'seconds', *_SEPARATION} - set(record)
+      if missing:
+        raise ValueError(f'{path} has no {", ".join(sorted(missing))}')
       seconds += record['seconds']
       rows[name] = {
         'label': name,

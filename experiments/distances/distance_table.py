@@ -75,11 +75,16 @@ def train_distances(dataset: Dataset) -> np.ndarray:
   return separation.nearest_opposite(*dataset.train).distances
 
 
-def _accuracies(gaps: np.ndarray, epsilon: float) -> dict[str, float]:
+def _accuracies(gaps: np.ndarray, epsilon: float) -> dict[str, Any]:
+  radii = epsilon * np.linspace(0, 3, 61)
   return {
     'accuracy': np.mean(gaps > 0),
     'tied': np.mean(gaps == 0),
     'certified': np.mean(theory.certified(gaps, epsilon)),
+    'curve': {
+      'epsilons': radii,
+      'certified': [np.mean(theory.certified(gaps, r)) for r in radii],
+    },
   }
 
 
@@ -111,15 +116,10 @@ def test_table(
     dataset.train.labels,
     epsilon=epsilon,
   )
-  epsilons = epsilon * np.linspace(0, 3, 61)
   return {
     'epsilon': epsilon,
     'num_test': len(labels),
     **_accuracies(gaps, epsilon),
-    'curve': {
-      'epsilons': epsilons,
-      'certified': [np.mean(theory.certified(gaps, e)) for e in epsilons],
-    },
     'attacked_subset': {
       'num_attacked': len(attacked.gaps),
       **_accuracies(gaps[some], epsilon),

@@ -1,18 +1,20 @@
 """Pictures of a separation search: Figure 3, closest pairs, class matrix."""
 
-import numpy as np
+from typing import Any
 
-from experiments import plots
+import numpy as np
 
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
-def draw(workdir, data, train, test, found, pairs, matrix, record) -> None:
-  """All figures of one data set, as PNG and PDF in `workdir`."""
-  plots.save(_histograms(found, record), workdir / 'histogram')
+def figures(data, train, test, found, pairs, matrix, record) -> dict[str, Any]:
+  """All figures of one data set, by the name of what they show."""
   shown = {'train_train': (train, train), 'test_train': (test, train)}
-  plots.save(_pairs(shown, pairs, data.class_names), workdir / 'closest_pairs')
-  plots.save(_matrix(matrix, data.class_names), workdir / 'class_matrix')
+  return {
+    'histogram': _histograms(found, record),
+    'closest_pairs': _pairs(shown, pairs, data.class_names),
+    'class_matrix': _matrix(matrix, data.class_names),
+  }
 
 
 def _histograms(found, record):

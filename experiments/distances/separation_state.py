@@ -23,25 +23,32 @@ def save(path: pathlib.Path, **arrays: np.ndarray) -> None:
   partial.replace(path)
 
 
-def load(path: pathlib.Path, owner: str, size: int) -> engine.Best | None:
-  """The state that `search` left, or None if it is of no use, which is said."""
+def load(
+  path: pathlib.Path, owner: str, size: int
+) -> tuple[engine.Best | None, float]:
+  """The state that `search` left and the seconds it took.
+
+  None and 0 if there is none or it is of no use, which is said.
+  """
+  nothing = None, 0.0
   if not path.exists():
-    return None
+    return nothing
   try:
     with path.open('rb') as file, np.load(file) as archive:
       best = engine.Best(
         archive['gaps'], archive['indices'], int(archive['next_query'])
       )
+      seconds = float(archive['seconds'])
       if str(archive['owner']) != owner:
         logging.warning('%s is of other data: starting anew.', path)
-        return None
+        return nothing
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     logging.warning('%s is damaged (%s): starting anew.', path, error)
-    return None
+    return nothing
   if best.gaps.shape != (size,) or best.indices.shape != (size,):
     logging.warning('%s has the wrong size: starting anew.', path)
-    return None
-  return best
+    return nothing
+  return best, seconds
 
 
 def search(
@@ -49,10 +56,10 @@ def search(
 ) -> tuple[separation.Neighbors, float]:
   """`nearest_opposite(*sets)` that keeps its state in `path`, and its seconds.
 
-  The state goes when the search is complete.
+  What is complete is kept too, for a second start after it.
   """
   size, owner = len(sets[0]), splits.fingerprint(*sets, salt=norm)
-  start = load(path, owner, size)
+  start, spent = load(path, owner, size)
   began = saved = time.monotonic()
   done = int(start.next_query) if start else 0
   with progress.bar(size, path.name.split('.')[0], initial=done) as bar:
@@ -61,12 +68,13 @@ def search(
       nonlocal done, saved
       bar.update(int(best.next_query) - done)
       done = int(best.next_query)
-      if time.monotonic() - saved > SECONDS_BETWEEN_SAVES and done < size:
-        save(path, owner=np.array(owner), **best._asdict())
-        saved = time.monotonic()
+      now = time.monotonic()
+      if now - saved > SECONDS_BETWEEN_SAVES or done == size:
+        seconds = spent + now - began
+        save(path, owner=owner, seconds=seconds, **best._asdict())
+        saved = now
 
     found = separation.nearest_opposite(
       *sets, norm=norm, start=start, report=report
     )
-  path.unlink(missing_ok=True)
-  return found, time.monotonic() - began
+  return found, spent + time.monotonic() - began

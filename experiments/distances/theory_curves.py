@@ -52,25 +52,25 @@ def not_separated(path: pathlib.Path, seed: int) -> dict[str, Any]:
 
 
 def accuracies(path: pathlib.Path, name: str, test: dict[str, Any]) -> None:
-  """Accuracy of g on the test set of `name` against the radius.
+  """Accuracy of g on the attacked test images of `name` against the radius.
 
   Args:
     test: what `distance_table.test_table` returns.
   """
   figure = matplotlib.figure.Figure((5.6, 3.8), layout='constrained')
   axes = figure.subplots()
-  subset, curve = test['attacked_subset'], test['curve']
+  subset = test['attacked_subset']
+  curve = subset['curve']
   percent = 100 * np.asarray(curve['certified'])
   axes.plot(curve['epsilons'], percent, label='certified')
-  axes.axhline(100 * test['accuracy'], color='0.5', ls='--', label='clean')
-  label = f'attacked, {subset["num_attacked"]:,} of them'
-  axes.plot(test['epsilon'], 100 * subset['attacked'], 'vC3', label=label)
+  axes.axhline(100 * subset['accuracy'], color='0.5', ls='--', label='clean')
+  axes.plot(test['epsilon'], 100 * subset['attacked'], 'vC3', label='attacked')
   axes.axvline(test['epsilon'], color='0.8', lw=1, zorder=0)
   axes.set(
-    xlabel="radius (l-inf); the line is the paper's",
+    xlabel=f'radius (l-inf); the line is at {test["epsilon"]:g}',
     ylabel='accuracy of g (%)',
-    title=f'{name}, {test["num_test"]:,} test images',
-    ylim=(0, 120 * test['accuracy'] + 1),
+    title=f'{name}, {subset["num_attacked"]:,} test images',
+    ylim=(0, 120 * subset['accuracy'] + 1),
   )
   axes.legend(frameon=False)
   plots.save(figure, path)

@@ -2,9 +2,11 @@
 
 A dispatch takes about `DISPATCH_SECONDS` of steps. Checkpoints hold the whole
 state at a step boundary and every draw depends on seed and step alone, so that
-a resumed run is the run that was never stopped.
+a resumed run is the run that was never stopped. Ctrl-C and SIGTERM leave a
+checkpoint of the last step taken.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
-from experiments.networks import feed
+from experiments.networks import feed, interruption
 from experiments.networks.config import Config, numeric
 from experiments.networks.folder import Folder
 from robustlip import checkpoints, methods, progress, reference, training
@@ -63,6 +65,7 @@ def recipe(
     ),
     augment=AUGMENTATIONS[config.augment],
     attack_in_training_mode=config.attack_mode == 'train',
+    fresh_masks=config.protocol == 'reference',
     accumulate=config.accumulate,
   )
 
@@ -127,15 +130,17 @@ class Fit:
     self._feed = (feed.Streamed if stream else feed.Resident)(split)
     self._per_dispatch = 1
     self._saved_step, self._saved_at = self._done, time.monotonic()
+    self._stop = threading.Event()
 
   def run(self) -> dict[int, Progress]:
     """Trains on from where the folders stand; what comes out, by place."""
     description = f'training {self._configs[0].name}'
     if len(self._configs) > 1:
       description += f' and {len(self._configs) - 1} more'
-    with progress.bar(
+    bar = progress.bar(
       self._total, description, unit='step', initial=self._done
-    ) as bar:
+    )
+    with bar, interruption.postponed(self._stop):
       while self._done < self._total and self._running:
         self._epoch(self._done // self._steps, bar)
     self._save(force=True)
@@ -201,13 +206,15 @@ class Fit:
     return Progress(state, np.float64(self._seconds))
 
   def _save(self, *, force: bool = False) -> None:
+    stop = self._stop.is_set()
     waited = time.monotonic() - self._saved_at
-    due = force or waited >= CHECKPOINT_SECONDS.value
-    if not due or self._done == self._saved_step:
-      return
-    for run in self._running:
-      self._folders[run].newest.save(self._done, self._progress(run))
-    self._saved_step, self._saved_at = self._done, time.monotonic()
+    due = force or stop or waited >= CHECKPOINT_SECONDS.value
+    if due and self._done != self._saved_step:
+      for run in self._running:
+        self._folders[run].newest.save(self._done, self._progress(run))
+      self._saved_step, self._saved_at = self._done, time.monotonic()
+    if stop:
+      raise KeyboardInterrupt
 
   def _write_curve(self, run: int, epoch: int, loss: float) -> None:
     config, folder = self._configs[run], self._folders[run]

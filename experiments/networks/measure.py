@@ -36,10 +36,15 @@ class Attack(NamedTuple):
   num_steps: int = 10
   num_restarts: int = 1
   epsilon: float | None = None  # None: the radius trained with
+  protocol: str | None = None  # None: that of training
 
   def radius(self, config: Config) -> float:
     """Radius of the attack."""
     return config.epsilon if self.epsilon is None else self.epsilon
+
+  def definitions(self, config: Config) -> str:
+    """Whose attack and Lipschitz procedure: `text` or `reference`."""
+    return self.protocol or config.protocol
 
   def copies(self, num_classes: int) -> int:
     """Points of an example that are attacked at once."""
@@ -61,7 +66,8 @@ class Attack(NamedTuple):
         num_steps=self.num_steps,
         num_restarts=self.num_restarts,
       )
-    source = {'text': attacks, 'reference': reference}[config.protocol]
+    sources = {'text': attacks, 'reference': reference}
+    source = sources[self.definitions(config)]
     return partial(
       source.multi_targeted,
       epsilon=epsilon,
@@ -78,7 +84,7 @@ def evaluator(
   source = {
     'text': lipschitz.estimate,
     'reference': reference.lipschitz_estimate,
-  }[config.protocol]
+  }[attack.definitions(config)]
   module, num_classes = network(config, dataset), len(dataset.class_names)
   shape, copies = dataset.test.images.shape[1:], attack.copies(num_classes)
   return evaluation.Evaluator(
@@ -101,11 +107,11 @@ def network(config: Config, dataset: Dataset) -> nn.Module:
   )
 
 
-def subset(split: Split, count: int, seed: int = 0) -> Split:
+def subset(split: Split, count: int) -> Split:
   """`count` examples drawn without replacement; all if `count` is 0."""
   if not 0 < count < len(split.labels):
     return split
-  chosen = np.random.default_rng(seed).permutation(len(split.labels))[:count]
+  chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
   chosen = np.sort(chosen)
   return Split(split.images[chosen], split.labels[chosen])
 
@@ -125,6 +131,26 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
   )
 
 
+def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
+  """What is trained on, and the held-out part."""
+  split = dataset.train
+  if config.train_on == 'train+test':
+    split = dataset.both
+  return hold_out(split, config.holdout)
+
+
+def measured(config: Config, dataset: Dataset) -> dict[str, Split]:
+  """The examples that the columns `train` and `test` are measured on."""
+  if config.train_on == 'train+test':
+    train = dataset.train
+  else:
+    train, _ = training_split(config, dataset)
+  return {
+    'train': subset(train, config.eval_examples),
+    'test': subset(dataset.test, config.eval_examples),
+  }
+
+
 def key(config: Config) -> jax.Array:
   """The key of all measurements of a run, apart from those of training."""
   return jax.random.fold_in(jax.random.key(config.seed), 2**31)
@@ -137,7 +163,7 @@ def describe(config: Config, attack: Attack) -> dict[str, Any]:
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
     'attack_epsilon': attack.radius(config),
-    'lipschitz_definition': LIPSCHITZ[config.protocol],
+    'lipschitz_definition': LIPSCHITZ[attack.definitions(config)],
   }
 
 
@@ -149,10 +175,7 @@ def record(
   attack: Attack,
 ) -> dict[str, Any]:
   """Everything measured of a network, with the settings behind it."""
-  splits = {
-    name: subset(split, config.eval_examples)
-    for name, split in (('train', dataset.train), ('test', dataset.test))
-  }
+  splits = measured(config, dataset)
   outcomes = {
     name: evaluator(variables, split, key(config), name=name)
     for name, split in splits.items()

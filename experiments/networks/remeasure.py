@@ -3,7 +3,6 @@
 Each is kept in the run's `evaluations/` folder and made once.
 """
 
-import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
@@ -11,14 +10,12 @@ from typing import Any
 
 from experiments import common
 from experiments.networks import folder, measure
-from experiments.networks.config import Config
+from experiments.networks.config import Config, read
 from robustlip import evaluation
 from robustlip.datasets import Dataset
 
 PREFIX = {'text': '', 'reference': 'released_'}
 LIPSCHITZ = {'text': 'eq3_lipschitz', 'reference': 'released_lipschitz'}
-_PGD = measure.Attack()
-_MULTI_TARGETED = measure.Attack('multi_targeted', 20)
 
 
 def merged(path: pathlib.Path) -> dict[str, Any] | None:
@@ -41,15 +38,14 @@ def lipschitz(
   protocol = {'text': 'reference', 'reference': 'text'}[configs[0].protocol]
 
   def compute(evaluator, config, variables):
-    split = measure.subset(dataset.test, config.eval_examples)
+    split = measure.measured(config, dataset)['test']
     ratios = evaluator.lipschitz(
       variables, split, measure.key(config), name='test'
     )
     return {LIPSCHITZ[protocol]: float(ratios.mean(dtype='float64'))}
 
-  _complete(
-    configs, dataset, paths, LIPSCHITZ[protocol], protocol, _PGD, compute
-  )
+  attack = measure.Attack(protocol=protocol)
+  _complete(configs, dataset, paths, LIPSCHITZ[protocol], attack, compute)
 
 
 def multi_targeted(
@@ -60,8 +56,7 @@ def multi_targeted(
 
     def compute(evaluator, config, variables, prefix=prefix):
       record = {}
-      for name, split in (('train', dataset.train), ('test', dataset.test)):
-        split = measure.subset(split, config.eval_examples)
+      for name, split in measure.measured(config, dataset).items():
         _, robust = evaluator.accuracies(
           variables, split, measure.key(config), name=name
         )
@@ -71,15 +66,9 @@ def multi_targeted(
       )
       return record
 
-    _complete(
-      configs,
-      dataset,
-      paths,
-      f'{prefix}multi_targeted',
-      protocol,
-      _MULTI_TARGETED,
-      compute,
-    )
+    attack = measure.Attack('multi_targeted', 20, protocol=protocol)
+    name = f'{prefix}multi_targeted'
+    _complete(configs, dataset, paths, name, attack, compute)
 
 
 def _complete(
@@ -87,17 +76,18 @@ def _complete(
   dataset: Dataset,
   paths: list[pathlib.Path],
   name: str,
-  protocol: str,
   attack: measure.Attack,
   compute: Callable[..., dict[str, float]],
 ) -> None:
-  """Computes what finished runs of one program miss, and writes it."""
-  evaluator = measure.evaluator(
-    dataclasses.replace(configs[0], protocol=protocol), dataset, attack
-  )
+  """Computes what finished runs of one program miss, and writes it.
+
+  A folder of other settings, which training refuses, is left as it is.
+  """
+  evaluator = measure.evaluator(configs[0], dataset, attack)
   for config, path in zip(configs, paths, strict=True):
     output = path / 'evaluations' / f'{name}.json'
-    if (path / 'result.json').exists() and not output.exists():
+    finished = (path / 'result.json').exists() and read(path) == config
+    if finished and not output.exists():
       began = time.monotonic()
       _, variables = folder.newest_variables(path / 'checkpoints')
       record = compute(evaluator, config, variables)

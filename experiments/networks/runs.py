@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
@@ -19,7 +18,7 @@ from experiments.networks import fit, measure
 from experiments.networks.config import Config
 from experiments.networks.folder import Folder
 from robustlip import evaluation, training
-from robustlip.datasets import Dataset, Split
+from robustlip.datasets import Dataset
 
 flags.adopt_module_key_flags(fit)
 flags.adopt_module_key_flags(measure)
@@ -99,19 +98,9 @@ def _groups(folders: list[Folder]) -> list[list[Folder]]:
   return [members for _, _, members in groups]
 
 
-def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
-  """What is trained on, and the held-out part."""
-  split = dataset.train
-  if config.train_on == 'train+test':
-    split = Split(
-      *(np.concatenate(pair) for pair in zip(split, dataset.test, strict=True))
-    )
-  return measure.hold_out(split, config.holdout)
-
-
 def _train_together(folders: list[Folder], dataset: Dataset) -> None:
   configs = [folder.config for folder in folders]
-  split, held_out = training_split(configs[0], dataset)
+  split, held_out = measure.training_split(configs[0], dataset)
   evaluator = measure.evaluator(configs[0], dataset, measure.Attack())
   curve = measure.subset(dataset.test, CURVE_EXAMPLES.value)
 

@@ -112,6 +112,8 @@ def _torch(task, batch_size, *, compiled):
   module = torch_peer.network(task)
   optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
   inputs, labels = torch_peer.examples(task)
+  # One program for each mode and set of gradients, more than torch allows.
+  torch._dynamo.config.recompile_limit = 64
   network = torch.compile(module) if compiled else module
 
   def run():

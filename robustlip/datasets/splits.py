@@ -23,6 +23,12 @@ class Dataset(NamedTuple):
   epsilon: float | None  # l-inf radius in [0, 1]; None: the user must say
   fingerprint: str | None = None  # of one's own arrays, which can change
 
+  @property
+  def both(self) -> Split:
+    """The training examples, then the test examples."""
+    pairs = zip(self.train, self.test, strict=True)
+    return Split(*(np.concatenate(pair) for pair in pairs))
+
 
 def fingerprint(*arrays: np.ndarray, salt: str = '') -> str:
   """A hash of types, shapes, values and `salt`, in hexadecimal digits."""

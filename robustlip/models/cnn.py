@@ -72,7 +72,8 @@ class CNN2(nn.Module):
   def _conv(self, width):
     return layers.Conv(
       width,
-      kernel_init=nn.initializers.he_normal(),
+      # Not `he_normal`, which is truncated.
+      kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
       bias_init=nn.initializers.zeros,
       dtype=self.dtype,
     )

@@ -133,7 +133,7 @@ def max_pool(
   """Maxima of windows, [B, H, W, C] -> [B, H', W', C].
 
   The gradient goes to the first maximum of a window in reading order, as in
-  PyTorch: MNIST's flat background is nothing but ties.
+  PyTorch: MNIST's flat background is nothing but ties. NaN wins.
 
   Raises:
     ValueError: if the images are smaller than the window.
@@ -145,7 +145,7 @@ def max_pool(
     views = _overlapping_views(inputs, size, strides, padding)
   best = views[0]
   for other in views[1:]:
-    best = jnp.where(other > best, other, best)
+    best = jnp.where((other > best) | jnp.isnan(other), other, best)
   return best
 
 

@@ -13,7 +13,8 @@ any opponent has distance inf and index -1; of several nearest examples the one
 with the smallest index is returned. `norm` is 'linf' or 'l2'.
 
 All functions raise ValueError for arrays of the wrong type or length and for
-values that are not finite.
+values that are not finite or beyond `LARGEST`. Differences below 1e-38 may
+count as 0.
 """
 
 import math
@@ -24,6 +25,8 @@ import numpy as np
 
 from robustlip import projections
 from robustlip.separation import kernels, search
+
+LARGEST = 1e18  # float32 whose squared differences can be added up
 
 
 class Neighbors(NamedTuple):
@@ -225,8 +228,13 @@ def _examples(inputs, labels) -> search.Examples:
     )
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'labels must be integers, got {labels.dtype}.')
-  if inputs.dtype == np.float32 and not np.isfinite(inputs).all():
-    raise ValueError('images must be finite, got NaN or inf.')
+  if inputs.dtype == np.float32 and len(inputs):
+    smallest, largest = inputs.min(), inputs.max()  # NaN if there is one
+    if not -LARGEST <= smallest <= largest <= LARGEST:
+      raise ValueError(
+        f'pixels must be finite and within {LARGEST:g} of 0, got {smallest} to '
+        f'{largest}.'
+      )
   return search.Examples(inputs.reshape(len(inputs), num_values), labels)
 
 

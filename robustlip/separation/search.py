@@ -214,8 +214,9 @@ def _walk(best, tiles, seen, report):
 
   def update(row, col, device):
     rows, cols = slice(row, row + tiles.block), slice(col, col + tiles.block)
-    row_limits = limits(best, rows, max(col, seen))
-    col_limits = limits(best, cols, max(row, seen)) if same else None
+    with lock:  # gaps and indices that belong together
+      row_limits = limits(best, rows, max(col, seen))
+      col_limits = limits(best, cols, max(row, seen)) if same else None
     i, j, gaps = tiles.compare(row, col, row_limits, col_limits, device)
     with lock:
       improve(best, i, j, gaps)
