@@ -185,8 +185,10 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
       jax.distributed.shutdown()  # waits for the others
   except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
     fail(error)  # JAX's own: out of memory, or another process ended
+  except MemoryError as error:
+    fail(f'out of memory: {error}')
   except KeyboardInterrupt:
-    fail('interrupted; the same command goes on from what is on disk')
+    fail('interrupted; the same command goes on from what was saved, if any')
 
 
 def device_name() -> str:

@@ -21,6 +21,8 @@ def destination(output: str | None, name: str) -> pathlib.Path:
     ValueError: if no file can be written there.
   """
   path = pathlib.Path(output or RESULTS / name)
+  if path.is_dir():
+    raise ValueError(f'--output={path} is a folder; name a file')
   common.output_folder(path.parent)
   return path
 
@@ -40,17 +42,19 @@ def command() -> str:
 
 def commit() -> str | None:
   """The commit of the working tree; None outside of a checkout."""
+  root = pathlib.Path(__file__).resolve().parents[1]
   try:
     result = subprocess.run(
-      ['git', 'rev-parse', '--short', 'HEAD'],
-      cwd=pathlib.Path(__file__).parent,
+      ['git', 'rev-parse', '--show-toplevel', '--short', 'HEAD'],
+      cwd=root,
       capture_output=True,
       text=True,
       check=True,
     )
   except (OSError, subprocess.CalledProcessError):
     return None
-  return result.stdout.strip()
+  top, name = result.stdout.splitlines()
+  return name if pathlib.Path(top) == root else None  # not another project's
 
 
 def machine() -> str:

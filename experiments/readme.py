@@ -27,7 +27,8 @@ DATASETS = {
   'mnist': 'MNIST',
   'fashion_mnist': 'Fashion-MNIST',
   'cifar10': 'CIFAR-10',
-  'restricted_imagenet': 'Restricted ImageNet, 23 of 203 synsets',
+  'svhn': 'SVHN',
+  'restricted_imagenet': 'Restricted ImageNet, a part',
 }
 
 

@@ -3,11 +3,12 @@ r"""The staircase regression: ten methods on 40 and on 30,000 examples.
   python -m experiments.staircase
 
 Reproduces the paper's staircase tables: with the first draw (seed 1) the
-natural, AT, RST and TRADES rows at 40 examples are the published ones, for
-example TRADES(6): train error .0061, test error .0554, attacked .0748. GR and
-LLR are fitted as their papers define them, with the gradient of the loss with
-respect to the input, and ("reference") as the authors' code has them; that
-code's optimizer stopped short, so its published rows are not comparable.
+natural, AT and TRADES rows at 40 examples are the published ones, for example
+TRADES(6): train error .0061, test error .0554, attacked .0748. RST was not
+published; beside it stands what the authors' code gives. GR and LLR are fitted
+as their papers define them, with the gradient of the loss with respect to the
+input, and ("reference") as the authors' code has them; that code's optimizer
+stopped short, so its published rows are not comparable.
 
 Writes staircase.json and staircase.png and .pdf. 40 s on 2 CPU cores.
 """

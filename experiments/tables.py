@@ -21,6 +21,7 @@ the records of `python -m experiments.separation`.
 
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags, logging
@@ -136,17 +137,28 @@ def collect(
   targets: list[Target],
   loaded: list[datasets.Dataset],
 ) -> dict[str, Any]:
-  """The record of every finished row of these settings, written if any is."""
+  """The record of every finished row of these settings."""
   panels = []
   for target, dataset in zip(targets, loaded, strict=True):
     names = table_rows.rows(TABLE.value, target.dataset, None)
     wanted = {name: seeded(dataset, target, name) for name in names}
     panels.append(table_record.panel(TABLE.value, target, wanted, path.parent))
   record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
-  record |= provenance.record()
-  if render.filled(record):
-    common.write_json(record, path.with_name(f'{path.name}.json'))
-  return record
+  return record | provenance.record()
+
+
+def check_kept(output: pathlib.Path, record: dict[str, Any]) -> None:
+  """Raises a ValueError if `output` has rows that `record` would drop."""
+  if output.exists():
+    lost = table_record.rows(common.read_json(output)) - table_record.rows(
+      record
+    )
+    if lost:
+      names = ', '.join(sorted(row for *_, row in lost))
+      raise ValueError(
+        f'{output} has rows of other settings, or of runs that are gone: '
+        f'{names}; name another --workdir'
+      )
 
 
 def networks(path: pathlib.Path) -> dict[str, Any]:
@@ -165,7 +177,8 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
     for target in targets
   ]
 
-  failures = []
+  output, failures = path.with_name(f'{path.name}.json'), []
+  check_kept(output, collect(path, targets, loaded))
   for target, dataset, names in zip(targets, loaded, wanted, strict=True):
     for group in together(names):
       logging.info('%s: %s', target.name, ', '.join(group))
@@ -175,6 +188,8 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
         logging.error('%s', error)
         failures.append(str(error))
       record = collect(path, targets, loaded)
+      if render.filled(record):
+        common.write_json(record, output)
   if failures:
     if render.filled(record):
       render.write(record, path)
@@ -187,9 +202,12 @@ def build(path: pathlib.Path) -> dict[str, Any]:
   for flag in (common.PROTOCOL, *train_flags.METHOD_FLAGS):
     if flag.present:
       raise ValueError(f'a row of a table fixes --{flag.name}; use --rows')
-  if TABLE.value in ('1', 'poc') and CHOSEN.present:
-    raise ValueError(f'--rows means nothing to --table={TABLE.value}')
+  if TABLE.value == 'poc' and CHOSEN.present:
+    raise ValueError('--rows means nothing to --table=poc')
   if TABLE.value == '1':
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
+      if flag.present and flag.name not in ('table', 'workdir'):
+        raise ValueError(f'--{flag.name} means nothing to --table=1')
     panel = table_record.separation(path.parent)
   elif TABLE.value == 'poc':
     panel = concept.panel(path.parent)
@@ -225,11 +243,12 @@ def main() -> None:
     )
   if RENDER_ONLY.value:
     record = common.read_json(output)
-    if 'panels' not in record:
-      raise ValueError(f'{output} is not the record of a table')
   else:
     record = build(path)
-  print(render.write(record, path))
+  try:
+    print(render.write(record, path))
+  except KeyError as error:
+    raise ValueError(f'{output} is no record of a table: no {error}') from None
   if RENDER_ONLY.value:
     common.print_json(record)
   else:

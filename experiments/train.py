@@ -38,6 +38,8 @@ def main() -> None:
   paths = [root / c.name for c in configs]
   if len(configs) == 1 and WORKDIR.value:
     paths = [root]
+  if len(set(paths)) < len(paths):
+    raise ValueError('two of the weights have the same name: drop one')
   for record in runs.train(configs, dataset, paths):
     common.print_json(record)
 

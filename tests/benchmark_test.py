@@ -64,6 +64,25 @@ def test_the_share_of_the_limit_is_a_ratio_of_rates():
   )
 
 
+def test_a_peer_that_fails_is_left_out_and_nobody_else():
+  calls = []
+
+  def fails_at_last():
+    calls.append(1)
+    if len(calls) == 3:
+      raise RuntimeError('no such operation')
+
+  ours = Candidate(lambda: None, work=1)
+  peer = Candidate(fails_at_last, work=1, may_fail=True)
+  case = Case('none', 'images', {'ours': ours, 'peer': peer})
+  (row,) = measure(case, repeats=3)['candidates']
+  assert row['candidate'] == 'ours' and len(row['seconds']) == 3
+  calls.clear()
+  broken = Case('none', 'images', {'ours': peer._replace(may_fail=False)})
+  with pytest.raises(RuntimeError, match='no such operation'):
+    measure(broken, repeats=3)
+
+
 def test_operations_of_cnn2_by_hand():
   shapes = ((26, 1, 32), (24, 32, 32), (10, 32, 64), (8, 64, 64))
   products = sum(side**2 * 9 * of * to for side, of, to in shapes)

@@ -1,11 +1,15 @@
 """A strict session: two CPU devices, no silent broadcasting.
 
-Programs are compiled without XLA's slow optimisations, which halves the time
-of the suite: it compiles hundreds of programs and runs each for a moment.
+The suite compiles hundreds of programs and runs each for a moment. They are
+compiled without XLA's slow optimisations, and kept for the tests that compile
+the same ones: scripts have a folder of their own, since some are killed.
 """
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -17,6 +21,13 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_llvm_disable_expensive_passes=true',
   ]
 )
+COMPILED = 'ROBUSTLIP_TESTS_COMPILED'  # which workers take from the first
+if COMPILED not in os.environ:
+  os.environ[COMPILED] = tempfile.mkdtemp(prefix='robustlip-tests-')
+  atexit.register(shutil.rmtree, os.environ[COMPILED], ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ[COMPILED] + '/scripts'
+jax.config.update('jax_compilation_cache_dir', os.environ[COMPILED] + '/tests')
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

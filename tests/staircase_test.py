@@ -193,7 +193,7 @@ def test_convex_rows_are_the_published_ones(name, rows):
   assert abs(rows[name]['optimality_gap']) < 1e-9
 
 
-def test_natural_fit_of_30000_examples_is_the_published_one():
+def test_trades_on_30000_examples_is_the_published_one():
   train, test = staircase_table.draw(30000, 1)
   fit = convex_fits.trades(train, beta=6.0)
   row = staircase_table.measure(fit, train, test)

@@ -104,7 +104,7 @@ class TrainingTest(chex.TestCase):
     one, two = (train(plan, settings(3), devices=d) for d in (1, 2))
     chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
 
-  @parameterized.product(name=['rst', 'llr'], turns=[False, True])
+  @parameterized.parameters(('rst', True), ('llr', False))
   def test_runs_together_are_runs_alone(self, name, turns):
     plan = recipe(methods.METHODS[name])
     with mock.patch.object(training, '_take_turns', lambda: turns):

@@ -232,6 +232,15 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
   return plain_panel(rows, seconds=seconds, notes=[note])
 
 
+def rows(record: dict[str, Any]) -> set[tuple[str, str, str]]:
+  """Data set, network and name of each row of a table's record."""
+  return {
+    (panel['dataset'], panel['arch'], row)
+    for panel in record['panels']
+    for row in panel['rows']
+  }
+
+
 def table(
   name: str, title: str, panels: list[dict[str, Any]]
 ) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Fit:
     self._seconds = float(max(s.seconds for s in starts))
     stream = not feed.fits(split) if STREAM.value is None else STREAM.value
     self._feed = (feed.Streamed if stream else feed.Resident)(split)
-    self._per_dispatch = 1
+    self._per_dispatch, self._compiled = 1, False
     self._saved_step, self._saved_at = self._done, time.monotonic()
     self._stop = threading.Event()
 
@@ -168,11 +168,12 @@ class Fit:
     losses = self._losses()  # waits for the devices
     self._end_diverged()
     taken, spent = arguments[2] - arguments[1], time.monotonic() - began
-    if self._seconds:  # the first dispatch of a process compiles
+    if self._compiled:
       fitting = max(1, int(DISPATCH_SECONDS / spent * taken))
       self._per_dispatch = int(
         multihost_utils.broadcast_one_to_all(np.int32(fitting))
       )
+    self._compiled = True  # by the first dispatch
     self._seconds += spent
     self._done += taken
     if self._running:

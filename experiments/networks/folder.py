@@ -41,6 +41,7 @@ class Folder:
     with self._stack:
       if jax.process_index() == 0:
         common.output_folder(self.path)
+        self._check_own()
         self._lock()
         self._claim()
       multihost_utils.sync_global_devices(f'{self.path} is claimed')
@@ -62,14 +63,17 @@ class Folder:
     except BlockingIOError:
       raise ValueError(f'{self.path} is in use by another process') from None
 
+  def _check_own(self) -> None:
+    names = {path.name for path in self.path.iterdir()}
+    if names - {'.lock'} and 'config.json' not in names:
+      raise ValueError(
+        f'{self.path} has files but no config.json, so it is not the folder '
+        'of a run; name another --workdir'
+      )
+
   def _claim(self) -> None:
     path = self.path / 'config.json'
     if not path.exists():
-      if any(p.name != '.lock' for p in self.path.iterdir()):
-        raise ValueError(
-          f'{self.path} has files but no config.json, so it is not the folder '
-          'of a run; name another --workdir'
-        )
       common.write_json(self.config.to_json(), path)
     found = config.read(self.path).to_json()
     for name, value in self.config.to_json().items():

@@ -54,8 +54,8 @@ PRESET = flags.DEFINE_enum(
   'preset',
   'quick',
   ['quick', 'paper'],
-  'Where settings that are not given come from: `quick`, five epochs of cnn1, '
-  'or `paper`, the published schedule of the data set and method.',
+  'Where settings that are not given come from: `quick`, a few epochs of a '
+  'small network, or `paper`, the published schedule of data set and method.',
 )
 ARCH = flags.DEFINE_string(
   'arch', None, 'cnn1, cnn2, resnet26, resnet50 or wrn_<depth>_<width>.'
@@ -123,7 +123,8 @@ REMAT = flags.DEFINE_bool(
 EVAL_EXAMPLES = flags.DEFINE_integer(
   'eval_examples',
   0,
-  'Examples of each split measured at the end, drawn at random; 0 for all.',
+  'Examples of each split measured at the end, drawn at random; 0 for all, the '
+  'default but in `tables --preset=quick`.',
   lower_bound=0,
 )
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from robustlip import progress
 
 
@@ -20,6 +22,7 @@ class Candidate(NamedTuple):
   run: Callable[[], object]  # does it once and returns when it is done
   work: float  # units of the case that one run does
   memory: float | None = None  # MiB that its program holds at most, if known
+  may_fail: bool = False  # a peer that need not work here: left out if it fails
 
 
 class Case(NamedTuple):
@@ -37,10 +40,16 @@ def batches(count: int, batch_size: int) -> list[slice]:
   return [slice(first, first + batch_size) for first in firsts]
 
 
-def _seconds(candidate: Candidate) -> float:
-  """Wall time of one run."""
+def _seconds(name: str, candidate: Candidate) -> float | None:
+  """Wall time of one run; None if it failed and may."""
   start = time.perf_counter()
-  candidate.run()
+  try:
+    candidate.run()
+  except Exception as error:
+    if not candidate.may_fail:
+      raise
+    logging.warning('%s left out: %s', name, str(error).split('\n')[0])
+    return None
   return time.perf_counter() - start
 
 
@@ -57,10 +66,13 @@ def measure(
   times = {name: [] for name in case.candidates}
   with progress.bar((repeats + 1) * len(times), case.name, unit='run') as bar:
     for turn in range(repeats + 1):
-      for name, candidate in case.candidates.items():
-        elapsed = _seconds(candidate)
+      for name in list(times):
+        candidate = case.candidates[name]
+        elapsed = _seconds(name, candidate)
         bar.update(1)
-        if turn:
+        if elapsed is None:
+          del times[name]
+        elif turn:
           times[name].append(elapsed / candidate.work)
   first = next(iter(times))
   shares = (case.flops or 0) / (limit or float('inf'))  # of one a second

@@ -1,4 +1,4 @@
-"""Starts a second: a new process up to the end of its first training step.
+"""How long a new process takes to the end of its first training step.
 
 Imports, the embedded data, initial parameters, compilation, one RST step on
 CNN1 at batch 64. Run as a script it is that process.

@@ -119,18 +119,28 @@ def network(task: problem.Problem) -> nn.Module:
   return module.to(device())
 
 
-def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:
-  """PGD-10 on the cross entropy, from a random start."""
+def _ascend(objective, inputs, epsilon: float) -> torch.Tensor:
+  """Ten sign steps of epsilon / 5 up the sum of `objective`, from anywhere."""
   noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
   points = (inputs + noise).clamp(0, 1)
   for _ in range(10):
     points.requires_grad_(True)
-    loss = functional.cross_entropy(module(points), labels, reduction='sum')
-    (gradient,) = torch.autograd.grad(loss, points)
+    (gradient,) = torch.autograd.grad(objective(points).sum(), points)
     points = points.detach() + epsilon / 5 * gradient.sign()
     points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
     points = points.clamp(0, 1)
   return points.detach()
+
+
+def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:
+  """PGD-10 on the cross entropy, from a random start."""
+  return _ascend(
+    lambda points: functional.cross_entropy(
+      module(points), labels, reduction='none'
+    ),
+    inputs,
+    epsilon,
+  )
 
 
 def rst_step(module, optimizer, inputs, labels, epsilon: float) -> None:
@@ -153,12 +163,4 @@ def lipschitz(module: nn.Module, inputs, epsilon: float) -> torch.Tensor:
     top = (module(points) - clean).abs().sum(1)
     return top / (points - inputs).flatten(1).abs().amax(1)
 
-  noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
-  points = (inputs + noise).clamp(0, 1)
-  for _ in range(10):
-    points.requires_grad_(True)
-    (gradient,) = torch.autograd.grad(ratios(points).sum(), points)
-    points = points.detach() + epsilon / 5 * gradient.sign()
-    points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
-    points = points.clamp(0, 1)
-  return ratios(points).detach()
+  return ratios(_ascend(ratios, inputs, epsilon)).detach()
