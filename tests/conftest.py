@@ -25,8 +25,10 @@ COMPILED = 'ROBUSTLIP_TESTS_COMPILED'  # which workers take from the first
 if COMPILED not in os.environ:
   os.environ[COMPILED] = tempfile.mkdtemp(prefix='robustlip-tests-')
   atexit.register(shutil.rmtree, os.environ[COMPILED], ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ[COMPILED] + '/scripts'
-jax.config.update('jax_compilation_cache_dir', os.environ[COMPILED] + '/tests')
+# A folder for each worker: JAX may read what another is still writing.
+OWN = f'{os.environ[COMPILED]}/{os.environ.get("PYTEST_XDIST_WORKER", "")}'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{OWN}/scripts'
+jax.config.update('jax_compilation_cache_dir', f'{OWN}/tests')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
 jax.config.update('jax_num_cpu_devices', 2)

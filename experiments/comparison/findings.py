@@ -41,6 +41,7 @@ def findings(rows: Rows) -> list[Finding]:
         rows, column, 'falls as beta grows', [(name,) for name in _TRADES]
       ),
     ]
+  found.append(_under_attack(rows))
   found += [_dropout(rows, column) for column in ('gap', 'adv_gap')]
   return [finding for finding in found if finding]
 
@@ -72,6 +73,20 @@ def _order(
     if not value > bound
   ]
   return _finding(f'The {NAMES[column]} {claim}: {text}', exceptions)
+
+
+def _under_attack(rows: Rows) -> Finding | None:
+  """Whether the gap of every robust method is wider under attack."""
+  pairs = {
+    ROWS[name].label: (rows[name]['gap'], rows[name]['adv_gap'])
+    for name in _ROBUST
+    if {'gap', 'adv_gap'} <= rows.get(name, {}).keys()
+  }
+  if not pairs:
+    return None
+  text = ', '.join(f'{x} {a:.2f} to {b:.2f}' for x, (a, b) in pairs.items())
+  exceptions = [f'not of {x}' for x, (a, b) in pairs.items() if not b > a]
+  return _finding(f'Under attack the {NAMES["gap"]} widens: {text}', exceptions)
 
 
 def _dropout(rows: Rows, column: str) -> Finding | None:
