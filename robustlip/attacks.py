@@ -50,7 +50,11 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-  chex.assert_type(inputs, float)
+  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
+      'are divided by 255 first.'
+    )
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:

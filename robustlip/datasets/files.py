@@ -43,25 +43,30 @@ _ARRAY_GLOBALS = {
 }
 
 
-def find_all(folder: pathlib.Path, names: tuple[str, ...]) -> bool:
+def find_all(
+  folder: pathlib.Path,
+  names: tuple[str, ...],
+  *,
+  endings: tuple[str, ...] = ('',),
+) -> bool:
   """Whether `folder` holds all the files, False if it holds none.
 
   Raises:
     FileNotFoundError: if it holds some and lacks others.
   """
-  missing = [name for name in names if not _present(folder / name)]
+  missing = [
+    name
+    for name in names
+    if not any((folder / (name + ending)).is_file() for ending in endings)
+  ]
   if missing and len(missing) < len(names):
     raise FileNotFoundError(f'{folder} lacks {", ".join(missing)}.')
   return not missing
 
 
-def _present(path: pathlib.Path) -> bool:
-  return path.is_file() or path.with_name(path.name + '.gz').is_file()
-
-
 def read_idx(folder: pathlib.Path) -> Splits | None:
   """MNIST and its relatives: four IDX files, plain or gzipped."""
-  if not find_all(folder, IDX_FILES):
+  if not find_all(folder, IDX_FILES, endings=('', '.gz')):
     return None
   splits = []
   for images_name, labels_name in (IDX_FILES[:2], IDX_FILES[2:]):

@@ -87,7 +87,7 @@ def read(folder: pathlib.Path) -> tuple[Split, Split] | None:
   crops, 64 of 72 pixels padded by 8, see more of the border.
 
   Raises:
-    ValueError: a file that is no whole image, or a split with no images.
+    ValueError: a file that is no whole image.
   """
   if not all(_wnids(folder / part) for part in ('train', 'val')):
     return None
