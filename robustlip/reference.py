@@ -2,8 +2,9 @@
 
 The published columns come from that code, so that they can be compared with
 nothing else; everywhere else robustlip follows the text. Selected by
-`--protocol=reference`. Source of every line: the released code of the paper
-(github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
+`--protocol=reference`, which also draws dropout masks as that code does
+(`training.Recipe.fresh_masks`). Source of every line: the released code of the
+paper (github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
 BUILD_NOTES.md.
 """
 
