@@ -149,16 +149,15 @@ def collect(
 
 def check_kept(output: pathlib.Path, record: dict[str, Any]) -> None:
   """Raises a ValueError if `output` has rows that `record` would drop."""
-  if output.exists():
-    lost = table_record.rows(common.read_json(output)) - table_record.rows(
-      record
+  if not output.exists():
+    return
+  before, after = map(table_record.rows, (common.read_json(output), record))
+  if before - after:
+    names = ', '.join(sorted(row for *_, row in before - after))
+    raise ValueError(
+      f'{output} has rows of other settings, or of runs that are gone: '
+      f'{names}; name another --workdir'
     )
-    if lost:
-      names = ', '.join(sorted(row for *_, row in lost))
-      raise ValueError(
-        f'{output} has rows of other settings, or of runs that are gone: '
-        f'{names}; name another --workdir'
-      )
 
 
 def networks(path: pathlib.Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _of_rows(
       text = f'learning rate {run["learning_rate"]:g} for a mean loss'
       rows.setdefault(f'{text}, not {rate:g}', []).append(row.label)
     if run['dropout'] != dropout:
-      text = f'dropout {_rate(run["dropout"])}, not {_rate(dropout)}'
+      text = f'dropout {_drop(run["dropout"])}, not {_drop(dropout)}'
       rows.setdefault(text, []).append(row.label)
     if row.method in ('at', 'rst') and run['attack_mode'] != 'train':
       text = 'training attacks with the network in inference mode'
@@ -131,7 +131,7 @@ def _of_rows(
   ]
 
 
-def _rate(dropout: float | None) -> str:
+def _drop(dropout: float | None) -> str:
   return "the network's own" if dropout is None else f'{dropout:g}'
 
 
