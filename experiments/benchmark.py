@@ -47,7 +47,7 @@ BATCH_SIZE = flags.DEFINE_integer(
 COMPILE_PEER = flags.DEFINE_bool(
   'compile_peer',
   True,
-  'Train with torch.compile as well; it takes minutes to compile.',
+  'Measure PyTorch with torch.compile as well.',
 )
 NUM_IMAGES = flags.DEFINE_integer(
   'num_images', 1000, 'Images that attack and lipschitz cover.', lower_bound=1
@@ -77,8 +77,8 @@ OUTPUT = flags.DEFINE_string(
 # What a suite takes besides the network; none where it has networks of its own.
 SETTINGS = {
   'train': (BATCH_SIZE, PRECISION, NUM_RUNS, COMPILE_PEER),
-  'attack': (BATCH_SIZE, PRECISION, NUM_IMAGES),
-  'lipschitz': (BATCH_SIZE, PRECISION, NUM_IMAGES),
+  'attack': (BATCH_SIZE, PRECISION, NUM_IMAGES, COMPILE_PEER),
+  'lipschitz': (BATCH_SIZE, PRECISION, NUM_IMAGES, COMPILE_PEER),
 }
 
 

@@ -1,5 +1,7 @@
 """Images a second of the evaluation under PGD-10."""
 
+from functools import partial
+
 import jax
 
 from experiments.suites import Candidate, Case, batches, problem
@@ -16,13 +18,14 @@ def case(
   batch_size: int | None,
   num_images: int,
   precision: str,
+  compile_peer: bool,
 ) -> Case:
   """Every image is attacked, right or wrong; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
   candidates = {'robustlip': _ours(task, batch_size or task.fitting())}
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
-    candidates['PyTorch'] = _torch(task, batch_size)
+    candidates |= _torch(task, batch_size, compile_peer)
     from experiments.suites import foolbox_peer
 
     for name, start in (
@@ -54,18 +57,24 @@ def _ours(task, batch_size):
   )
 
 
-def _torch(task, batch_size):
+def _torch(task, batch_size, compile_peer):
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task).eval()
   inputs, labels = torch_peer.examples(task)
 
-  def run():
+  def run(network):
     with torch_peer.computing(task.precision):
       for chosen in batches(len(labels), batch_size):
         points = torch_peer.pgd(
-          module, inputs[chosen], labels[chosen], problem.EPSILON
+          network, inputs[chosen], labels[chosen], problem.EPSILON
         )
-        (module(points).argmax(1) == labels[chosen]).cpu()
+        (network(points).argmax(1) == labels[chosen]).cpu()
 
-  return Candidate(run, len(labels))
+  return {
+    name: Candidate(
+      partial(run, network.eval()),
+      len(labels),
+      may_fail=name == torch_peer.COMPILED,
+    )
+    for name, network in torch_peer.networks(task, compile_peer).items()
+  }

@@ -1,5 +1,7 @@
 """Images a second of the local Lipschitz estimate, ten steps."""
 
+from functools import partial
+
 import jax
 
 from experiments.suites import Candidate, Case, batches, problem
@@ -16,6 +18,7 @@ def case(
   batch_size: int | None,
   num_images: int,
   precision: str,
+  compile_peer: bool,
 ) -> Case:
   """The estimate of every image; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
@@ -42,20 +45,27 @@ def case(
 
   candidates = {'robustlip': Candidate(run, num_images)}
   if peers:
-    candidates['PyTorch'] = _torch(task, batch_size or problem.PEERS_BATCH_SIZE)
+    peers_batch = batch_size or problem.PEERS_BATCH_SIZE
+    candidates |= _torch(task, peers_batch, compile_peer)
   flops = PASSES * task.forward_flops()
   return Case(f'{arch}, {num_images} images', 'images', candidates, flops)
 
 
-def _torch(task, batch_size):
+def _torch(task, batch_size, compile_peer):
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task).eval()
   inputs, labels = torch_peer.examples(task)
 
-  def run():
+  def run(network):
     with torch_peer.computing(task.precision):
       for chosen in batches(len(labels), batch_size):
-        torch_peer.lipschitz(module, inputs[chosen], problem.EPSILON).cpu()
+        torch_peer.lipschitz(network, inputs[chosen], problem.EPSILON).cpu()
 
-  return Candidate(run, len(labels))
+  return {
+    name: Candidate(
+      partial(run, network.eval()),
+      len(labels),
+      may_fail=name == torch_peer.COMPILED,
+    )
+    for name, network in torch_peer.networks(task, compile_peer).items()
+  }

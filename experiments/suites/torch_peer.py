@@ -104,7 +104,20 @@ def _cnn2(channels: int) -> nn.Module:
   )
 
 
-def network(task: problem.Problem) -> nn.Module:
+COMPILED = 'PyTorch compiled'  # the candidate that need not work everywhere
+
+
+def networks(task: problem.Problem, compiled: bool) -> dict[str, nn.Module]:
+  """The network by the name of the candidate: eager and, if asked, compiled."""
+  found = {'PyTorch eager': _network(task)}
+  if compiled:
+    # One program for each mode and set of gradients, more than torch allows.
+    torch._dynamo.config.recompile_limit = 64
+    found[COMPILED] = torch.compile(_network(task))
+  return found
+
+
+def _network(task: problem.Problem) -> nn.Module:
   """The network of the problem, [B, C, H, W] -> [B, 10]."""
   height, width, channels = task.split.images.shape[1:]
   arch = task.arch

@@ -1,5 +1,7 @@
 """Images a second of the RST step: PGD-10, then the update."""
 
+from functools import partial
+
 import jax
 import numpy as np
 from flax import jax_utils
@@ -32,9 +34,7 @@ def case(
     name += f', {num_runs} runs'
     candidates['one at a time'] = _in_turn(task, batch_size, num_runs)
   if peers:
-    candidates['PyTorch eager'] = _torch(task, batch_size, compiled=False)
-    if compile_peer:
-      candidates['PyTorch compiled'] = _torch(task, batch_size, compiled=True)
+    candidates |= _torch(task, batch_size, compile_peer)
   return Case(name, 'images', candidates, PASSES * task.forward_flops())
 
 
@@ -100,23 +100,26 @@ def _in_turn(task, batch_size, num_runs):
   return Candidate(run, num_runs * one.work, one.memory)
 
 
-def _torch(task, batch_size, *, compiled):
+def _torch(task, batch_size, compile_peer):
   import torch
 
   from experiments.suites import torch_peer
 
-  module = torch_peer.network(task)
-  optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
   inputs, labels = torch_peer.examples(task)
-  # One program for each mode and set of gradients, more than torch allows.
-  torch._dynamo.config.recompile_limit = 64
-  network = torch.compile(module) if compiled else module
 
-  def run():
+  def run(network, optimizer):
     with torch_peer.computing(task.precision):
       for chosen in batches(len(labels), batch_size):
         torch_peer.rst_step(
           network, optimizer, inputs[chosen], labels[chosen], problem.EPSILON
         )
 
-  return Candidate(run, len(labels), may_fail=compiled)
+  candidates = {}
+  for name, network in torch_peer.networks(task, compile_peer).items():
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    candidates[name] = Candidate(
+      partial(run, network, optimizer),
+      len(labels),
+      may_fail=name == torch_peer.COMPILED,
+    )
+  return candidates
