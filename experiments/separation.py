@@ -65,7 +65,9 @@ def main() -> None:
   train, test, kept, repeated = _examples(data)
   common.output_folder(workdir)
   partial = [workdir / f'{part}_{name}.partial.npz' for part in PARTS]
+  began = time.perf_counter()
   found, spent = search(train, test, partial)
+  start += time.perf_counter() - began - spent  # what an earlier process took
   pairs, matrix = between_classes(train, test, found, len(data.class_names))
   record = {
     'dataset': data.name,

@@ -50,7 +50,7 @@ class Store:
     return sorted(int(name) for name in names if name.isdecimal())
 
   def restore(self, number: int, like: Any = None) -> Any | None:
-    """The tree saved as `number`, or None if it cannot be read.
+    """The tree saved as `number`; None if there is none or it is damaged.
 
     Args:
       like: a tree of arrays with the structure and shapes to restore and the
@@ -58,11 +58,10 @@ class Store:
 
     Raises:
       ValueError: if it can be read and is another tree than `like`.
-      FileNotFoundError: if there is none.
     """
     path = self.folder / str(number)
-    if not path.exists():
-      raise FileNotFoundError(f'{self.folder} has no checkpoint {number}')
+    if not path.exists():  # the process that writes may have set it aside
+      return None
     wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     another = ValueError(
       f'{path} can be read but has other arrays than this run; it is not moved'

@@ -93,21 +93,40 @@ def parameters(work):
     return store.restore(store.numbers()[-1])['state']
 
 
+def newest(work):
+  names = [path.name for path in (work / 'checkpoints').glob('*')]
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def further(work):
+  """A condition that holds once there is another checkpoint."""
+  seen = newest(work)
+  return lambda: newest(work) > seen
+
+
 @pytest.mark.parametrize(
-  'times', [3, pytest.param(20, marks=pytest.mark.full_scale)]
+  'times, when',
+  [
+    (3, lambda work, draw: further(work)),
+    pytest.param(
+      20,
+      lambda work, draw: scripts.after(draw.uniform(0.5, 6.0)),
+      marks=pytest.mark.full_scale,
+    ),
+  ],
 )
-def test_killed_again_and_again_it_is_never_stopped(tmp_path, times):
+def test_killed_again_and_again_it_is_never_stopped(tmp_path, times, when):
   often = ('--checkpoint_seconds=0', '--epochs=400')
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   last_json(train(tmp_path, f'--workdir={whole}', *often))
-  delays = np.random.default_rng(0).uniform(0.5, 6.0, times)
-  kills = 0
-  for delay in delays:
-    when = scripts.after(delay)
-    finished = train(tmp_path, f'--workdir={broken}', *often, when=when)
+  draw, kills = np.random.default_rng(0), 0
+  for _ in range(times):
+    finished = train(
+      tmp_path, f'--workdir={broken}', *often, when=when(broken, draw)
+    )
     kills += finished.code == -9
     assert finished.code in (-9, 0), finished.err
-  assert kills >= times / 4
+  assert kills >= min(times, 5)
   resumed = train(tmp_path, f'--workdir={broken}', *often)
   last_json(resumed)
   chex.assert_trees_all_equal(parameters(whole), parameters(broken))
@@ -122,7 +141,7 @@ def test_interrupted_it_leaves_the_last_step_on_disk(tmp_path, stop):
   finished = train(
     tmp_path,
     f'--workdir={work}',
-    '--epochs=1000000',
+    '--epochs=3000',
     '--checkpoint_seconds=1000000',
     stop=stop,
     when=lambda: curve.exists() and curve.read_text().count('\n') > 1,

@@ -197,7 +197,7 @@ NOT_FINITE = np.full((3, 4, 4, 1), np.nan, np.float32)
     ((IMAGES, LABELS * 0.5), 'labels must be integers, got float64'),
     ((IMAGES.astype(np.float64), LABELS), 'uint8 or float32, got float64'),
     ((IMAGES, LABELS, NOT_FINITE * 0, LABELS), 'finite'),
-    ((IMAGES - np.float32(2e18), LABELS), 'within 1e.18'),
+    ((IMAGES - np.float32(3e17), LABELS), 'within 2e.17'),
     ((IMAGES, LABELS, IMAGES / np.float32(2), LABELS), 'both must be'),
     ((IMAGES, LABELS, IMAGES[:, :3], LABELS), 'shapes must agree'),
     ((LABELS.astype(np.uint8), LABELS), r'must be \[N, ...\]'),

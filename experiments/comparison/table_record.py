@@ -122,6 +122,10 @@ def _of_rows(
     if run['dropout'] != dropout:
       text = f'dropout {_drop(run["dropout"])}, not {_drop(dropout)}'
       rows.setdefault(text, []).append(row.label)
+    drops = run['arch'].startswith('cnn') or run['dropout']
+    if row.method in ('rst', 'trades') and drops and run['protocol'] == 'text':
+      text = 'one dropout mask for clean and attacked inputs'
+      rows.setdefault(text, []).append(row.label)
     if row.method in ('at', 'rst') and run['attack_mode'] != 'train':
       text = 'training attacks with the network in inference mode'
       rows.setdefault(text, []).append(row.label)
@@ -232,12 +236,13 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
   return plain_panel(rows, seconds=seconds, notes=[note])
 
 
-def rows(record: dict[str, Any]) -> set[tuple[str, str, str]]:
-  """Data set, network and name of each row of a table's record."""
+def row_names(record: dict[str, Any]) -> set[tuple[str, str, str, int]]:
+  """Data set, network, name and seed of each run in a table's record."""
   return {
-    (panel['dataset'], panel['arch'], row)
+    (panel['dataset'], panel['arch'], name, seed)
     for panel in record['panels']
-    for row in panel['rows']
+    for name, row in panel['rows'].items()
+    for seed in row['seeds']
   }
 
 

@@ -3,9 +3,10 @@
 A dispatch takes about `DISPATCH_SECONDS` of steps. Checkpoints hold the whole
 state at a step boundary and every draw depends on seed and step alone, so that
 a resumed run is the run that was never stopped. Ctrl-C and SIGTERM leave a
-checkpoint of the last step taken.
+checkpoint of the last step that a single process took.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -140,7 +141,10 @@ class Fit:
     bar = progress.bar(
       self._total, description, unit='step', initial=self._done
     )
-    with bar, interruption.postponed(self._stop):
+    postponed = interruption.postponed(self._stop)
+    if jax.process_count() > 1:  # they would not stop at the same step
+      postponed = contextlib.nullcontext()
+    with bar, postponed:
       while self._done < self._total and self._running:
         self._epoch(self._done // self._steps, bar)
     self._save(force=True)

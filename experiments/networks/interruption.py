@@ -14,9 +14,12 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 def postponed(asked: threading.Event) -> Iterator[None]:
   """Within it the first of the signals only sets `asked`; the next ones act.
 
-  For the main thread, the only one that Python lets handle signals.
+  Signals that are ignored, as those of the terminal are by what a shell runs in
+  the background, stay ignored. For the main thread, the only one that Python
+  lets handle signals.
   """
   handlers = {number: signal.getsignal(number) for number in SIGNALS}
+  handlers = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
 
   def restore() -> None:
     for number, handler in handlers.items():
@@ -27,7 +30,7 @@ def postponed(asked: threading.Event) -> Iterator[None]:
     restore()
     logging.info('Stopping after these steps; once more stops at once.')
 
-  for number in SIGNALS:
+  for number in handlers:
     signal.signal(number, ask)
   try:
     yield

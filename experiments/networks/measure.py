@@ -16,9 +16,9 @@ from robustlip.datasets import Dataset, Split
 EVAL_BATCH_SIZE = flags.DEFINE_integer(
   'eval_batch_size',
   None,
-  'Examples to a dispatch when measuring; no result depends on it. Default: '
-  'as many as have features that fit the memory of the device, or the cache of '
-  'a CPU.',
+  'Examples to a dispatch when measuring; but for rounding no result depends '
+  'on it. Default: as many as have features that fit the memory of the device, '
+  'or the cache of a CPU.',
   lower_bound=1,
 )
 ATTACKS = ('pgd', 'multi_targeted')
@@ -163,6 +163,7 @@ def describe(config: Config, attack: Attack) -> dict[str, Any]:
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
     'attack_epsilon': attack.radius(config),
+    'attack_protocol': attack.definitions(config),
     'lipschitz_definition': LIPSCHITZ[attack.definitions(config)],
   }
 

@@ -8,6 +8,7 @@ none of the flags that importing robustlip sets: what someone has who brings
 foolbox a Flax network.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -54,15 +55,19 @@ def attack_apart(task: problem.Problem, batch_size: int) -> Callable[[], None]:
     'XLA_FLAGS': os.devnull,  # a file without flags
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',  # two share an accelerator
   }
-  process = subprocess.Popen(
-    [sys.executable, '-m', __name__, *arguments],
-    env=os.environ | environment,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
+
+  @functools.cache
+  def start():
+    return subprocess.Popen(
+      [sys.executable, '-m', __name__, *arguments],
+      env=os.environ | environment,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
 
   def run():
+    process = start()
     print(file=process.stdin, flush=True)
     if not process.stdout.readline():
       raise RuntimeError(f'{__name__} ended with code {process.wait()}')

@@ -13,8 +13,8 @@ any opponent has distance inf and index -1; of several nearest examples the one
 with the smallest index is returned. `norm` is 'linf' or 'l2'.
 
 All functions raise ValueError for arrays of the wrong type or length and for
-values that are not finite or beyond `LARGEST`. Differences below 1e-38 may
-count as 0.
+values that are not finite or so large that the squares of a difference cannot
+be added up in float32. Differences below 1e-38 may count as 0.
 """
 
 import math
@@ -26,7 +26,7 @@ import numpy as np
 from robustlip import projections
 from robustlip.separation import kernels, search
 
-LARGEST = 1e18  # float32 whose squared differences can be added up
+LARGEST = 1e18  # l2 norm of float32 images, whose square still has a meaning
 
 
 class Neighbors(NamedTuple):
@@ -230,9 +230,10 @@ def _examples(inputs, labels) -> search.Examples:
     raise ValueError(f'labels must be integers, got {labels.dtype}.')
   if inputs.dtype == np.float32 and len(inputs):
     smallest, largest = inputs.min(), inputs.max()  # NaN if there is one
-    if not -LARGEST <= smallest <= largest <= LARGEST:
+    limit = LARGEST / math.sqrt(num_values)
+    if not -limit <= smallest <= largest <= limit:
       raise ValueError(
-        f'pixels must be finite and within {LARGEST:g} of 0, got {smallest} to '
+        f'pixels must be finite and within {limit:.0e} of 0, got {smallest} to '
         f'{largest}.'
       )
   return search.Examples(inputs.reshape(len(inputs), num_values), labels)
