@@ -169,20 +169,23 @@ def speed() -> str:
   suites = {  # record of a benchmark -> what its cases are
     'train': 'RST step',
     'attack': 'PGD-10',
+    'attack_jax_0_12': 'PGD-10',
     'attack_wrn': 'PGD-10',
     'lipschitz': 'Lipschitz estimate',
     'separation': 'train-train search',
   }
   rows = []
   for suite, work in suites.items():
-    for case in (record(f'benchmark_{suite}') or {'cases': []})['cases']:
+    found = record(f'benchmark_{suite}') or {'cases': []}
+    for case in found['cases']:
       ours, *peers = case['candidates']
       ratios = [
         f'{p["candidate"]} {rounded(p["ratio_of_ours"])}' for p in peers
       ]
       rate = f'{rounded(ours["per_second"])} {case["unit"]}/s'
-      rows.append([f'{work}, {case["case"]}', rate, '; '.join(ratios)])
-  return markdown(['work', 'ours', 'times the rate of'], rows)
+      name = f'{work}, {case["case"]}'
+      rows.append([name, found['jax_version'], rate, '; '.join(ratios)])
+  return markdown(['work', 'jax', 'ours', 'times the rate of'], rows)
 
 
 TABLES = {
