@@ -70,18 +70,20 @@ def test_train_resume_evaluate(tmp_path):
   assert refused.code == 1
   assert 'holdout=15' in refused.err and 'holdout=10' in refused.err
 
-  for attack in ('pgd', 'multi_targeted'):
+  for attack, protocol in (('pgd', 'text'), ('multi_targeted', 'reference')):
     measured = last_json(
       scripts.run(
         'experiments.evaluate',
         f'--workdir={work}',
         f'--attack={attack}',
+        f'--protocol={protocol}',
         '--epsilon=0.02',
         '--checkpoint=best',
         folder=tmp_path,
       )
     )
-    assert measured['attack'] == attack
+    assert (measured['attack'], measured['protocol']) == (attack, 'text')
+    assert measured['attack_protocol'] == protocol
     assert measured['adv_test_acc'] <= measured['test_acc']
   assert record == json.loads((work / 'result.json').read_text())
 

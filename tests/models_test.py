@@ -67,6 +67,7 @@ def test_cnn_initial_values():
   params = models.build('cnn2', 10).init(KEY, images(1, 28, 28, 1))['params']
   kernel = params['Conv_1']['kernel']
   np.testing.assert_allclose(kernel.std(), (2 / 288) ** 0.5, rtol=0.05)
+  assert abs(kernel).max() > 3 * kernel.std()  # not truncated
   assert not params['Dense_2']['kernel'].any()
   assert not params['Conv_0']['bias'].any()
 
