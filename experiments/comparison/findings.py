@@ -5,6 +5,7 @@ what was not measured is left out of the sentence, and a sentence with nothing
 left to compare is left out altogether.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.comparison.table_rows import ROWS
@@ -82,11 +83,8 @@ def _under_attack(rows: Rows) -> Finding | None:
     for name in _ROBUST
     if {'gap', 'adv_gap'} <= rows.get(name, {}).keys()
   }
-  if not pairs:
-    return None
-  text = ', '.join(f'{x} {a:.2f} to {b:.2f}' for x, (a, b) in pairs.items())
-  exceptions = [f'not of {x}' for x, (a, b) in pairs.items() if not b > a]
-  return _finding(f'Under attack the {NAMES["gap"]} widens: {text}', exceptions)
+  claim = f'Under attack the {NAMES["gap"]} widens'
+  return _changes(claim, pairs, lambda gap, attacked: attacked > gap)
 
 
 def _dropout(rows: Rows, column: str) -> Finding | None:
@@ -96,13 +94,23 @@ def _dropout(rows: Rows, column: str) -> Finding | None:
     for name in rows
     if f'{name}_dropout' in rows
   }
+  claim = f'Dropout narrows the {NAMES[column]}'
+  return _changes(
+    claim, pairs, lambda without, with_: abs(with_) < abs(without)
+  )
+
+
+def _changes(
+  claim: str,
+  pairs: dict[str, tuple[float, float]],
+  holds: Callable[[float, float], bool],
+) -> Finding | None:
+  """Whether every method's two numbers are as claimed."""
   if not pairs:
     return None
   text = ', '.join(f'{x} {a:.2f} to {b:.2f}' for x, (a, b) in pairs.items())
-  exceptions = [
-    f'not of {x}' for x, (a, b) in pairs.items() if not abs(b) < abs(a)
-  ]
-  return _finding(f'Dropout narrows the {NAMES[column]}: {text}', exceptions)
+  exceptions = [f'not of {x}' for x, ab in pairs.items() if not holds(*ab)]
+  return _finding(f'{claim}: {text}', exceptions)
 
 
 def _finding(sentence: str, exceptions: list[str]) -> Finding:

@@ -1,10 +1,8 @@
 """Images a second of the evaluation under PGD-10."""
 
-from functools import partial
-
 import jax
 
-from experiments.suites import Candidate, Case, batches, problem
+from experiments.suites import Candidate, Case, problem
 from robustlip import attacks, evaluation, models
 
 # Ten steps, each with the gradient of the inputs, and the logits at the end.
@@ -60,21 +58,13 @@ def _ours(task, batch_size):
 def _torch(task, batch_size, compile_peer):
   from experiments.suites import torch_peer
 
-  inputs, labels = torch_peer.examples(task)
+  def prepare(network):
+    network.eval()
 
-  def run(network):
-    with torch_peer.computing(task.precision):
-      for chosen in batches(len(labels), batch_size):
-        points = torch_peer.pgd(
-          network, inputs[chosen], labels[chosen], problem.EPSILON
-        )
-        (network(points).argmax(1) == labels[chosen]).cpu()
+    def evaluate(inputs, labels):
+      points = torch_peer.pgd(network, inputs, labels, problem.EPSILON)
+      (network(points).argmax(1) == labels).cpu()
 
-  return {
-    name: Candidate(
-      partial(run, network.eval()),
-      len(labels),
-      may_fail=name == torch_peer.COMPILED,
-    )
-    for name, network in torch_peer.networks(task, compile_peer).items()
-  }
+    return evaluate
+
+  return torch_peer.candidates(task, batch_size, prepare, compiled=compile_peer)

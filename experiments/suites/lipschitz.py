@@ -1,10 +1,8 @@
 """Images a second of the local Lipschitz estimate, ten steps."""
 
-from functools import partial
-
 import jax
 
-from experiments.suites import Candidate, Case, batches, problem
+from experiments.suites import Candidate, Case, problem
 from robustlip import evaluation, lipschitz, models
 
 # The logits of the image, ten steps with gradients, the ratio at the end.
@@ -54,18 +52,10 @@ def case(
 def _torch(task, batch_size, compile_peer):
   from experiments.suites import torch_peer
 
-  inputs, labels = torch_peer.examples(task)
+  def prepare(network):
+    network.eval()
+    return lambda inputs, labels: torch_peer.lipschitz(
+      network, inputs, problem.EPSILON
+    ).cpu()
 
-  def run(network):
-    with torch_peer.computing(task.precision):
-      for chosen in batches(len(labels), batch_size):
-        torch_peer.lipschitz(network, inputs[chosen], problem.EPSILON).cpu()
-
-  return {
-    name: Candidate(
-      partial(run, network.eval()),
-      len(labels),
-      may_fail=name == torch_peer.COMPILED,
-    )
-    for name, network in torch_peer.networks(task, compile_peer).items()
-  }
+  return torch_peer.candidates(task, batch_size, prepare, compiled=compile_peer)

@@ -5,13 +5,15 @@ Images are [B, C, H, W].
 """
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.suites import problem
+from experiments.suites import Candidate, batches, problem
 
 
 def device() -> torch.device:
@@ -104,16 +106,32 @@ def _cnn2(channels: int) -> nn.Module:
   )
 
 
-COMPILED = 'PyTorch compiled'  # the candidate that need not work everywhere
+def candidates(
+  task: problem.Problem,
+  batch_size: int,
+  prepare: Callable[[nn.Module], Callable[..., object]],
+  *,
+  compiled: bool,
+) -> dict[str, Candidate]:
+  """PyTorch eager and, if asked, compiled, which need not work everywhere.
 
+  Args:
+    prepare: from a network to what is done with each batch of images, labels.
+  """
+  inputs, labels = examples(task)
 
-def networks(task: problem.Problem, compiled: bool) -> dict[str, nn.Module]:
-  """The network by the name of the candidate: eager and, if asked, compiled."""
-  found = {'PyTorch eager': _network(task)}
+  def run(work):
+    with computing(task.precision):
+      for chosen in batches(len(labels), batch_size):
+        work(inputs[chosen], labels[chosen])
+
+  work = partial(run, prepare(_network(task)))
+  found = {'PyTorch eager': Candidate(work, len(labels))}
   if compiled:
     # One program for each mode and set of gradients, more than torch allows.
     torch._dynamo.config.recompile_limit = 64
-    found[COMPILED] = torch.compile(_network(task))
+    work = partial(run, prepare(torch.compile(_network(task))))
+    found['PyTorch compiled'] = Candidate(work, len(labels), may_fail=True)
   return found
 
 

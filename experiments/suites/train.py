@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import jax_utils
 
-from experiments.suites import Candidate, Case, batches, problem
+from experiments.suites import Candidate, Case, problem
 from robustlip import methods, training
 from robustlip.augmentations import AUGMENTATIONS
 
@@ -105,21 +105,10 @@ def _torch(task, batch_size, compile_peer):
 
   from experiments.suites import torch_peer
 
-  inputs, labels = torch_peer.examples(task)
-
-  def run(network, optimizer):
-    with torch_peer.computing(task.precision):
-      for chosen in batches(len(labels), batch_size):
-        torch_peer.rst_step(
-          network, optimizer, inputs[chosen], labels[chosen], problem.EPSILON
-        )
-
-  candidates = {}
-  for name, network in torch_peer.networks(task, compile_peer).items():
+  def prepare(network):
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    candidates[name] = Candidate(
-      partial(run, network, optimizer),
-      len(labels),
-      may_fail=name == torch_peer.COMPILED,
+    return partial(
+      torch_peer.rst_step, network, optimizer, epsilon=problem.EPSILON
     )
-  return candidates
+
+  return torch_peer.candidates(task, batch_size, prepare, compiled=compile_peer)
