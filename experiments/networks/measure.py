@@ -141,10 +141,7 @@ def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
 
 def measured(config: Config, dataset: Dataset) -> dict[str, Split]:
   """The examples that the columns `train` and `test` are measured on."""
-  if config.train_on == 'train+test':
-    train = dataset.train
-  else:
-    train, _ = training_split(config, dataset)
+  train, _ = hold_out(dataset.train, config.holdout)
   return {
     'train': subset(train, config.eval_examples),
     'test': subset(dataset.test, config.eval_examples),
