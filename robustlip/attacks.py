@@ -123,11 +123,13 @@ def highest(candidates: chex.Array, scores: chex.Array) -> chex.Array:
   return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, chosen)
 
 
-def _keys(key: chex.PRNGKey, num_examples: int, copies: int) -> chex.PRNGKey:
-  """[copies, B] keys; an example's depend on its own key alone."""
+def _fold_in(
+  key: chex.PRNGKey, num_examples: int, numbers: chex.Array
+) -> chex.PRNGKey:
+  """Keys [B] of an attempt; an example's depends on its own key alone."""
   keys = projections.example_keys(key, num_examples)
-  fold = jax.vmap(jax.random.fold_in, (0, None))
-  return jax.vmap(fold, (None, 0))(keys, jnp.arange(copies))
+  numbers = jnp.broadcast_to(numbers, num_examples)
+  return jax.vmap(jax.random.fold_in)(keys, numbers)
 
 
 def pgd(
@@ -142,6 +144,7 @@ def pgd(
   norm: str = 'linf',
   start: chex.Array | None = None,
   keep: str = 'last',
+  attempt: chex.Numeric | None = None,
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
 
@@ -155,6 +158,7 @@ def pgd(
       only if every restart fails.
     start: explicit first point, with a single restart.
     keep: 'last' iterate or 'best', as `ascend` has it.
+    attempt: the number of the one restart to make, from 0; None makes all.
 
   Raises:
     ValueError: if a number is out of range or `start` comes with restarts.
@@ -182,52 +186,58 @@ def pgd(
       keep=keep,
     )
 
+  def restart(number):
+    return attack(_fold_in(key, len(batch.inputs), number))
+
   if num_restarts == 1:
     return attack(key)
-  keys = _keys(key, len(batch.inputs), num_restarts)
-  return _worst(logits_fn, batch, jax.vmap(attack)(keys))
+  if attempt is not None:
+    return restart(attempt)
+  candidates = jax.vmap(restart)(jnp.arange(num_restarts))
+  return _worst(logits_fn, batch, candidates)
 
 
-def every_target(
+def toward(
   objective: Callable[[chex.Array, chex.Array], chex.Array],
   batch: Batch,
   key: chex.PRNGKey,
+  targets: chex.Array,
   *,
   epsilon: chex.Numeric,
   num_classes: int,
   num_steps: int = 20,
   step_size: chex.Numeric | None = None,
   start: chex.Array | None = None,
-) -> tuple[chex.Array, chex.Array]:
-  """The wrong classes [C - 1, B] and an ascent towards each [C - 1, B, ...].
+) -> chex.Array:
+  """An ascent towards one class of each example, [B, ...].
 
   Args:
     objective: (points [B, ...], targets [B]) -> [B], to climb.
+    targets: classes [B]; what is drawn for an example depends on its own.
     num_classes: number of logits C, at least 2.
     step_size: None is the paper's epsilon / 10.
-    start: explicit first point of every target; None draws one for each.
+    start: explicit first point; None draws one.
 
   Raises:
     ValueError: if a number is out of range.
   """
   if num_classes < 2:
     raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+  places = (targets - batch.labels - 1) % num_classes
+  return ascend(
+    lambda points: objective(points, targets),
+    batch.inputs,
+    _fold_in(key, len(batch.inputs), places),
+    epsilon=epsilon,
+    step_size=epsilon / 10 if step_size is None else step_size,
+    num_steps=num_steps,
+    start=start,
+  )
 
-  def attack(targets, key):
-    return ascend(
-      lambda points: objective(points, targets),
-      batch.inputs,
-      key,
-      epsilon=epsilon,
-      step_size=epsilon / 10 if step_size is None else step_size,
-      num_steps=num_steps,
-      start=start,
-    )
 
-  shifts = jnp.arange(1, num_classes)[:, None]
-  targets = (batch.labels[None] + shifts) % num_classes
-  keys = _keys(key, len(batch.inputs), num_classes - 1)
-  return targets, jax.vmap(attack)(targets, keys)
+def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:
+  """All classes but an example's own: [B] -> [C - 1, B]."""
+  return (labels[None] + jnp.arange(1, num_classes)[:, None]) % num_classes
 
 
 def multi_targeted(
@@ -240,12 +250,17 @@ def multi_targeted(
   num_steps: int = 20,
   step_size: chex.Numeric | None = None,
   start: chex.Array | None = None,
+  attempt: chex.Numeric | None = None,
 ) -> chex.Array:
   """The worst of one attack per wrong class, [B, H, W, C] in [0, 1].
 
   Every wrong class t climbs logit_t - logit_label, all at once; the point
   with the largest margin is kept, so that an example counts as robust only if
-  no target fools it. Arguments and errors are those of `every_target`.
+  no target fools it. Arguments and errors are those of `toward`.
+
+  Args:
+    attempt: from 0 to C - 2, takes one target alone, the likelier the earlier;
+      None takes all.
 
   Source: Gowal et al. 2019, arXiv:1910.09338; the paper's Appendix E.1.
   """
@@ -255,14 +270,27 @@ def multi_targeted(
     weights -= jax.nn.one_hot(batch.labels, num_classes)
     return (weights * logits_fn(points)).sum(axis=-1)
 
-  _, candidates = every_target(
-    objective,
-    batch,
-    key,
-    epsilon=epsilon,
-    num_classes=num_classes,
-    num_steps=num_steps,
-    step_size=step_size,
-    start=start,
-  )
+  def attack(targets):
+    return toward(
+      objective,
+      batch,
+      key,
+      targets,
+      epsilon=epsilon,
+      num_classes=num_classes,
+      num_steps=num_steps,
+      step_size=step_size,
+      start=start,
+    )
+
+  if attempt is not None:
+    return attack(_likely_wrong(logits_fn(batch.inputs), batch.labels, attempt))
+  candidates = jax.vmap(attack)(wrong_classes(batch.labels, num_classes))
   return _worst(logits_fn, batch, candidates)
+
+
+def _likely_wrong(logits, labels, rank):
+  """The wrong class of the given rank, 0 that of the highest logit: [B]."""
+  own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  order = jnp.argsort(jnp.where(own, jnp.inf, logits), descending=True)
+  return jnp.take(order, rank + 1, axis=-1)  # after the own class

@@ -67,7 +67,8 @@ def per_example(
     program: what `over_devices` returned.
     split: `images` uint8 [N, H, W, C] and `labels` int32 [N].
     batch_size: examples to a dispatch of this process, rounded up so that its
-      devices share them evenly.
+      devices share them evenly; all of a smaller split, whatever the indices,
+      so that one program serves any of them.
     indices: None is all examples.
     description: what the progress bar says.
 
@@ -82,7 +83,8 @@ def per_example(
   share = np.resize(indices, mine * processes)
   share = share.reshape(processes, mine)[jax.process_index()]
   devices = jax.local_device_count()
-  size = devices * -(-min(batch_size, mine) // devices)
+  most = -(-len(split.labels) // processes)
+  size = devices * -(-min(batch_size, most) // devices)
   values = []
   with progress.bar(mine, description, unit='img') as bar:
     for first in range(0, mine, size):
@@ -148,14 +150,17 @@ class Evaluator:
   """Clean and attacked accuracy and Lipschitz ratios of a network.
 
   Its programs are compiled once and serve any variables and split. Examples
-  that are misclassified are not attacked: their ball holds a mistake already.
-  Logits that are not finite classify nothing.
+  that are misclassified are not attacked, nor attacked again once fooled: their
+  ball holds a mistake already. Logits that are not finite classify nothing.
 
   Args:
     network: from variables to the network in inference mode, such as
       `partial(models.logits_fn, module)`.
     attack: finds points in the ball.
     ratios: local Lipschitz estimates, [B].
+    attempts: restarts or targets of the attack, made one after the other; if
+      more than one, it takes the number of one as `attempt`, as those in
+      `attacks` do. An example that withstands all of them is robust.
   """
 
   def __init__(
@@ -165,13 +170,16 @@ class Evaluator:
     attack: Maximizer,
     ratios: Ratios,
     batch_size: int,
+    attempts: int = 1,
   ):
     def correct(variables, batch, keys):
       del keys
       return _right(network(variables)(batch.inputs), batch.labels)
 
-    def withstands(variables, batch, keys):
-      points = attack(network(variables), batch, keys)
+    def withstands(variables_and_attempt, batch, keys):
+      variables, attempt = variables_and_attempt
+      chosen = {'attempt': attempt} if attempts > 1 else {}
+      points = attack(network(variables), batch, keys, **chosen)
       return _right(network(variables)(points), batch.labels)
 
     def lipschitz(variables, batch, keys):
@@ -181,6 +189,7 @@ class Evaluator:
     self._withstands = over_devices(withstands)
     self._ratios = over_devices(lipschitz)
     self._batch_size = batch_size
+    self._attempts = attempts
 
   def accuracies(
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
@@ -194,17 +203,20 @@ class Evaluator:
       batch_size=self._batch_size,
       description=f'{name} accuracy'.strip(),
     )
-    robust = np.zeros_like(correct)
-    survivors = np.flatnonzero(correct)
-    if len(survivors):
-      robust[survivors] = per_example(
+    robust = correct.copy()
+    for attempt in range(self._attempts):
+      standing = np.flatnonzero(robust)
+      if not len(standing):
+        break
+      number = f' {attempt + 1} of {self._attempts}' * (self._attempts > 1)
+      robust[standing] = per_example(
         self._withstands,
-        variables,
+        (variables, np.int32(attempt)),
         split,
         key,
         batch_size=self._batch_size,
-        indices=survivors,
-        description=f'{name} attack'.strip(),
+        indices=standing,
+        description=f'{name} attack{number}'.strip(),
       )
     return correct, robust
 

@@ -8,6 +8,8 @@ paper (github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
 BUILD_NOTES.md.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -110,7 +112,9 @@ def multi_targeted(
   def objective(points, targets):
     return -losses.cross_entropy(logits_fn(points), targets)
 
-  targets, candidates = attacks.every_target(
+  targets = attacks.wrong_classes(batch.labels, num_classes)
+  attack = partial(
+    attacks.toward,
     objective,
     batch,
     key,
@@ -119,6 +123,7 @@ def multi_targeted(
     num_steps=num_steps,
     step_size=step_size,
   )
+  candidates = jax.vmap(attack)(targets)
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
   return attacks.highest(candidates, scores)
 

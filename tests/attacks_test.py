@@ -135,6 +135,18 @@ class AttacksTest(chex.TestCase):
       attacks.margins(linear(points), LABELS), worst.max(1), atol=1e-4
     )
 
+  def test_the_first_attempt_is_at_the_runner_up(self):
+    points = attacks.multi_targeted(
+      linear, BATCH, KEY, epsilon=0.05, num_classes=3, num_steps=30, attempt=0
+    )
+    for point, image, label in zip(points, INPUTS, LABELS, strict=True):
+      wrong = [c for c in range(3) if c != label]
+      logits = np.ravel(image) @ WEIGHTS
+      gap = WEIGHTS[:, max(wrong, key=lambda c: logits[c])] - WEIGHTS[:, label]
+      reached = np.ravel(point) @ gap
+      exact = np.ravel(image) @ gap + 0.05 * jnp.abs(gap).sum()
+      np.testing.assert_allclose(reached, exact, atol=1e-4)
+
   def test_multi_targeted_is_pgd_with_two_classes(self):
     start = projections.random_start(INPUTS, KEY, epsilon=0.1)
     settings = dict(epsilon=0.1, num_steps=10, step_size=0.02, start=start)

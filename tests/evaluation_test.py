@@ -39,6 +39,17 @@ def measured(batch_size):
   return evaluator({}, SPLIT, jax.random.key(0))
 
 
+FOUR = RNG.normal(size=(9, 4)).astype(np.float32)
+
+
+def bumpy(inputs):
+  """Four classes, with more than one summit in a ball."""
+  return jnp.sin(20 * inputs).reshape(len(inputs), -1) @ FOUR
+
+
+LABELS_OF_FOUR = np.asarray(bumpy(SPLIT.images / np.float32(255)).argmax(-1))
+
+
 class TwoLayers(nn.Module):
   @nn.compact
   def __call__(self, inputs, train=False):
@@ -72,6 +83,32 @@ class EvaluationTest(chex.TestCase):
   @parameterized.parameters(1, 10, 37, 1000)
   def test_the_batch_size_changes_nothing(self, batch_size):
     chex.assert_trees_all_close(measured(batch_size), measured(8), rtol=1e-6)
+
+  @parameterized.parameters('pgd', 'multi_targeted')
+  def test_attempts_in_turn_find_what_all_at_once_find(self, name):
+    split = Split(SPLIT.images, LABELS_OF_FOUR)
+    attack = {
+      'pgd': partial(attacks.pgd, num_restarts=3),
+      'multi_targeted': partial(attacks.multi_targeted, num_classes=4),
+    }[name]
+    attack = partial(attack, epsilon=0.05, num_steps=1)
+
+    def robust(attack, attempts):
+      evaluator = evaluation.Evaluator(
+        lambda variables: bumpy,
+        attack=attack,
+        ratios=None,
+        batch_size=8,
+        attempts=attempts,
+      )
+      return evaluator.accuracies({}, split, jax.random.key(0))[1]
+
+    def only_the_first(*args, attempt):
+      return attack(*args, attempt=0 * attempt)
+
+    np.testing.assert_array_equal(robust(attack, 3), robust(attack, 1))
+    several, one = robust(attack, 3).sum(), robust(only_the_first, 3).sum()
+    assert 0 < several < one < 37
 
   def test_a_network_that_is_always_wrong_is_not_attacked(self):
     split = Split(SPLIT.images, np.full(37, 1, np.int32))

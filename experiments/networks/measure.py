@@ -46,9 +46,16 @@ class Attack(NamedTuple):
     """Whose attack and Lipschitz procedure: `text` or `reference`."""
     return self.protocol or config.protocol
 
-  def copies(self, num_classes: int) -> int:
-    """Points of an example that are attacked at once."""
-    return self.num_restarts if self.name == 'pgd' else num_classes - 1
+  def attempts(self, config: Config, num_classes: int) -> tuple[int, int]:
+    """Restarts or targets of an example: (made in turn, computed at once).
+
+    The released `multi_targeted` compares its targets and needs all of them.
+    """
+    if self.name == 'pgd':
+      return self.num_restarts, 1
+    if self.definitions(config) == 'reference':
+      return 1, num_classes - 1
+    return num_classes - 1, 1
 
   def maximizer(self, config: Config, num_classes: int):
     """The attack as a function of a network and a batch.
@@ -86,10 +93,12 @@ def evaluator(
     'reference': reference.lipschitz_estimate,
   }[attack.definitions(config)]
   module, num_classes = network(config, dataset), len(dataset.class_names)
-  shape, copies = dataset.test.images.shape[1:], attack.copies(num_classes)
+  attempts, copies = attack.attempts(config, num_classes)
+  shape = dataset.test.images.shape[1:]
   return evaluation.Evaluator(
     partial(models.logits_fn, module),
     attack=attack.maximizer(config, num_classes),
+    attempts=attempts,
     ratios=lambda *args: source(*args, epsilon=epsilon).ratios,
     batch_size=EVAL_BATCH_SIZE.value
     or evaluation.fitting_batch_size(module, shape, copies=copies),
