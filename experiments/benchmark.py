@@ -99,6 +99,8 @@ def cases() -> list[Case]:
   try:
     if name not in SETTINGS:
       return suite.cases(PEERS.value)
+    if not ARCH.value:
+      raise ValueError('--arch names no network')
     for arch in ARCH.value:
       models.build(arch, 10)
       if arch.startswith('resnet'):

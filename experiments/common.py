@@ -98,6 +98,26 @@ def fail(error: BaseException | str) -> None:
   sys.exit(1)
 
 
+def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
+  """Refuses to replace a record that is of something else.
+
+  Args:
+    owner: what the record has to have, None for what it may lack.
+
+  Raises:
+    ValueError: if `path` has a record of other values.
+  """
+  if not path.exists():
+    return
+  found = read_json(path)
+  for name, value in owner.items():
+    if found.get(name) != value:
+      raise ValueError(
+        f'{path} is of {name}={found.get(name)}, not {value}; name another '
+        'folder'
+      )
+
+
 def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
   """The numbers of a list flag, None if it is not given.
 
@@ -130,10 +150,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _refuse_unread(main: Callable[[], Any]) -> None:
-  """Refuses our flags that mean nothing to the script of `main`."""
+  """Refuses our flags that mean nothing to the script of `main`, and NaN."""
   script = sys.modules[main.__module__]
   read = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(script)}
   for name in flags.FLAGS:
+    if flags.FLAGS[name].value != flags.FLAGS[name].value:  # NaN
+      fail(f'--{name} must be a number')
     if flags.FLAGS[name].present and name not in read:
       module = flags.FLAGS.find_module_defining_flag(name)
       if module.startswith('experiments.'):

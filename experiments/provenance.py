@@ -28,33 +28,46 @@ def destination(output: str | None, name: str) -> pathlib.Path:
 
 
 def command() -> str:
-  """How this script was started, without the folders of this machine."""
+  """How this script was started, without the folders of this machine.
+
+  Of `--output` the name of the file remains.
+  """
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
   flags, words = [], iter(sys.argv[1:])
   for word in words:
-    name, equals, _ = word.lstrip('-').partition('=')
+    name, equals, value = word.lstrip('-').partition('=')
     if name not in ('data_dir', 'output', 'workdir'):
       flags.append(word)
-    elif not equals:
-      next(words, None)  # the folder, as a word of its own
+      continue
+    if not equals:
+      value = next(words, '')  # a word of its own
+    if name == 'output':
+      flags.append(f'--output={pathlib.Path(value).name}')
   return shlex.join(['python', '-m', f'experiments.{script}', *flags])
 
 
 def commit() -> str | None:
-  """The commit of the working tree; None outside of a checkout."""
+  """The commit of the working tree; None outside of a checkout.
+
+  It ends in `-dirty` if tracked files but the published results differ.
+  """
   root = pathlib.Path(__file__).resolve().parents[1]
-  try:
+
+  def git(*words: str) -> list[str]:
     result = subprocess.run(
-      ['git', 'rev-parse', '--show-toplevel', '--short', 'HEAD'],
-      cwd=root,
-      capture_output=True,
-      text=True,
-      check=True,
+      ['git', *words], cwd=root, capture_output=True, text=True, check=True
     )
+    return result.stdout.splitlines()
+
+  try:
+    top, name = git('rev-parse', '--show-toplevel', '--short', 'HEAD')
+    if pathlib.Path(top) != root:  # another project's
+      return None
+    code = ('.', ':!experiments/results')
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', *code)
   except (OSError, subprocess.CalledProcessError):
     return None
-  top, name = result.stdout.splitlines()
-  return name if pathlib.Path(top) == root else None  # not another project's
+  return f'{name}-dirty' if changed else name
 
 
 def machine() -> str:

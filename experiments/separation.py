@@ -58,9 +58,12 @@ def main() -> None:
   data = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name = variant(pathlib.Path(data.name).stem)
   workdir = pathlib.Path(WORKDIR.value or 'runs/separation')
-  epsilon = (
-    data.epsilon if common.EPSILON.value is None else common.EPSILON.value
-  )
+  epsilon = common.EPSILON.value
+  if epsilon is None and NORM.value == 'linf':  # the paper's radii are
+    epsilon = data.epsilon
+  owner = {'dataset': data.name, 'fingerprint': data.fingerprint}
+  output = workdir / f'separation_{name}.json'
+  common.check_owner(output, owner)
   start = time.perf_counter()
   train, test, kept, repeated = _examples(data)
   common.output_folder(workdir)
@@ -70,10 +73,12 @@ def main() -> None:
   start += time.perf_counter() - began - spent  # what an earlier process took
   pairs, matrix = between_classes(train, test, found, len(data.class_names))
   record = {
-    'dataset': data.name,
+    **owner,
     'norm': NORM.value,
     'random_labels': RANDOM_LABELS.value,
     'dropped': sorted(set(range(len(data.train.labels))) - set(kept.tolist())),
+    'num_train': len(train[1]),
+    'num_test': len(test[1]),
     **summary(found, epsilon),
     'duplicates': len(repeated.groups),
     'conflicts': len(repeated.conflicts),
@@ -97,7 +102,7 @@ def main() -> None:
   ).items():
     plots.save(figure, workdir / f'{kind}_{name}')
   print(row(record))
-  common.finish(record, workdir / f'separation_{name}.json')
+  common.finish(record, output)
   for path in partial:
     path.unlink(missing_ok=True)
 
@@ -234,10 +239,15 @@ def _pair_rows(pairs, kept, part):
 
 
 def row(record: dict[str, Any]) -> str:
-  """Table 1's row for this data set, the paper's beside it."""
+  """Table 1's row for this data set, the paper's beside it where it has one."""
   columns = 'epsilon', 'train_train_min', 'test_train_min'
-  published = paper_tables.SEPARATION.get(record['dataset'], (None,) * 3)
-  lines = [f'{record["dataset"]:<22}{"ours":>10}{"paper":>10}']
+  published = (None,) * 3
+  if paper_tables.SEPARATION_SETTINGS.items() <= record.items():
+    published = paper_tables.SEPARATION.get(record['dataset'], published)
+  lines = [
+    f'{record["num_train"]:,} + {record["num_test"]:,} examples',
+    f'{record["dataset"]:<22}{"ours":>10}{"paper":>10}',
+  ]
   for column, value in zip(columns, published, strict=True):
     ours = '-' if record[column] is None else f'{record[column]:.4f}'
     theirs = '-' if value is None else f'{value:.3f}'

@@ -6,8 +6,8 @@ trains the ten methods of Table 2 on the embedded mnist5k (GR and LLR both as
 the text defines and as the released code computes them) for two epochs of
 cnn1, measures them on 500 examples of each split and prints ours / paper /
 difference. `--rows` limits what is trained, not what is shown of what is
-finished; a record is never replaced by one with fewer runs. `--preset=paper` is
-the published schedule:
+finished; a record of networks is never replaced by one with fewer runs.
+`--preset=paper` is the published schedule:
 
   python -m experiments.tables --table=2 --preset=paper --arch=cnn2 --seeds=3
 
@@ -85,7 +85,7 @@ def config(dataset: datasets.Dataset, target: Target, name: str) -> Config:
     fields['eval_examples'] = QUICK_EVAL_EXAMPLES
   fields |= row.settings | {'protocol': row.protocol, 'arch': target.arch}
   if TABLE.value == '4':
-    rate = fields['dropout'] or setup.dropout
+    rate = setup.dropout if fields['dropout'] is None else fields['dropout']
     if rate is None:
       raise ValueError(f'--dropout is needed: none is known for {dataset.name}')
     fields['dropout'] = rate if row.dropout else None

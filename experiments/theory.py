@@ -17,6 +17,7 @@ number of images: `--noseparation` leaves out what depends on it.
 Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
 """
 
+import math
 import pathlib
 import time
 
@@ -60,7 +61,7 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   if SEPARATION.value:
     distances = distance_table.train_distances(dataset)
     result['train'] = distance_table.train_certificate(distances)
-    if result['train']['r'] > 0 and NUM_CHECKED.value:
+    if 0 < result['train']['r'] < math.inf and NUM_CHECKED.value:
       result['lemma_4_1'] = distance_table.lemma_checks(
         dataset,
         radius=result['train']['r'],
@@ -102,17 +103,21 @@ def main() -> None:
   if len(dataset.class_names) < 2:
     raise ValueError(f'{name} has one class; a classifier needs two')
   folder = common.output_folder(WORKDIR.value)
+  output = folder / f'theory_{name}.json'
+  owner = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
+  common.check_owner(output, owner)
   data = on_data(dataset, epsilon)
   theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {
     'job': 'theory',
+    **owner,
     'seed': seed,
     'data': data,
   }
   if FIGURES.value:
     record['figures'] = draw(folder, seed)
   record |= {'seconds': time.monotonic() - start, **provenance.record()}
-  common.finish(record, folder / f'theory_{name}.json')
+  common.finish(record, output)
 
 
 if __name__ == '__main__':

@@ -50,11 +50,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-  if not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(
-      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
-      'are divided by 255 first.'
-    )
+  projections.check_floating(inputs)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
@@ -100,6 +96,28 @@ def _check(**numbers: chex.Numeric) -> None:
       np.asarray(value) >= 0
     ):
       raise ValueError(f'{name} must be at least 0, got {value}.')
+
+
+def _check_attempt(attempt: chex.Numeric | None, count: int) -> None:
+  known = attempt is not None and not isinstance(attempt, jax.core.Tracer)
+  if known and not 0 <= attempt < count:
+    raise ValueError(f'attempt must be from 0 to {count - 1}, got {attempt}.')
+
+
+def class_logits(
+  logits_fn: LogitsFn, inputs: chex.Array, num_classes: int
+) -> chex.Array:
+  """The logits of `inputs`, [B, num_classes].
+
+  Raises:
+    ValueError: if the network has another number of classes.
+  """
+  logits = logits_fn(inputs)
+  if logits.shape[-1] != num_classes:
+    raise ValueError(
+      f'num_classes is {num_classes}, the network has {logits.shape[-1]}.'
+    )
+  return logits
 
 
 def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -158,7 +176,8 @@ def pgd(
       only if every restart fails.
     start: explicit first point, with a single restart.
     keep: 'last' iterate or 'best', as `ascend` has it.
-    attempt: the number of the one restart to make, from 0; None makes all.
+    attempt: the number of the one restart to make, below `num_restarts`; None
+      makes all.
 
   Raises:
     ValueError: if a number is out of range or `start` comes with restarts.
@@ -167,6 +186,7 @@ def pgd(
   """
   if num_restarts < 1:
     raise ValueError(f'num_restarts must be at least 1, got {num_restarts}.')
+  _check_attempt(attempt, num_restarts)
   if start is not None and num_restarts > 1:
     raise ValueError('an explicit start leaves nothing to restart from.')
 
@@ -259,6 +279,7 @@ def multi_targeted(
   no target fools it. Arguments and errors are those of `toward`.
 
   Args:
+    num_classes: number of logits C, at least 2.
     attempt: from 0 to C - 2, takes one target alone, the likelier the earlier;
       None takes all.
 
@@ -268,7 +289,10 @@ def multi_targeted(
   def objective(points, targets):
     weights = jax.nn.one_hot(targets, num_classes)
     weights -= jax.nn.one_hot(batch.labels, num_classes)
-    return (weights * logits_fn(points)).sum(axis=-1)
+    logits = class_logits(logits_fn, points, num_classes)
+    return (weights * logits).sum(axis=-1)
+
+  _check_attempt(attempt, num_classes - 1)
 
   def attack(targets):
     return toward(

@@ -39,10 +39,14 @@ class Store:
     """Starts to write `tree`, copied to the host first, as `number`."""
     if not self._writes:
       return
-    self._orbax.wait_until_finished()
+    self.wait()
     self._clean()
     path = self.folder / str(number)
     self._orbax.save(path, jax.tree.map(np.asarray, tree), force=True)
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk."""
+    self._orbax.wait_until_finished()
 
   def numbers(self) -> list[int]:
     """What there is, oldest first."""

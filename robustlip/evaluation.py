@@ -73,8 +73,10 @@ def per_example(
     description: what the progress bar says.
 
   Raises:
-    ValueError: if there are no examples.
+    ValueError: if there are no examples, or `batch_size` is not positive.
   """
+  if batch_size < 1:
+    raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
   indices = np.arange(len(split.labels)) if indices is None else indices
   if not len(indices):
     raise ValueError('there are no examples to measure.')
@@ -158,6 +160,7 @@ class Evaluator:
       `partial(models.logits_fn, module)`.
     attack: finds points in the ball.
     ratios: local Lipschitz estimates, [B].
+    batch_size: examples to a dispatch, see `per_example`.
     attempts: restarts or targets of the attack, made one after the other; if
       more than one, it takes the number of one as `attempt`, as those in
       `attacks` do. An example that withstands all of them is robust.

@@ -32,9 +32,14 @@ def ratio(
 ) -> chex.Array:
   """||f(x) - f(x')||_1 / ||x - x'||_inf, [B]; 0 where x' = x.
 
+  Raises:
+    ValueError: if the images are not floating point.
+
   Source: the paper's Eq. (3), inside the maximum.
   """
   chex.assert_equal_shape([inputs, points])
+  projections.check_floating(inputs)
+  projections.check_floating(points)
   return _ratio(logits_fn(inputs), logits_fn(points), inputs - points)
 
 

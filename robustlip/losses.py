@@ -167,7 +167,12 @@ def nonlinearity(logits_fn: LogitsFn, batch: Batch) -> Objective:
 def gradient_step(
   logits_fn: LogitsFn, batch: Batch, *, step_size: chex.Numeric
 ) -> chex.Array:
-  """Moves x by step_size g / ||g||_2, g = grad CE(x), maybe out of the box."""
+  """Moves x by step_size g / ||g||_2, g = grad CE(x), maybe out of the box.
+
+  Raises:
+    ValueError: if the images are not floating point.
+  """
+  projections.check_floating(batch.inputs)
   gradients = jax.grad(  # log odds have the same direction
     lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
   )(batch.inputs)

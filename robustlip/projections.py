@@ -20,6 +20,15 @@ def check_norm(norm: str) -> None:
     raise ValueError(f'norm must be one of {NORMS}, got {norm!r}.')
 
 
+def check_floating(inputs: chex.Array) -> None:
+  """Raises ValueError for images of bytes, whose differences would wrap."""
+  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
+      'are divided by 255 first.'
+    )
+
+
 def per_example(values: chex.Array, like: chex.Array) -> chex.Array:
   """[B] -> [B, 1, ..., 1] with the rank of `like`."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -110,7 +110,8 @@ def multi_targeted(
   """
 
   def objective(points, targets):
-    return -losses.cross_entropy(logits_fn(points), targets)
+    logits = attacks.class_logits(logits_fn, points, num_classes)
+    return -losses.cross_entropy(logits, targets)
 
   targets = attacks.wrong_classes(batch.labels, num_classes)
   attack = partial(

@@ -19,8 +19,7 @@ import numpy as np
 
 from robustlip import separation
 
-ROUNDING = 1e-6  # covers that of the float32 distances up to `LARGEST`
-LARGEST = 8.0
+ROUNDING = 1e-6  # covers that of float32 distances up to 8
 
 
 def class_distances(
@@ -106,8 +105,8 @@ def certified(gaps: np.ndarray, radius: float) -> np.ndarray:
   """Whether g is right for certain on the closed ball of `radius`, bool [N].
 
   That is where half the gap exceeds the radius. Distances are float32, so that
-  what is within `ROUNDING` of a tie is not certified; class distances beyond
-  `LARGEST`, which l-inf has none of on images in [0, 1], need another scale.
+  what is within `ROUNDING` of a tie is not certified; class distances beyond 8,
+  which l-inf has none of on images in [0, 1], need another scale.
 
   Args:
     gaps: [N], of `gaps`.
@@ -123,6 +122,9 @@ def lipschitz_ratio(
 ) -> np.ndarray:
   """Largest |f(x)_i - f(x')_i| / dist(x, x') over coordinates i, [N].
 
+  A coordinate that is inf at both points, that of a class without a reference,
+  has not changed.
+
   Args:
     values: f at x, [N, C].
     moved_values: f at x', [N, C].
@@ -135,7 +137,9 @@ def lipschitz_ratio(
     )
   if not np.all(moves > 0):
     raise ValueError('the two points of every pair must differ.')
-  return np.abs(values - moved_values).max(axis=1) / moves
+  changes = np.zeros(values.shape, np.result_type(values, moved_values))
+  np.subtract(values, moved_values, out=changes, where=values != moved_values)
+  return np.abs(changes).max(axis=1) / moves
 
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:

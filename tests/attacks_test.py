@@ -1,6 +1,7 @@
 """Attacks on networks whose worst points are known."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, projections
+from robustlip import attacks, projections, reference
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -147,6 +148,22 @@ class AttacksTest(chex.TestCase):
       exact = np.ravel(image) @ gap + 0.05 * jnp.abs(gap).sum()
       np.testing.assert_allclose(reached, exact, atol=1e-4)
 
+  def test_the_published_schedules(self):
+    def slanted(inputs):  # logit 1 rises with every pixel, logit 0 falls
+      total = inputs.reshape(len(inputs), -1).sum(axis=1)
+      return jnp.stack([-total, total], axis=1)
+
+    batch = Batch(INPUTS, jnp.zeros(7, int))
+    walk = dict(epsilon=0.1, start=INPUTS)
+    for attack, num_steps, step in (
+      (attacks.pgd, 10, 0.02),
+      (functools.partial(attacks.multi_targeted, num_classes=2), 20, 0.01),
+    ):
+      one = attack(slanted, batch, KEY, num_steps=1, **walk)
+      chex.assert_trees_all_close(one, INPUTS + step, atol=1e-6)
+      defaults = inspect.signature(getattr(attack, 'func', attack)).parameters
+      assert defaults['num_steps'].default == num_steps
+
   def test_multi_targeted_is_pgd_with_two_classes(self):
     start = projections.random_start(INPUTS, KEY, epsilon=0.1)
     settings = dict(epsilon=0.1, num_steps=10, step_size=0.02, start=start)
@@ -181,6 +198,27 @@ class AttacksTest(chex.TestCase):
 def test_wrong_settings_are_named(settings, message):
   with pytest.raises(ValueError, match=message):
     attacks.pgd(linear, BATCH, KEY, **settings)
+
+
+@pytest.mark.parametrize(
+  'attack', [attacks.multi_targeted, reference.multi_targeted]
+)
+def test_the_number_of_classes_is_the_networks(attack):
+  for num_classes in (2, 4):
+    with pytest.raises(ValueError, match=f'is {num_classes}, .* has 3'):
+      attack(linear, BATCH, KEY, epsilon=0.1, num_classes=num_classes)
+
+
+def test_attempts_out_of_range_are_refused():
+  for attempt in (-1, 2):
+    with pytest.raises(ValueError, match='from 0 to 1'):
+      attacks.pgd(
+        linear, BATCH, KEY, epsilon=0.1, num_restarts=2, attempt=attempt
+      )
+    with pytest.raises(ValueError, match='from 0 to 1'):
+      attacks.multi_targeted(
+        linear, BATCH, KEY, epsilon=0.1, num_classes=3, attempt=attempt
+      )
 
 
 def test_integer_images_and_negative_radii_are_refused():

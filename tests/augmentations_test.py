@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from robustlip import augmentations
+from robustlip.augmentations import AUGMENTATIONS
 
 IMAGE = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
 MANY = np.repeat(IMAGE, 300, axis=0)
@@ -25,7 +26,19 @@ def test_flips_are_the_mirror_image_half_of_the_time():
   assert (same ^ mirrored).all() and 110 < mirrored.sum() < 190
 
 
+def test_the_published_paddings():
+  image = np.zeros((2000, 40, 40, 1), np.uint8)
+  image[:, 20, 20] = 1  # in the middle: never cut off
+  for name, padding in (('crop4_flip', 4), ('crop8', 8)):
+    out = AUGMENTATIONS[name](image, jax.random.key(0))
+    _, rows, columns, _ = np.nonzero(np.asarray(out))
+    offsets = set(range(20 - padding, 21 + padding))
+    assert set(rows) == offsets
+    mirrored = {39 - x for x in offsets} if 'flip' in name else set()
+    assert set(columns) == offsets | mirrored
+
+
 def test_augmentations_keep_shape_and_type():
-  for augment in augmentations.AUGMENTATIONS.values():
+  for augment in AUGMENTATIONS.values():
     out = augment(MANY, jax.random.key(0))
     assert out.shape == MANY.shape and out.dtype == np.uint8

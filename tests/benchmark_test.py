@@ -46,7 +46,11 @@ def test_a_suite_prints_a_table_and_one_record(tmp_path):
 
 @pytest.mark.parametrize(
   'flag, message',
-  [('--arch=wrn_9_1', '6 n + 4'), ('--arch=resnet50', 'no benchmark')],
+  [
+    ('--arch=wrn_9_1', '6 n + 4'),
+    ('--arch=resnet50', 'no benchmark'),
+    ('--arch=', 'no network'),
+  ],
 )
 def test_wrong_networks_are_one_line(flag, message, tmp_path):
   result = run(flag, f'--output={tmp_path}/record.json')
@@ -98,6 +102,30 @@ def test_the_training_candidate_trains(num_runs):
   assert candidate.work == 4 * num_runs
   candidate.run()
   candidate.run()  # its state was donated and replaced
+
+
+@pytest.mark.parametrize('arch', ['cnn1', 'cnn2', 'wrn_10_1'])
+def test_the_peer_has_our_network_and_only_the_attacks_gradient(arch):
+  torch = pytest.importorskip('torch', reason='needs the extra `bench`')
+  from experiments.suites import torch_peer
+
+  task = problem.make(arch, 4)
+  network, asked = torch_peer._network(task).eval(), []
+  sizes = [x.size for x in jax.tree.leaves(task.variables()['params'])]
+  assert sum(x.numel() for x in network.parameters()) == sum(sizes)
+
+  def spied(points):
+    asked.append(any(x.requires_grad for x in network.parameters()))
+    return network(points)
+
+  spied.requires_grad_ = network.requires_grad_
+  images, labels = torch_peer.examples(task)
+  points = torch_peer.pgd(spied, images, labels, problem.EPSILON)
+  assert asked == [False] * 10  # frozen, or a compiled network computes theirs
+  assert all(x.requires_grad for x in network.parameters())
+  moves = (points - images).abs()
+  assert moves.max() <= problem.EPSILON + 1e-6 and moves.max() > 0.05
+  assert isinstance(points, torch.Tensor)
 
 
 def test_batches_cover_every_example():

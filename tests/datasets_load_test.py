@@ -59,6 +59,24 @@ def test_published_files_then_cache(tmp_path, monkeypatch, name):
   check_equal(first, second)
 
 
+def test_parts_of_a_set_are_told_apart(tmp_path):
+  found = []
+  for name in ('a', 'b'):
+    write_published('mnist', tmp_path / name / 'mnist')
+    if name == 'b':
+      folder = tmp_path / name / 'mnist'
+      (path,) = folder.glob('train-images*')
+      path.write_bytes(path.read_bytes()[:-1] + bytes([77]))
+    found.append(datasets.load('mnist', data_dir=tmp_path / name).fingerprint)
+  assert None not in found and found[0] != found[1]
+
+
+def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
+  monkeypatch.setattr(tfds_source, 'download', forbid)
+  with pytest.raises(FileNotFoundError, match='nothing is downloaded'):
+    datasets.load('mnist', data_dir=tmp_path, download=False)
+
+
 @pytest.mark.parametrize('name', catalogue.FACTS)
 def test_files_directly_in_the_folder(tmp_path, name):
   write_published(name, tmp_path / name)

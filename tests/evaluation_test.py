@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
@@ -109,6 +110,10 @@ class EvaluationTest(chex.TestCase):
     np.testing.assert_array_equal(robust(attack, 3), robust(attack, 1))
     several, one = robust(attack, 3).sum(), robust(only_the_first, 3).sum()
     assert 0 < several < one < 37
+
+  def test_empty_batches_are_refused(self):
+    with pytest.raises(ValueError, match='batch_size must be at least 1'):
+      measured(0)
 
   def test_a_network_that_is_always_wrong_is_not_attacked(self):
     split = Split(SPLIT.images, np.full(37, 1, np.int32))

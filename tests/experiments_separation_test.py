@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from experiments import paper_tables
 from experiments import separation as script
 from experiments.distances import separation_state
 from robustlip import separation
@@ -102,6 +103,28 @@ def test_random_labels_change_the_distances(tmp_path, capsys):
   assert found == records
 
 
+def test_another_set_of_the_same_name_is_refused(tmp_path, capsys):
+  (tmp_path / 'a').mkdir()
+  write_set(tmp_path / 'mine.npz')
+  write_set(tmp_path / 'a' / 'mine.npz')
+  values = {'dataset': f'{tmp_path}/mine.npz', 'workdir': f'{tmp_path}/out'}
+  run(capsys, **values)
+  with pytest.raises(ValueError, match='name another folder'):
+    run(capsys, **values | {'dataset': f'{tmp_path}/a/mine.npz'})
+
+
+def test_only_what_was_published_is_beside_the_paper():
+  record = {
+    'dataset': 'mnist',
+    **paper_tables.SEPARATION_SETTINGS,
+    **{'epsilon': 0.1, 'train_train_min': 0.7, 'test_train_min': 0.8},
+    **{'num_train': 60000, 'num_test': 10000},
+  }
+  assert '0.737' in script.row(record)
+  for other in ({'norm': 'l2'}, {'random_labels': True}, {'dropped': [3]}):
+    assert '0.737' not in script.row(record | other)
+
+
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
@@ -132,7 +155,8 @@ def test_damaged_or_odd_input_is_named(
   assert '\n' not in str(error.value)
 
 
-def test_one_class_has_no_minimum(tmp_path, capsys):
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_one_class_has_no_minimum(tmp_path, capsys, norm):
   images = np.zeros((4, 2, 2, 1), np.uint8)
   labels = np.zeros(4, np.int32)
   np.savez(
@@ -143,7 +167,10 @@ def test_one_class_has_no_minimum(tmp_path, capsys):
     test_labels=labels,
   )
   record = run(
-    capsys, dataset=f'{tmp_path}/mine.npz', workdir=f'{tmp_path}/out'
+    capsys,
+    dataset=f'{tmp_path}/mine.npz',
+    workdir=f'{tmp_path}/out',
+    norm=norm,
   )
   assert record['train_train_min'] is None
   assert record['train_train_without_opponent'] == 4

@@ -229,6 +229,10 @@ def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):
   (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
   assert 'not finite at step' in line and 'learning_rate' in line
   assert 'there is no checkpoint yet' in line or 'checkpoint is step' in line
+  only = ['--method=natural', '--epochs=1', '--batch_size=90']  # one update
+  only += ['--learning_rate=1e39', '--milestones=10000000000']
+  finished = train(tmp_path, f'--workdir={tmp_path / "other"}', *only)
+  assert_one_line(finished, 'not finite at step 1;')
 
 
 def test_a_diverging_run_leaves_those_it_trains_with_alone(tmp_path):
@@ -272,6 +276,9 @@ def test_other_arrays_in_the_same_file_are_refused(tmp_path):
   arrays = scripts.tiny_arrays()
   np.savez(own, **arrays)
   flags = [f'--dataset={own}', '--epochs=1', f'--workdir={work}']
+  work.mkdir()
+  for name in ('.lock', 'config.json.partial'):  # ended before it had begun
+    (work / name).touch()
   last_json(train(tmp_path, *flags))
 
   def evaluate(folder, *flags):
@@ -321,6 +328,8 @@ WRONG_FLAGS = [
   (TRAIN, ['--epsilon=-1'], 'epsilon'),
   (TRAIN, ['--epsilon=8/255'], 'epsilon'),
   (TRAIN, ['--epsilon=nan'], 'epsilon'),
+  (TRAIN, ['--checkpoint_seconds=nan'], 'must be a number'),
+  (TRAIN, ['--arch=cnn2'], 'too small'),
   (TRAIN, ['--method=magic'], 'method'),
   (TRAIN, ['--arch=vgg16'], 'vgg16'),
   (TRAIN, ['--arch=wrn_11_2'], 'depth'),

@@ -1,12 +1,15 @@
 """Lipschitz estimates on networks whose constant is known."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
-from robustlip import lipschitz, reference
+from robustlip import attacks, lipschitz, methods, reference
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -87,6 +90,25 @@ class LipschitzTest(chex.TestCase):
       found = lipschitz.estimate(broken, INPUTS, KEY, epsilon=0.1, keep=keep)
       assert np.isnan(found.ratios).all()
 
+  def test_the_published_schedule(self):
+    pixel = INPUTS[:, :1, :1]
+    points = lipschitz.estimate(
+      lambda x: x.reshape(len(x), 1) ** 2,  # the ratio is x + x'
+      pixel,
+      KEY,
+      epsilon=0.1,
+      num_steps=1,
+      start=pixel + 0.01,
+    ).points
+    chex.assert_trees_all_close(points, pixel + 0.03, atol=1e-6)
+    defaults = inspect.signature(lipschitz.estimate).parameters
+    assert defaults['num_steps'].default == 10
+
+  def test_images_of_bytes_are_refused(self):
+    pixels = jnp.full(INPUTS.shape, 10, jnp.uint8)
+    with pytest.raises(ValueError, match='uint8; images of bytes'):
+      lipschitz.ratio(linear, pixels, pixels + 10)
+
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)
     before = lipschitz.ratio(linear, INPUTS, start)
@@ -94,16 +116,32 @@ class LipschitzTest(chex.TestCase):
     ours = lipschitz.estimate(linear, INPUTS, KEY, epsilon=0.1)
     assert released.ratios.mean() < before.mean() < ours.ratios.mean()
 
+  def test_the_released_procedure_takes_ten_short_steps(self):
+    def shallow(inputs):  # the ratio falls along every pixel, however far
+      return -jnp.exp(-5 * inputs.reshape(len(inputs), -1)) @ jnp.abs(WEIGHTS)
+
+    start = methods.near(INPUTS, KEY)
+    points = reference.lipschitz_estimate(
+      shallow, INPUTS, KEY, epsilon=0.1
+    ).points
+    slope = jax.grad(lambda x: lipschitz.ratio(shallow, INPUTS, x).sum())
+    for _ in range(10):
+      start = start - 0.003 * jnp.sign(slope(start))
+    chex.assert_trees_all_close(points, start, atol=1e-6)
+
 
 def test_reference_multi_targeted_returns_the_best_scored_target():
-  # Logit 1 is easy to raise by softmax, logit 2 is not: one step decides.
-  weights = jnp.array([[0.0, 3.0, 1.0]])
-
+  # Towards class 1 the pixel brightens: its softmax grows, no logit passes that
+  # of the label. Towards 2 it darkens, and class 3 passes the label instead.
   def logits_fn(inputs):
-    return inputs.reshape(len(inputs), 1) @ weights
+    x = inputs.reshape(len(inputs), 1) - 0.5
+    return jnp.concatenate(
+      [0 * x, 5 * x - 1.0, -x - 3.0, -15 * x - 1.2, -15 * x - 1.2], axis=1
+    )
 
   batch = Batch(jnp.full((2, 1, 1, 1), 0.5), jnp.zeros(2, int))
-  points = reference.multi_targeted(
-    logits_fn, batch, KEY, epsilon=0.1, num_classes=3
-  )
-  chex.assert_trees_all_close(points, jnp.full((2, 1, 1, 1), 0.6), atol=1e-6)
+  run = dict(epsilon=0.1, num_classes=5)
+  released = reference.multi_targeted(logits_fn, batch, KEY, **run)
+  worst = attacks.multi_targeted(logits_fn, batch, KEY, **run)
+  chex.assert_trees_all_close(worst, jnp.full((2, 1, 1, 1), 0.4), atol=1e-6)
+  chex.assert_trees_all_close(released, jnp.full((2, 1, 1, 1), 0.6), atol=1e-6)

@@ -1,5 +1,7 @@
 """Losses against values computed by hand and against each other."""
 
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 from scipy import special, stats
 
-from robustlip import losses, methods, projections, reference
+from robustlip import attacks, losses, methods, projections, reference
 from robustlip.types import Batch
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3))
@@ -60,6 +62,43 @@ SETTINGS = {
 RUN = methods.Settings(
   seed=0, learning_rate=0.1, epsilon=0.1, lam=0.0, beta=0.0, mu=0.0
 )
+
+
+WEIGHTED = RUN._replace(lam=2.0, beta=5.0, mu=7.0)
+BY_METHOD = EXPECTED | {
+  'trades': CLEAN + 5 / 2 * (EXPECTED['trades'] - CLEAN),
+  'gr': CLEAN + (ATTACKED - CLEAN) ** 2,  # a step of length 1
+  'llr': EXPECTED['llr'] + 4 * np.abs(slope()),
+}
+
+
+class MethodsTest(chex.TestCase):
+  @parameterized.parameters(*BY_METHOD)
+  def test_each_weight_is_its_own(self, name):
+    loss = methods.METHODS[name](WEIGHTED).loss
+    chex.assert_trees_all_close(
+      loss(linear, BATCH, MOVED), BY_METHOD[name].astype(np.float32), rtol=1e-4
+    )
+
+  def test_the_probe_of_gr_is_as_long_as_its_divisor(self):
+    points = methods.METHODS['gr'](WEIGHTED).maximize(linear, BATCH, None)
+    lengths = projections.sizes(points - BATCH.inputs, norm='l2')
+    chex.assert_trees_all_close(lengths, jnp.full(5, 1.0), rtol=1e-5)
+
+  @parameterized.parameters(
+    # Steps, and their length in units of the radius.
+    ('at', 10, 1 / 5),
+    ('rst', 10, 1 / 5),
+    ('trades', 10, 1 / 5),
+    ('llr', 2, 1 / 2),
+  )
+  def test_the_schedule_of_each_attack(self, name, num_steps, step):
+    with mock.patch.object(attacks, 'ascend', wraps=attacks.ascend) as ascend:
+      methods.METHODS[name](RUN).maximize(linear, BATCH, jax.random.key(0))
+    settings = ascend.call_args.kwargs
+    assert settings['num_steps'] == num_steps
+    assert settings['epsilon'] == RUN.epsilon
+    np.testing.assert_allclose(settings['step_size'], RUN.epsilon * step)
 
 
 class LossesTest(chex.TestCase):
@@ -157,6 +196,25 @@ class LossesTest(chex.TestCase):
 
 
 class ReferenceTest(chex.TestCase):
+  def test_llr_takes_two_steps_along_the_gradient_over_its_largest_part(self):
+    weights = np.array([1.0, -0.5, 0.25, 0.0, 2.0, -1.0], np.float32)
+
+    def two(inputs):  # the gradient of the label's cross entropy is along these
+      score = inputs.reshape(5, 6) @ weights
+      return jnp.stack([score, -score], axis=1)
+
+    labels = jnp.array([0, 1, 0, 1, 0])
+    points = reference.METHODS['llr'](RUN).maximize(
+      two, Batch(BATCH.inputs, labels), jax.random.key(0)
+    )
+    away = np.where(labels == 0, -1, 1)[:, None] * weights / 2  # by the largest
+    start = methods.near(BATCH.inputs, jax.random.key(0)) - BATCH.inputs
+    moved = np.clip(0.1 * away + np.reshape(start, (5, 6)), -0.1, 0.1)
+    expected = INPUTS.reshape(5, 6) + moved
+    chex.assert_trees_all_close(
+      np.reshape(points, (5, 6)), expected.astype(np.float32), atol=1e-5
+    )
+
   def test_gr_counts_the_clean_loss_twice(self):
     settings = RUN._replace(lam=1.0)
     method = reference.METHODS['gr'](settings)

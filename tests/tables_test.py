@@ -7,6 +7,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -319,6 +320,15 @@ def test_departures_of_single_rows_name_them():
   assert rate == 'learning rate 0.064 for a mean loss, not 0.64 (Natural)'
   (mode,) = found({'natural': shared, 'at': shared | {'attack_mode': 'eval'}})
   assert mode.endswith('inference mode (AT)')
+  trades = shared | {'dropout': 0.0, 'beta': 6.0, 'attack_mode': 'eval'}
+  (mask,) = found({'trades6': trades | {'protocol': 'reference'}})
+  assert mask == "dropout 0, not the network's own"
+  llr = shared | {'protocol': 'reference', 'attack_mode': 'eval', 'mu': 3.0}
+  assert found({'llr_reference': llr | {'lam': 4.0}}) == []
+  (mode,) = found({'llr_reference': llr | {'lam': 4.0, 'attack_mode': 'train'}})
+  assert mode.endswith('with the network in training mode')
+  (weight,) = found({'llr_reference': llr | {'lam': 3.0}})
+  assert weight == 'lam 3, not 4'
   (dropout,) = found({'natural': shared | {'dropout': 0.5}})
   assert dropout == "dropout 0.5, not the network's own"
 
@@ -345,7 +355,7 @@ def test_table_1_from_separation_records(tmp_path):
   record = {'epsilon': 0.1, 'train_train_min': 188 / 255, 'seconds': 2.0}
   record['test_train_min'] = 207 / 255
   record |= {'norm': 'linf', 'random_labels': False, 'dropped': []}
-  record['dataset'] = 'mnist'
+  record |= {'dataset': 'mnist', 'num_train': 60000, 'num_test': 10000}
   path = tmp_path / 'separation_mnist.json'
   common.write_json(record | {'norm': 'l2'}, path)
   with pytest.raises(ValueError, match='norm l2'):
@@ -357,6 +367,25 @@ def test_table_1_from_separation_records(tmp_path):
     table
   )
   assert table['findings'] == []
+  assert '| mnist |' in render.markdown(table)
+  common.write_json(record | {'num_train': 6000}, path)
+  panel = table_record.separation(tmp_path)
+  assert panel['rows']['mnist']['label'].startswith('mnist, 6,000 of 60,000 +')
+
+
+def test_what_is_not_finite_is_left_out():
+  run = {'seed': 0, 'learning_rate': 0.1, 'test_acc': 50.0, 'gap': None}
+  target = Target('mnist', 'cnn1', None)
+  row = table_record._row(target, 'natural', ('test_acc', 'gap'), [run])
+  assert list(row['columns']) == ['test_acc']
+
+
+def test_the_papers_contradictions_are_noted():
+  panel = paper_tables.TABLES['4'][0]
+  rows = {'natural': {}, 'natural_dropout': {}}
+  (first, *_) = table_record._inconsistencies('4', panel, rows)
+  assert 'Natural 149.82, Natural + dropout 152.38' in first
+  assert table_record._inconsistencies('3', panel, rows) == []
 
 
 def test_an_unfinished_run_is_no_record(tmp_path):
@@ -368,6 +397,10 @@ def test_provenance():
   assert record['command'].startswith('python -m experiments.')
   assert 'cores of' in record['machine']
   assert record['jax_version']
+  argv = ['benchmark.py', '--output=/a/b.json', '--data_dir', '/c', '--peers']
+  with mock.patch.object(sys, 'argv', argv):
+    command = provenance.command()
+  assert command == ('python -m experiments.benchmark --output=b.json --peers')
 
 
 def test_certificate_counts_each_split_against_both():

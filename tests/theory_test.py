@@ -196,3 +196,10 @@ def test_certified_radius_is_half_the_gap_or_nothing():
 def test_bad_input_is_named(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_a_class_without_a_reference_does_not_change():
+  before = np.array([[0.5, np.inf, 1.0], [0.5, np.inf, 1.0]], np.float32)
+  after = np.array([[0.6, np.inf, 0.8], [0.5, 0.25, 1.0]], np.float32)
+  ratios = theory.lipschitz_ratio(before, after, np.full(2, 0.1))
+  np.testing.assert_allclose(ratios, [2.0, np.inf], rtol=1e-5)

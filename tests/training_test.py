@@ -80,10 +80,10 @@ def order(runs, devices):
   return np.stack(np.split(orders, devices, axis=-1))
 
 
-def train(plan, runs, *, devices, chunks=((0, STEPS),)):
+def train(plan, runs, *, devices, chunks=((0, STEPS),), data=(IMAGES, LABELS)):
   """States after some steps, without the device axis."""
   states = training.initial_state(plan, runs, SHAPE)
-  copies = training.replicate((states, IMAGES, LABELS))
+  copies = training.replicate((states, *data))
   if devices < jax.device_count():
     copies = jax.tree.map(lambda x: x[:devices], copies)
   states, images, labels = copies
@@ -123,6 +123,17 @@ class TrainingTest(chex.TestCase):
       plan, settings(0), devices=1, chunks=((0, 1), (1, 7), (7, STEPS))
     )
     chex.assert_trees_all_equal(whole, parts)
+
+  def test_every_step_draws_anew(self):
+    # One image, no learning: the losses differ by the crops alone.
+    same = np.repeat(IMAGES[:1], 80, axis=0), np.zeros(80, np.int32)
+    plan = recipe(methods.METHODS['natural'], Linear())
+    still = settings(0, learning_rate=0.0)
+    sums = [
+      train(plan, still, devices=1, chunks=((0, last),), data=same).loss_sum[0]
+      for last in range(4)
+    ]
+    assert len(set(np.round(np.diff(sums), 5))) == 3
 
   def test_one_compilation_serves_all_dispatches(self):
     method = chex.assert_max_traces(methods.METHODS['rst'], n=1)
@@ -216,12 +227,12 @@ class TrainingTest(chex.TestCase):
     optimizer = training.adam(momentum=0.8, milestones=(), steps_per_epoch=1)(
       0.1
     )
-    params, gradients = {'w': jnp.ones(3)}, {'w': jnp.arange(3.0)}
-    expected, _ = optax.adam(0.1, b1=0.8).update(
-      gradients, optax.adam(0.1, b1=0.8).init(params)
-    )
-    found, _ = optimizer.update(gradients, optimizer.init(params))
-    chex.assert_trees_all_close(found, expected)
+    params, theirs = {'w': jnp.ones(3)}, optax.adam(0.1, b1=0.8)
+    state, expected_state = optimizer.init(params), theirs.init(params)
+    for gradient in (jnp.arange(3.0), jnp.arange(3.0) ** 2 - 1):  # b1 shows
+      found, state = optimizer.update({'w': gradient}, state)
+      expected, expected_state = theirs.update({'w': gradient}, expected_state)
+      chex.assert_trees_all_close(found, expected)
 
 
 def test_batch_norm_averages_over_devices():

@@ -4,7 +4,7 @@ import pathlib
 import time
 from typing import Any
 
-from experiments import common, paper, provenance
+from experiments import common, paper
 from experiments.comparison import table_record
 from experiments.networks import remeasure, runs, train_flags
 from experiments.networks.config import Config
@@ -81,7 +81,7 @@ def record(dataset: Dataset, root: pathlib.Path) -> dict[str, Any]:
     found = certificate(dataset, run.epsilon)
     found['seconds'] = time.monotonic() - began
     common.write_json(found, output)
-  return {'note': NOTE, **remeasure.merged(path), **provenance.record()}
+  return {'note': NOTE, **remeasure.merged(path)}
 
 
 def panel(root: pathlib.Path) -> dict[str, Any]:
@@ -96,6 +96,7 @@ def panel(root: pathlib.Path) -> dict[str, Any]:
     seconds += found['seconds']
     rows[name] = {
       'label': f'{name}, {found["arch"]}, RST({found["lam"]:g})',
+      'provenance': [table_record.provenance(found)],
       'columns': {x: table_record.cell([found[x]], None) for x in COLUMNS},
     }
   return table_record.plain_panel(rows, seconds=seconds, notes=[NOTE])

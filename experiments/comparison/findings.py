@@ -37,7 +37,7 @@ def findings(rows: Rows) -> list[Finding]:
     ('released_lipschitz', ('gr_reference', 'llr_reference')),
   ):
     found += [
-      _order(rows, column, 'falls', [('natural',), regularized, _ROBUST]),
+      _order(rows, column, 'falls', [('natural', *regularized), _ROBUST]),
       _order(
         rows, column, 'falls as beta grows', [(name,) for name in _TRADES]
       ),

@@ -16,6 +16,8 @@ from experiments.comparison.table_rows import (
 )
 from experiments.networks import config, remeasure
 from experiments.networks.config import Config
+from robustlip.datasets.catalogue import FACTS
+from robustlip.methods import WEIGHTS
 
 _SHARED = (
   'epsilon',
@@ -33,7 +35,14 @@ _SHARED = (
 )
 _SCHEDULE = _SHARED[1:7]
 _PROVENANCE = ('command', 'commit', 'date', 'machine')
-_AS_PUBLISHED = {'norm': 'linf', 'random_labels': False, 'dropped': []}
+# Of the network within the training attack, in the released code.
+_ATTACK_MODES = {
+  'at': 'train',
+  'rst': 'train',
+  'gr': 'train',
+  'trades': 'eval',
+  'llr': 'eval',
+}
 _SEPARATION = ('epsilon', 'train_train_min', 'test_train_min')
 
 
@@ -56,6 +65,11 @@ def cell(values: list[float], published: float | None) -> dict[str, Any]:
   }
 
 
+def provenance(run: dict[str, Any]) -> dict[str, Any]:
+  """Where the numbers of a run come from, in short."""
+  return {key: run.get(key) for key in _PROVENANCE}
+
+
 def _published(target: Target, row: str) -> dict[str, float]:
   panel, name = target.published, published_row(row)
   if panel is None or name not in panel.rows:
@@ -71,11 +85,11 @@ def _row(
     'label': ROWS[name].label,
     'seeds': [run['seed'] for run in runs],
     'learning_rate': runs[0]['learning_rate'],
-    'provenance': [{k: run.get(k) for k in _PROVENANCE} for run in runs],
+    'provenance': [provenance(run) for run in runs],
     'columns': {
       column: cell([run[column] for run in runs], published.get(column))
       for column in columns
-      if all(column in run for run in runs)
+      if all(run.get(column) is not None for run in runs)  # null: not finite
     },
   }
 
@@ -126,9 +140,15 @@ def _of_rows(
     if row.method in ('rst', 'trades') and drops and run['protocol'] == 'text':
       text = 'one dropout mask for clean and attacked inputs'
       rows.setdefault(text, []).append(row.label)
-    if row.method in ('at', 'rst') and run['attack_mode'] != 'train':
-      text = 'training attacks with the network in inference mode'
+    if run['attack_mode'] != _ATTACK_MODES.get(row.method, run['attack_mode']):
+      mode = {'eval': 'inference', 'train': 'training'}[run['attack_mode']]
+      text = f'training attacks with the network in {mode} mode'
       rows.setdefault(text, []).append(row.label)
+    for weight, default in WEIGHTS[row.method].items():
+      value = usual.get(weight, default)
+      if run[weight] != value:
+        text = f'{weight} {run[weight]:g}, not {value:g}'
+        rows.setdefault(text, []).append(row.label)
   return [
     text if len(labels) == len(runs) else f'{text} ({", ".join(labels)})'
     for text, labels in rows.items()
@@ -171,8 +191,24 @@ def panel(
     'settings': settings,
     'departures': _departures(target, settings, firsts) if runs else [],
     'seconds': _seconds(runs),
+    'notes': _inconsistencies(table, theirs, rows),
     'rows': rows,
   }
+
+
+def _inconsistencies(
+  table: str, theirs: paper_tables.Panel | None, rows: dict[str, Any]
+) -> list[str]:
+  """Where the published text and the published numbers shown disagree."""
+  if theirs is None:
+    return []
+  notes = []
+  for known in paper_tables.INCONSISTENCIES:
+    here = (known.table, known.dataset) == (table, theirs.dataset)
+    if here and known.printed.keys() <= rows.keys():
+      numbers = (f'{ROWS[n].label} {x:.2f}' for n, x in known.printed.items())
+      notes.append(f'{known.text} Printed: {", ".join(numbers)}.')
+  return notes
 
 
 def _seconds(runs: list[dict]) -> float:
@@ -208,17 +244,18 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     path = root / f'separation_{name}.json'
     if path.exists():
       record = common.read_json(path)
-      for key, value in (_AS_PUBLISHED | {'dataset': name}).items():
+      settings = paper_tables.SEPARATION_SETTINGS | {'dataset': name}
+      for key, value in settings.items():
         if record.get(key) != value:
           raise ValueError(
             f'{path} has {key} {record.get(key)}; Table 1 has {value}'
           )
-      missing = {'seconds', *_SEPARATION} - set(record)
+      missing = {'seconds', 'num_train', 'num_test', *_SEPARATION} - set(record)
       if missing:
         raise ValueError(f'{path} has no {", ".join(sorted(missing))}')
       seconds += record['seconds']
       rows[name] = {
-        'label': name,
+        'label': _of_all(name, record['num_train'], record['num_test']),
         'columns': {
           column: cell([record[column]], value)
           for column, value in zip(_SEPARATION, published, strict=True)
@@ -234,6 +271,17 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     'of a data set can only be farther apart.'
   )
   return plain_panel(rows, seconds=seconds, notes=[note])
+
+
+def _of_all(name: str, num_train: int, num_test: int) -> str:
+  """The name of a data set, with how much of it there was if not all."""
+  facts = FACTS[name]
+  if (num_train, num_test) == (facts.num_train, facts.num_test):
+    return name
+  return (
+    f'{name}, {num_train:,} of {facts.num_train:,} + {num_test:,} of '
+    f'{facts.num_test:,}'
+  )
 
 
 def row_names(record: dict[str, Any]) -> set[tuple[str, str, str, int]]:

@@ -26,9 +26,8 @@ def _histograms(found, record):
   ):
     distances = neighbors.distances[np.isfinite(neighbors.distances)]
     top = 1.0 if record['norm'] == 'linf' else None
-    axes.hist(
-      distances, bins=20, range=(0, top or distances.max()), color='0.75'
-    )
+    widest = top or distances.max(initial=1.0)
+    axes.hist(distances, bins=20, range=(0, widest), color='0.75')
     if distances.size:
       smallest = distances.min()
       axes.axvline(smallest, color='C0', label=f'minimum {smallest:.3f}')

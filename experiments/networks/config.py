@@ -41,7 +41,7 @@ class Config:
   remat: bool = False
   train_on: str = 'train'  # or 'train+test' for the proof of concept
   eval_examples: int = 0  # of each split measured at the end; 0 for all
-  fingerprint: str | None = None  # of one's own arrays, which can change
+  fingerprint: str | None = None  # of a data set that can change
 
   def __post_init__(self):
     """Raises ValueError for settings that cannot be trained with."""

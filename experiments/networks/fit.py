@@ -61,7 +61,7 @@ def recipe(
     method=table[config.protocol][config.method],
     optimizer=training.OPTIMIZERS[config.optimizer](
       momentum=config.momentum,
-      milestones=config.milestones,
+      milestones=tuple(m for m in config.milestones if m < config.epochs),
       steps_per_epoch=steps_per_epoch,
     ),
     augment=AUGMENTATIONS[config.augment],
@@ -95,7 +95,8 @@ class Fit:
       returns joins the line of the curve. With a held-out set it has to give
       `holdout_adv_acc`, by which the best checkpoint is kept.
 
-  A run whose loss is not finite ends, and its folder says so; the others go on.
+  A run whose loss or last weights are not finite ends, and its folder says so;
+  the others go on.
   """
 
   def __init__(
@@ -170,7 +171,6 @@ class Fit:
     arguments = self._feed.chunk(first, last)
     self._states = self._program(self._states, self._settings, *arguments)
     losses = self._losses()  # waits for the devices
-    self._end_diverged()
     taken, spent = arguments[2] - arguments[1], time.monotonic() - began
     if self._compiled:
       fitting = max(1, int(DISPATCH_SECONDS / spent * taken))
@@ -180,6 +180,7 @@ class Fit:
     self._compiled = True  # by the first dispatch
     self._seconds += spent
     self._done += taken
+    self._end_diverged()
     if self._running:
       mean = losses[self._running].mean() / (first + taken)
       bar.set_postfix_str(f'loss {mean:.3f}')
@@ -189,7 +190,12 @@ class Fit:
     return np.asarray(self._states.loss_sum.addressable_data(0)[0])
 
   def _end_diverged(self) -> None:
-    bad = np.asarray(self._states.bad_step.addressable_data(0)[0])
+    bad = np.array(self._states.bad_step.addressable_data(0)[0])
+    if self._done == self._total:  # the last update has no loss to show
+      for run in self._running:
+        variables = jax.tree.leaves(self._progress(run).state.variables)
+        if bad[run] < 0 and not all(np.isfinite(x).all() for x in variables):
+          bad[run] = self._done
     for run in [run for run in self._running if bad[run] >= 0]:
       folder = self._folders[run]
       kept = folder.newest.numbers()
@@ -199,8 +205,8 @@ class Fit:
         else 'there is no checkpoint yet'
       )
       folder.end_diverged(
-        f'the loss of {self._configs[run].name} is not finite at step '
-        f'{bad[run]}; {where}; try a lower --learning_rate'
+        f'the loss or the weights of {self._configs[run].name} are not finite '
+        f'at step {bad[run]}; {where}; try a lower --learning_rate'
       )
       self._running.remove(run)
 
@@ -216,7 +222,9 @@ class Fit:
     due = force or stop or waited >= CHECKPOINT_SECONDS.value
     if due and self._done != self._saved_step:
       for run in self._running:
-        self._folders[run].newest.save(self._done, self._progress(run))
+        folder = self._folders[run]
+        folder.best.wait()  # whose line the curve has, once newest is there
+        folder.newest.save(self._done, self._progress(run))
       self._saved_step, self._saved_at = self._done, time.monotonic()
     if stop:
       raise KeyboardInterrupt

@@ -65,7 +65,9 @@ class Folder:
 
   def _check_own(self) -> None:
     names = {path.name for path in self.path.iterdir()}
-    if names - {'.lock'} and 'config.json' not in names:
+    # A process may have ended before its settings were in place.
+    names -= {'.lock', 'config.json.partial'}
+    if names and 'config.json' not in names:
       raise ValueError(
         f'{self.path} has files but no config.json, so it is not the folder '
         'of a run; name another --workdir'

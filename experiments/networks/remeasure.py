@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments import common
+from experiments import common, provenance
 from experiments.networks import folder, measure
 from experiments.networks.config import Config, read
 from robustlip import evaluation
@@ -27,6 +27,7 @@ def merged(path: pathlib.Path) -> dict[str, Any] | None:
   for more in sorted((path / 'evaluations').glob('*.json')):
     found = common.read_json(more)
     record['seconds'] += found.pop('seconds')
+    found.pop('provenance', None)  # the run keeps its own
     record |= found
   return record
 
@@ -92,4 +93,5 @@ def _complete(
       _, variables = folder.newest_variables(path / 'checkpoints')
       record = compute(evaluator, config, variables)
       record['seconds'] = time.monotonic() - began
+      record['provenance'] = provenance.record()
       common.write_json(record, output)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from jax.experimental import multihost_utils
 
@@ -61,7 +62,8 @@ def train(
 
 def _check(config: Config, dataset: Dataset) -> None:
   """Raises what can be raised before anything is written."""
-  measure.network(config, dataset)
+  network, image = measure.network(config, dataset), dataset.train.images[:1]
+  jax.eval_shape(network.init, jax.random.key(0), jnp.float32(image))
   devices, parts = jax.device_count(), config.accumulate
   if config.batch_size % (devices * parts):
     raise ValueError(

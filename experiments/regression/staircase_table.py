@@ -141,7 +141,8 @@ def show(num_examples: int, rows: dict, average: dict | None) -> None:
     published = PUBLISHED[num_examples].get(name, ())
     if published:
       cells = ('-' if v is None else f'{v:g}' for v in published)
-      print(f'{"  published":16}' + ''.join(f'{v:>15}' for v in cells))
+      label = "  authors' code" if name.startswith('RST') else '  published'
+      print(f'{label:16}' + ''.join(f'{v:>15}' for v in cells))
     if average:
       cells = (average[name][c] for c in COLUMNS)
       print(

@@ -56,6 +56,8 @@ def _ours(task, batch_size):
 
 
 def _torch(task, batch_size, compile_peer):
+  import torch
+
   from experiments.suites import torch_peer
 
   def prepare(network):
@@ -63,7 +65,8 @@ def _torch(task, batch_size, compile_peer):
 
     def evaluate(inputs, labels):
       points = torch_peer.pgd(network, inputs, labels, problem.EPSILON)
-      (network(points).argmax(1) == labels).cpu()
+      with torch.no_grad():
+        (network(points).argmax(1) == labels).cpu()
 
     return evaluate
 

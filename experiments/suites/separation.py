@@ -23,7 +23,9 @@ def cases(peers: bool) -> list[Case]:
   found = []
   for name in NAMES:
     try:
-      found.append(datasets.load(name, data_dir=common.DATA_DIR.value))
+      found.append(
+        datasets.load(name, data_dir=common.DATA_DIR.value, download=False)
+      )
     except OSError as error:
       logging.warning('%s', error)
   return [_case(data, peers) for data in found or [datasets.load('mnist5k')]]

@@ -150,22 +150,32 @@ def _network(task: problem.Problem) -> nn.Module:
   return module.to(device())
 
 
-def _ascend(objective, inputs, epsilon: float) -> torch.Tensor:
+@contextlib.contextmanager
+def _frozen(module: nn.Module):
+  """Weights without gradients, which a compiled network would compute."""
+  module.requires_grad_(False)
+  yield
+  module.requires_grad_(True)
+
+
+def _ascend(module, objective, inputs, epsilon: float) -> torch.Tensor:
   """Ten sign steps of epsilon / 5 up the sum of `objective`, from anywhere."""
   noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
   points = (inputs + noise).clamp(0, 1)
-  for _ in range(10):
-    points.requires_grad_(True)
-    (gradient,) = torch.autograd.grad(objective(points).sum(), points)
-    points = points.detach() + epsilon / 5 * gradient.sign()
-    points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
-    points = points.clamp(0, 1)
+  with _frozen(module):
+    for _ in range(10):
+      points.requires_grad_(True)
+      (gradient,) = torch.autograd.grad(objective(points).sum(), points)
+      points = points.detach() + epsilon / 5 * gradient.sign()
+      points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
+      points = points.clamp(0, 1)
   return points.detach()
 
 
 def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:
   """PGD-10 on the cross entropy, from a random start."""
   return _ascend(
+    module,
     lambda points: functional.cross_entropy(
       module(points), labels, reduction='none'
     ),
@@ -188,10 +198,13 @@ def rst_step(module, optimizer, inputs, labels, epsilon: float) -> None:
 
 def lipschitz(module: nn.Module, inputs, epsilon: float) -> torch.Tensor:
   """Ten ascents of ||f(x) - f(x')||_1 / ||x - x'||_inf, then its value."""
-  clean = module(inputs).detach()
+  with torch.no_grad():
+    clean = module(inputs)
 
   def ratios(points):
     top = (module(points) - clean).abs().sum(1)
     return top / (points - inputs).flatten(1).abs().amax(1)
 
-  return ratios(_ascend(ratios, inputs, epsilon)).detach()
+  points = _ascend(module, ratios, inputs, epsilon)
+  with torch.no_grad():
+    return ratios(points)

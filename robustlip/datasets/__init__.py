@@ -39,7 +39,12 @@ def default_data_dir() -> pathlib.Path:
   return pathlib.Path(named or '~/.cache/robustlip').expanduser()
 
 
-def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(
+  name: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  download: bool = True,
+) -> Dataset:
   """The data set `name`, memory-mapped where it has been prepared before.
 
   Sources in turn: the prepared arrays in `<data_dir>/prepared/<name>`, the
@@ -51,6 +56,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
       train_labels, test_images and test_labels (see `arrays.read`).
     data_dir: default `default_data_dir()`; where it can be written, the
       prepared arrays are kept there.
+    download: whether what is not on disk may be fetched.
 
   Raises:
     ValueError: an unknown name, or a damaged or wrong file, which it names.
@@ -70,19 +76,27 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     train, test, class_names = arrays.read(EMBEDDED)
     return Dataset(name, train, test, class_names, FACTS['mnist'].epsilon)
   root = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-  train, test = _load_published(name, root.expanduser())
-  facts = FACTS[name]
-  return Dataset(name, train, test, facts.class_names, facts.epsilon)
+  train, test = _load_published(name, root.expanduser(), download=download)
+  facts, digest = FACTS[name], None
+  if _sizes(train, test) != (facts.num_train, facts.num_test):
+    digest = fingerprint(*train, *test)  # tomorrow it can be another part
+  return Dataset(name, train, test, facts.class_names, facts.epsilon, digest)
 
 
-def _load_published(name: str, data_dir: pathlib.Path) -> tuple[Split, Split]:
+def _sizes(train: Split, test: Split) -> tuple[int, int]:
+  return len(train.labels), len(test.labels)
+
+
+def _load_published(
+  name: str, data_dir: pathlib.Path, *, download: bool
+) -> tuple[Split, Split]:
   facts = FACTS[name]
   prepared = cache.read(name, data_dir)
   *splits, source = (
     prepared
     or _from_files(name, data_dir)
     or _from_tfds(facts, data_dir)
-    or _from_network(name, data_dir)
+    or _from_network(name, data_dir, download=download)
   )
   where = str(cache.folder(name, data_dir)) if prepared else source
   train, test = _checked(facts, *splits, where)
@@ -130,10 +144,14 @@ def _from_tfds(facts: Facts, data_dir: pathlib.Path) -> _Found | None:
   return found and (*found[:2], str(found[2]))
 
 
-def _from_network(name: str, data_dir: pathlib.Path) -> _Found:
+def _from_network(
+  name: str, data_dir: pathlib.Path, *, download: bool
+) -> _Found:
   facts = FACTS[name]
   reason = 'it has to be downloaded by hand: ImageNet asks for a login'
-  if facts.urls:
+  if not download:
+    reason = 'nothing is downloaded here'
+  elif facts.urls:
     try:
       tfds_source.download(facts, data_dir / name)
       return _from_files(name, data_dir)
@@ -155,7 +173,7 @@ def _compare_with_published(
   Raises:
     ValueError: if the two splits are exchanged or the labels are another's.
   """
-  sizes = len(train.labels), len(test.labels)
+  sizes = _sizes(train, test)
   published = facts.num_train, facts.num_test
   zeros = int(np.sum(test.labels == 0))
   if sizes == published[::-1]:

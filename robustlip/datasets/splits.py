@@ -21,7 +21,7 @@ class Dataset(NamedTuple):
   test: Split
   class_names: tuple[str, ...]
   epsilon: float | None  # l-inf radius in [0, 1]; None: the user must say
-  fingerprint: str | None = None  # of one's own arrays, which can change
+  fingerprint: str | None = None  # unless it is a whole published set
 
   @property
   def both(self) -> Split:

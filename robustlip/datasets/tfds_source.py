@@ -14,6 +14,7 @@ import queue
 import shutil
 import threading
 import urllib.request
+import uuid
 
 import numpy as np
 from absl import logging
@@ -132,7 +133,7 @@ def download(facts: Facts, folder: pathlib.Path) -> None:
   import tensorflow_datasets as tfds
 
   logging.info('Downloading %s to %s', ', '.join(facts.urls), folder)
-  partial = folder / '.downloads'
+  partial = folder / f'.downloads-{uuid.uuid4().hex}'  # of this process
   try:
     manager = tfds.download.DownloadManager(
       download_dir=partial,
