@@ -8,6 +8,7 @@ a device that cannot go on: either is printed as one line and the exit code is 1
 its traceback.
 """
 
+import fractions
 import json
 import math
 import os
@@ -45,13 +46,25 @@ SEED = flags.DEFINE_integer(
   'seed', 0, 'Seed of everything that is random.', 0, 2**32 - 1
 )
 
-EPSILON = flags.DEFINE_float(
+
+class _Fraction(flags.FloatParser):
+  """Floats, and fractions such as 8/255."""
+
+  def convert(self, argument):
+    try:
+      if isinstance(argument, str) and '/' in argument:
+        return float(fractions.Fraction(argument))
+    except ZeroDivisionError as error:
+      raise ValueError(error) from None
+    return super().convert(argument)
+
+
+EPSILON = flags.DEFINE(
+  _Fraction(lower_bound=0.0, upper_bound=1.0),
   'epsilon',
   None,
-  'Radius of the l-inf ball in units of the pixel range (8/255 is 0.031). '
-  "Default: the paper's for the data set.",
-  lower_bound=0.0,
-  upper_bound=1.0,
+  'Radius of the l-inf ball in units of the pixel range, such as 0.1 or 8/255. '
+  "Default: the paper's for the data set; in `evaluate` that of training.",
 )
 PROTOCOL = flags.DEFINE_enum(
   'protocol',
@@ -59,7 +72,8 @@ PROTOCOL = flags.DEFINE_enum(
   ['text', 'reference'],
   "`text` trains and measures as the papers say, `reference` as the authors' "
   'released code does; the published Lipschitz column and the gr and llr rows '
-  'can only be compared with the latter.',
+  'can only be compared with the latter. Default in `evaluate`: that of '
+  'training.',
 )
 COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -200,6 +214,9 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   if len(argv) > 1:  # absl drops stray arguments silently
     fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
   _refuse_unread(main)
+  for name in ('workdir', 'output'):  # no shell expands --workdir=~/runs
+    if name in flags.FLAGS and flags.FLAGS[name].value:
+      flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)
   try:
     _start_jax()
     main()
@@ -210,7 +227,14 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   except MemoryError as error:
     fail(f'out of memory: {error}')
   except KeyboardInterrupt:
-    fail('interrupted; the same command goes on from what was saved, if any')
+    print(
+      'error: interrupted; the same command goes on from what was saved, '
+      'if any',
+      file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # an ordinary end crashes while XLA compiles in a thread
 
 
 def device_name() -> str:

@@ -6,10 +6,11 @@ The record goes to a folder of its own inside the run's, so that the run's own
 result stays: `<workdir>/evaluations/<attack and its settings>/result.json`.
 """
 
+import dataclasses
 import pathlib
 import time
 
-from absl import flags
+from absl import flags, logging
 
 from experiments import common
 from experiments.networks import config, folder, measure
@@ -52,19 +53,27 @@ def main() -> None:
   dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
   if run.fingerprint not in (None, dataset.fingerprint):
     raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
+  if measure.EVAL_EXAMPLES.value is not None:
+    run = dataclasses.replace(run, eval_examples=measure.EVAL_EXAMPLES.value)
+  finished = (root / 'result.json').exists()
   name = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
   step, variables = folder.newest_variables(root / name)
   record = measure.record(
     run, dataset, variables, measure.evaluator(run, dataset, attack), attack
   )
+  if not finished:
+    logging.warning('%s is not finished: this is its step %d', root, step)
   record |= {
     'checkpoint': CHECKPOINT.value,
+    'finished': finished,
     'step': step,
     'seconds': time.monotonic() - began,
   }
   parts = [attack.name, attack.num_steps, attack.num_restarts]
   parts += [attack.definitions(run), f'eps{record["attack_epsilon"]:g}']
   parts += [CHECKPOINT.value]
+  if measure.EVAL_EXAMPLES.value is not None:
+    parts += [f'{run.eval_examples}examples']
   name = '-'.join(map(str, parts))
   common.finish(record, root / 'evaluations' / name / 'result.json')
 

@@ -30,7 +30,7 @@ from absl import flags, logging
 from experiments import common, paper_tables, provenance
 from experiments.comparison import concept, render, table_record, table_rows
 from experiments.comparison.table_rows import ROWS, Target
-from experiments.networks import remeasure, runs, train_flags
+from experiments.networks import measure, remeasure, runs, train_flags
 from experiments.networks.config import Config
 from robustlip import datasets
 
@@ -81,7 +81,7 @@ def config(dataset: datasets.Dataset, target: Target, name: str) -> Config:
   quick = train_flags.PRESET.value == 'quick'
   setup = QUICK if quick else train_flags.setup(dataset.name)
   fields = train_flags.fields(dataset, row.method, setup)
-  if quick and not train_flags.EVAL_EXAMPLES.present:
+  if quick and not measure.EVAL_EXAMPLES.present:
     fields['eval_examples'] = QUICK_EVAL_EXAMPLES
   fields |= row.settings | {'protocol': row.protocol, 'arch': target.arch}
   if TABLE.value == '4':

@@ -25,8 +25,8 @@ flags.declare_key_flag(common.DATA_DIR)
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of the run; of several runs, one folder each in it. '
-  'Default: runs/<the settings>.',
+  'Folder of the run; of several runs, one folder each in it. Default: '
+  'runs/<the settings>, those of other flags too where they are given.',
 )
 
 
@@ -35,7 +35,8 @@ def main() -> None:
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   configs = train_flags.configs(dataset)
   root = pathlib.Path(WORKDIR.value or 'runs')
-  paths = [root / c.name for c in configs]
+  others = train_flags.named()
+  paths = [root / (c.name + others) for c in configs]
   if len(configs) == 1 and WORKDIR.value:
     paths = [root]
   if len(set(paths)) < len(paths):

@@ -50,7 +50,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-  projections.check_floating(inputs)
+  projections.check_images(inputs)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
@@ -243,6 +243,7 @@ def toward(
   """
   if num_classes < 2:
     raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+  losses.check_labels((len(batch.inputs), num_classes), batch.labels)
   places = (targets - batch.labels - 1) % num_classes
   return ascend(
     lambda points: objective(points, targets),
@@ -257,7 +258,8 @@ def toward(
 
 def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:
   """All classes but an example's own: [B] -> [C - 1, B]."""
-  return (labels[None] + jnp.arange(1, num_classes)[:, None]) % num_classes
+  shifts = jnp.arange(1, num_classes)
+  return jax.vmap(lambda shift: (labels + shift) % num_classes)(shifts)
 
 
 def multi_targeted(
@@ -315,6 +317,6 @@ def multi_targeted(
 
 def _likely_wrong(logits, labels, rank):
   """The wrong class of the given rank, 0 that of the highest logit: [B]."""
-  own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  order = jnp.argsort(jnp.where(own, jnp.inf, logits), descending=True)
-  return jnp.take(order, rank + 1, axis=-1)  # after the own class
+  _, wrong = losses.right_and_wrong(logits, labels)
+  order = jnp.argsort(wrong, descending=True)
+  return jnp.take(order, rank, axis=-1)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustlip import progress
+from robustlip import progress, projections
 from robustlip.datasets import Split
 from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
 
@@ -41,8 +41,8 @@ def over_devices(measure: Measure) -> Callable[..., chex.Array]:
 
   def on_images(variables, images, labels, indices, key):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-    inputs = images.astype(jnp.float32) / 255
-    return measure(variables, Batch(inputs, labels), keys)
+    batch = Batch(projections.from_bytes(images), labels)
+    return measure(variables, batch, keys)
 
   return jax.jit(
     on_images,
@@ -73,8 +73,14 @@ def per_example(
     description: what the progress bar says.
 
   Raises:
-    ValueError: if there are no examples, or `batch_size` is not positive.
+    ValueError: if there are no examples, not one label for each, or
+      `batch_size` is not positive.
   """
+  if split.labels.shape != (len(split.images),):
+    raise ValueError(
+      f'{len(split.images)} images need as many labels, got '
+      f'{split.labels.shape}.'
+    )
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
   indices = np.arange(len(split.labels)) if indices is None else indices
@@ -159,7 +165,8 @@ class Evaluator:
     network: from variables to the network in inference mode, such as
       `partial(models.logits_fn, module)`.
     attack: finds points in the ball.
-    ratios: local Lipschitz estimates, [B].
+    ratios: local Lipschitz estimates, [B]: the `ratios` of
+      `lipschitz.estimate`.
     batch_size: examples to a dispatch, see `per_example`.
     attempts: restarts or targets of the attack, made one after the other; if
       more than one, it takes the number of one as `attempt`, as those in

@@ -33,13 +33,13 @@ def ratio(
   """||f(x) - f(x')||_1 / ||x - x'||_inf, [B]; 0 where x' = x.
 
   Raises:
-    ValueError: if the images are not floating point.
+    ValueError: unless both are floats in [0, 1].
 
   Source: the paper's Eq. (3), inside the maximum.
   """
   chex.assert_equal_shape([inputs, points])
-  projections.check_floating(inputs)
-  projections.check_floating(points)
+  projections.check_images(inputs)
+  projections.check_images(points)
   return _ratio(logits_fn(inputs), logits_fn(points), inputs - points)
 
 

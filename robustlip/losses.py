@@ -13,14 +13,50 @@ traced and are not checked.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from robustlip import projections
 from robustlip.types import Batch, LogitsFn, Objective
 
 
+def check_labels(shape: tuple[int, ...], labels: chex.Array) -> None:
+  """Raises ValueError unless logits are [B, C] and labels integers [B] below C.
+
+  At least two classes. Labels that broadcast would mix examples; values are
+  looked at where they are known: not of an argument of `jax.jit`.
+
+  Args:
+    shape: that of the logits.
+  """
+  if len(shape) != 2 or shape[1] < 2:
+    raise ValueError(
+      f'logits must be [B, classes], two classes at least, got {shape}.'
+    )
+  known = not isinstance(labels, jax.core.Tracer)
+  labels = np.asarray(labels) if known else labels
+  integers = jnp.issubdtype(labels.dtype, jnp.integer)
+  if labels.shape != shape[:1] or not integers:
+    raise ValueError(
+      f'labels must be integers of shape {shape[:1]}, got '
+      f'{labels.dtype} of shape {labels.shape}.'
+    )
+  if not known or not labels.size:
+    return
+  if labels.min() < 0 or labels.max() >= shape[1]:
+    raise ValueError(
+      f'labels must be in [0, {shape[1]}), got {labels.min()} to '
+      f'{labels.max()}.'
+    )
+
+
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """-log softmax(logits)[label], [B, C] and [B] -> [B]."""
+  """-log softmax(logits)[label], [B, C] and [B] -> [B].
+
+  Raises:
+    ValueError: for labels that do not fit the logits, see `check_labels`.
+  """
+  check_labels(logits.shape, labels)
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -38,7 +74,12 @@ def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def right_and_wrong(
   logits: chex.Array, labels: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """The label's logit [B], and the logits with -inf in its place [B, C]."""
+  """The label's logit [B], and the logits with -inf in its place [B, C].
+
+  Raises:
+    ValueError: for labels that do not fit the logits, see `check_labels`.
+  """
+  check_labels(logits.shape, labels)
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
   return right, jnp.where(is_label, -jnp.inf, logits)
@@ -170,9 +211,9 @@ def gradient_step(
   """Moves x by step_size g / ||g||_2, g = grad CE(x), maybe out of the box.
 
   Raises:
-    ValueError: if the images are not floating point.
+    ValueError: unless the images are floats in [0, 1].
   """
-  projections.check_floating(batch.inputs)
+  projections.check_images(batch.inputs)
   gradients = jax.grad(  # log odds have the same direction
     lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
   )(batch.inputs)

@@ -10,6 +10,7 @@ key, not on the batch or the device that it sits in.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NORMS = ('linf', 'l2')
 
@@ -20,12 +21,35 @@ def check_norm(norm: str) -> None:
     raise ValueError(f'norm must be one of {NORMS}, got {norm!r}.')
 
 
-def check_floating(inputs: chex.Array) -> None:
-  """Raises ValueError for images of bytes, whose differences would wrap."""
+def from_bytes(images: chex.Array) -> chex.Array:
+  """uint8 images as float32 in [0, 1].
+
+  Raises:
+    ValueError: for images of another type, which may be scaled already.
+  """
+  if images.dtype != jnp.uint8:
+    raise ValueError(f'images must be uint8, 0 to 255, got {images.dtype}.')
+  return images.astype(jnp.float32) / 255
+
+
+def check_images(inputs: chex.Array) -> None:
+  """Raises ValueError unless images are floats in [0, 1].
+
+  Values are looked at where they are known: not of an argument of `jax.jit`.
+  """
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(
       f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
       'are divided by 255 first.'
+    )
+  if isinstance(inputs, jax.core.Tracer) or not inputs.size:
+    return
+  known = np.asarray(inputs)
+  lowest, highest = float(known.min()), float(known.max())
+  if not (lowest >= 0 and highest <= 1):
+    raise ValueError(
+      f'inputs must be in [0, 1], got {lowest:g} to {highest:g}; a network '
+      'that wants others has to scale them itself.'
     )
 
 
@@ -92,11 +116,12 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
   Raises:
     ValueError: for a key of the old kind, or another number of keys.
   """
-  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-  if not typed or key.shape not in ((), (num_examples,)):
+  dtype, shape = (getattr(key, name, None) for name in ('dtype', 'shape'))
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not typed or shape not in ((), (num_examples,)):
     raise ValueError(
       f'key must be one jax.random.key or {num_examples}, one per example, got '
-      f'{key.dtype} of shape {key.shape}.'
+      f'{dtype} of shape {shape}.'
     )
   return key if key.ndim else jax.random.split(key, num_examples)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustlip import models
+from robustlip import models, projections
 from robustlip.methods import Method, Settings
 from robustlip.types import DEVICES, Batch, LogitsFn
 
@@ -212,8 +212,8 @@ def _attacked_mode(recipe, params, batch_stats, dropout_key) -> LogitsFn:
 
 def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
   """Mean loss and its gradients on one device's examples; keys: [3, B]."""
-  inputs = recipe.augment(images, keys[0]).astype(jnp.float32) / 255
-  batch = Batch(inputs, labels)
+  images = recipe.augment(images, keys[0])
+  batch = Batch(projections.from_bytes(images), labels)
   method = recipe.method(settings)
   another = jax.random.fold_in(keys[2, 0], 1)  # dropout mask than the loss's
   network = _attacked_mode(recipe, params, batch_stats, another)

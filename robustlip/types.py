@@ -15,7 +15,7 @@ class Batch(NamedTuple):
   """Examples that travel together through a loss or an attack."""
 
   inputs: chex.Array  # [B, H, W, C], float32 in [0, 1]
-  labels: chex.Array  # [B], int32 in [0, classes); never checked
+  labels: chex.Array  # [B], int32 in [0, classes); checked where known
 
 
 # The inner problem of a robust loss: points of the ball around each input.

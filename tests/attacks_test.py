@@ -206,7 +206,7 @@ def test_wrong_settings_are_named(settings, message):
 def test_the_number_of_classes_is_the_networks(attack):
   for num_classes in (2, 4):
     with pytest.raises(ValueError, match=f'is {num_classes}, .* has 3'):
-      attack(linear, BATCH, KEY, epsilon=0.1, num_classes=num_classes)
+      attack(linear, TWO, KEY, epsilon=0.1, num_classes=num_classes)
 
 
 def test_attempts_out_of_range_are_refused():
@@ -219,6 +219,41 @@ def test_attempts_out_of_range_are_refused():
       attacks.multi_targeted(
         linear, BATCH, KEY, epsilon=0.1, num_classes=3, attempt=attempt
       )
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda labels: labels[:, None],
+    lambda labels: labels[:1],
+    lambda labels: labels[0],
+    lambda labels: labels + 1,
+    lambda labels: labels - 1,
+    lambda labels: 1.0 * labels,
+  ],
+)
+@pytest.mark.parametrize('attempt', [None, 0])
+def test_labels_that_do_not_fit_are_refused(change, attempt):
+  batch = BATCH._replace(labels=change(LABELS))
+  targeted = functools.partial(attacks.multi_targeted, num_classes=3)
+  for attack in (attacks.pgd, targeted):
+    with pytest.raises(ValueError, match='labels must be'):
+      attack(linear, batch, KEY, epsilon=0.1, attempt=attempt)
+
+
+def test_one_logit_is_no_classifier():
+  with pytest.raises(ValueError, match='two classes at least'):
+    attacks.pgd(lambda x: linear(x)[:, :1], BATCH, KEY, epsilon=0.1)
+
+
+@pytest.mark.parametrize('factor, shift', [(255, 0), (2, -1), (jnp.nan, 0)])
+def test_images_outside_of_the_box_are_refused(factor, shift):
+  batch = BATCH._replace(inputs=factor * INPUTS + shift)
+  with pytest.raises(ValueError, match=r'must be in \[0, 1\]'):
+    attacks.pgd(linear, batch, KEY, epsilon=0.1)
+  jax.jit(lambda x: attacks.pgd(linear, Batch(x, LABELS), KEY, epsilon=0.1))(
+    INPUTS  # whose values are not known
+  )
 
 
 def test_integer_images_and_negative_radii_are_refused():

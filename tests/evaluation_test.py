@@ -30,14 +30,14 @@ class Linear(nn.Module):
     return (inputs - 0.5).reshape(len(inputs), -1) @ WEIGHTS
 
 
-def measured(batch_size):
+def measured(batch_size, split=SPLIT):
   evaluator = evaluation.Evaluator(
     partial(models.logits_fn, Linear()),
     attack=partial(attacks.pgd, epsilon=EPSILON),
     ratios=lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios,
     batch_size=batch_size,
   )
-  return evaluator({}, SPLIT, jax.random.key(0))
+  return evaluator({}, split, jax.random.key(0))
 
 
 FOUR = RNG.normal(size=(9, 4)).astype(np.float32)
@@ -110,6 +110,16 @@ class EvaluationTest(chex.TestCase):
     np.testing.assert_array_equal(robust(attack, 3), robust(attack, 1))
     several, one = robust(attack, 3).sum(), robust(only_the_first, 3).sum()
     assert 0 < several < one < 37
+
+  def test_images_that_are_scaled_already_are_refused(self):
+    scaled = SPLIT._replace(images=SPLIT.images / np.float32(255))
+    with pytest.raises(ValueError, match='must be uint8'):
+      measured(8, scaled)
+
+  def test_every_image_needs_a_label(self):
+    for labels in (SPLIT.labels[:-1], SPLIT.labels[:, None]):
+      with pytest.raises(ValueError, match='as many labels'):
+        measured(8, SPLIT._replace(labels=labels))
 
   def test_empty_batches_are_refused(self):
     with pytest.raises(ValueError, match='batch_size must be at least 1'):

@@ -287,7 +287,13 @@ def test_other_arrays_in_the_same_file_are_refused(tmp_path):
   flag = '--num_restarts=2'
   assert_one_line(evaluate(work, '--attack=multi_targeted', flag), flag[:-2])
   np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
-  assert_one_line(train(tmp_path, *flags), 'fingerprint')
+  assert_one_line(train(tmp_path, *flags), 'other arrays')
+  np.savez(own, **arrays)
+  few = evaluate(work, '--eval_examples=7', '--epsilon=8/255')
+  record = last_json(few)
+  assert record['measured_test'] == 7
+  assert record['attack_epsilon'] == pytest.approx(8 / 255)
+  np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
   assert_one_line(evaluate(work), 'other arrays')
   assert_one_line(evaluate(tmp_path), 'not the folder of a run')
   other.mkdir()
@@ -326,7 +332,8 @@ WRONG_ARRAYS = {
 }
 WRONG_FLAGS = [
   (TRAIN, ['--epsilon=-1'], 'epsilon'),
-  (TRAIN, ['--epsilon=8/255'], 'epsilon'),
+  (TRAIN, ['--epsilon=8/0'], 'epsilon'),
+  (TRAIN, ['--epsilon=300/255'], 'epsilon'),
   (TRAIN, ['--epsilon=nan'], 'epsilon'),
   (TRAIN, ['--checkpoint_seconds=nan'], 'must be a number'),
   (TRAIN, ['--arch=cnn2'], 'too small'),

@@ -9,6 +9,7 @@ epoch, which `curves.png` and `.pdf` draw; `result.json` ends the run, as does
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -79,6 +80,11 @@ class Folder:
       common.write_json(self.config.to_json(), path)
     found = config.read(self.path).to_json()
     for name, value in self.config.to_json().items():
+      if name == 'fingerprint' and found[name] != value:
+        raise ValueError(
+          f'{self.path} was trained on other arrays than {self.config.dataset} '
+          'has now; name another --workdir'
+        )
       if found[name] != value:
         raise ValueError(
           f'{self.path} has a run with {name}={found[name]}, asked for '
@@ -117,13 +123,13 @@ class Folder:
       common.write_text(reason, self.diverged)
 
 
-def newest_variables(path: pathlib.Path) -> tuple[int, dict]:
+def newest_variables(path: str | os.PathLike) -> tuple[int, dict]:
   """The step and the variables of the newest checkpoint that can be read.
 
   Raises:
     FileNotFoundError: if there is none.
   """
-  if path.is_dir():
+  if os.path.isdir(path):
     with checkpoints.Store(path) as store:
       for step in reversed(store.numbers()):
         if (tree := store.restore(step)) is not None:

@@ -21,6 +21,14 @@ EVAL_BATCH_SIZE = flags.DEFINE_integer(
   'or the cache of a CPU.',
   lower_bound=1,
 )
+EVAL_EXAMPLES = flags.DEFINE_integer(
+  'eval_examples',
+  None,
+  'Examples of each split measured at the end, drawn at random; 0 for all. '
+  'Default: all; 500 in `tables --preset=quick`; in `evaluate` as many as were '
+  'after training.',
+  lower_bound=0,
+)
 ATTACKS = ('pgd', 'multi_targeted')
 LIPSCHITZ = {
   'text': 'Eq. (3): best of 10 ascending sign steps of epsilon / 5',

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import flags, logging
 from jax.experimental import multihost_utils
 
 from experiments import common, plots
@@ -57,11 +57,29 @@ def train(
     diverged = [folder.diverged for folder in folders]
     if reasons := [path.read_text() for path in diverged if path.exists()]:
       raise ValueError('; '.join(reasons))
-    return [common.read_json(folder.result) for folder in folders]
+    records = [common.read_json(folder.result) for folder in folders]
+    for folder, record in zip(folders, records, strict=True):
+      logging.info('%s: %s', folder.path, _in_short(record))
+    return records
+
+
+def _in_short(record: dict[str, Any]) -> str:
+  numbers = [
+    f'{name} {record[column]:.{digits}f}'
+    for name, column, digits in (
+      ('test accuracy', 'test_acc', 1),
+      ('under attack', 'adv_test_acc', 1),
+      ('Lipschitz', 'test_lipschitz', 0),
+    )
+    if record[column] is not None
+  ]
+  return ', '.join(numbers)
 
 
 def _check(config: Config, dataset: Dataset) -> None:
   """Raises what can be raised before anything is written."""
+  if len(dataset.class_names) < 2:
+    raise ValueError(f'{dataset.name} has one class; a classifier needs two')
   network, image = measure.network(config, dataset), dataset.train.images[:1]
   jax.eval_shape(network.init, jax.random.key(0), jnp.float32(image))
   devices, parts = jax.device_count(), config.accumulate

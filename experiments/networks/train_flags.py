@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common, paper
+from experiments.networks import measure
 from experiments.networks.config import Config
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
@@ -120,12 +121,23 @@ REMAT = flags.DEFINE_bool(
   'Keep no features of a residual block but compute them again for the '
   'gradient: less memory, a third more time.',
 )
-EVAL_EXAMPLES = flags.DEFINE_integer(
-  'eval_examples',
-  0,
-  'Examples of each split measured at the end, drawn at random; 0 for all, the '
-  'default but in `tables --preset=quick`.',
-  lower_bound=0,
+# What is not in the name of a run as it is.
+_NOT_NAMED = (
+  PRESET,
+  EPOCHS,
+  BATCH_SIZE,
+  OPTIMIZER,
+  LEARNING_RATE,
+  MOMENTUM,
+  MILESTONES,
+  AUGMENT,
+  ATTACK_MODE,
+  PRECISION,
+  HOLDOUT,
+  ACCUMULATE,
+  REMAT,
+  common.PROTOCOL,
+  measure.EVAL_EXAMPLES,
 )
 
 
@@ -180,7 +192,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     accumulate=ACCUMULATE.value,
     remat=REMAT.value,
     train_on='train',
-    eval_examples=EVAL_EXAMPLES.value,
+    eval_examples=measure.EVAL_EXAMPLES.value or 0,
     fingerprint=dataset.fingerprint,
   )
 
@@ -189,6 +201,16 @@ def _numbers(flag: flags.FlagHolder, kind: type, default: Any) -> Any:
   """The numbers of a list flag, `default` if it is not given."""
   found = common.numbers(flag, kind)
   return default if found is None else found
+
+
+def named() -> str:
+  """What a run's name says of the flags that are given and not in it."""
+  texts = []
+  for flag in _NOT_NAMED:
+    if flag.present:
+      value = flag.value if isinstance(flag.value, list) else [flag.value]
+      texts.append(f'-{flag.name}{"_".join(map(str, value))}')
+  return ''.join(texts)
 
 
 def seeds() -> range:

@@ -40,7 +40,7 @@ def default_data_dir() -> pathlib.Path:
 
 
 def load(
-  name: str,
+  name: str | os.PathLike,
   *,
   data_dir: str | os.PathLike | None = None,
   download: bool = True,
@@ -53,7 +53,8 @@ def load(
 
   Args:
     name: one of `NAMES`, or the path of an .npz file with train_images,
-      train_labels, test_images and test_labels (see `arrays.read`).
+      train_labels, test_images and test_labels (see `arrays.read`), which
+      the data set keeps as its name, made absolute.
     data_dir: default `default_data_dir()`; where it can be written, the
       prepared arrays are kept there.
     download: whether what is not on disk may be fetched.
@@ -63,8 +64,10 @@ def load(
     FileNotFoundError: nothing on disk and no network, after 15 seconds at
       most; it says which files would do.
   """
+  name = os.fspath(name)
   if name.endswith('.npz'):
-    train, test, class_names = arrays.read(pathlib.Path(name).expanduser())
+    name = os.path.abspath(os.path.expanduser(name))
+    train, test, class_names = arrays.read(pathlib.Path(name))
     digest = fingerprint(*train, *test)
     return Dataset(name, train, test, class_names, None, digest)
   if name not in NAMES:

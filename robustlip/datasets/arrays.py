@@ -95,7 +95,7 @@ def _split(
     )
     raise ValueError(
       f'{path}: {part}_images are {images.dtype} with {found}, expected uint8 '
-      'from 0 to 255.'
+      'from 0 to 255; of floats in [0, 1]: np.uint8(np.round(255 * images)).'
     )
   split = splits.Split(images, arrays[f'{part}_labels'])
   return splits.check(split, f'{path}, {part}', num_classes=num_classes)

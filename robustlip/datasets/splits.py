@@ -60,7 +60,7 @@ def check(
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
       f'{source}: images are {images.dtype} of shape {images.shape}, expected '
-      'uint8 of shape (N, height, width, channels).'
+      'uint8 of shape (N, height, width, channels), one channel for gray.'
     )
   if image_shape is not None and images.shape[1:] != image_shape:
     raise ValueError(
