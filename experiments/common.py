@@ -108,8 +108,13 @@ def radius(dataset: datasets.Dataset) -> float:
 def fail(error: BaseException | str) -> None:
   """Prints one line to stderr and ends the process with exit code 1."""
   logging.debug('Raised here:', exc_info=True)
-  print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+  _say(error)
   sys.exit(1)
+
+
+def _say(error: BaseException | str) -> None:
+  text = ' '.join(str(error).split())
+  print(f'error: {text}', file=sys.stderr, flush=True)
 
 
 def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
@@ -227,13 +232,8 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   except MemoryError as error:
     fail(f'out of memory: {error}')
   except KeyboardInterrupt:
-    print(
-      'error: interrupted; the same command goes on from what was saved, '
-      'if any',
-      file=sys.stderr,
-    )
+    _say('interrupted; the same command goes on from what was saved, if any')
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(1)  # an ordinary end crashes while XLA compiles in a thread
 
 

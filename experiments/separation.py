@@ -10,8 +10,8 @@ folder, with the data set and any --norm, --random_labels and --drop for NAME:
 distances and indices), `histogram_NAME`, `closest_pairs_NAME` and
 `class_matrix_NAME` as PNG and PDF. An interrupted run goes on where it was.
 
-On two busy cores of an AMD EPYC (Zen 3): MNIST 76 s, CIFAR-10 168 s, with
-figures and class matrix (the two searches: 44 s and 41 s).
+On two cores of an AMD EPYC (Zen 3): MNIST 25 s, CIFAR-10 27 s, with figures and
+class matrix (the two searches: 16 s and 14 s).
 """
 
 import pathlib

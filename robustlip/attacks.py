@@ -99,8 +99,9 @@ def _check(**numbers: chex.Numeric) -> None:
 
 
 def _check_attempt(attempt: chex.Numeric | None, count: int) -> None:
-  known = attempt is not None and not isinstance(attempt, jax.core.Tracer)
-  if known and not 0 <= attempt < count:
+  if attempt is None or isinstance(attempt, jax.core.Tracer):
+    return
+  if not np.all((np.asarray(attempt) >= 0) & (np.asarray(attempt) < count)):
     raise ValueError(f'attempt must be from 0 to {count - 1}, got {attempt}.')
 
 
@@ -176,8 +177,8 @@ def pgd(
       only if every restart fails.
     start: explicit first point, with a single restart.
     keep: 'last' iterate or 'best', as `ascend` has it.
-    attempt: the number of the one restart to make, below `num_restarts`; None
-      makes all.
+    attempt: the number of the one restart to make, below `num_restarts`, or
+      one for each example, [B]; None makes all.
 
   Raises:
     ValueError: if a number is out of range or `start` comes with restarts.
@@ -282,8 +283,8 @@ def multi_targeted(
 
   Args:
     num_classes: number of logits C, at least 2.
-    attempt: from 0 to C - 2, takes one target alone, the likelier the earlier;
-      None takes all.
+    attempt: from 0 to C - 2, or one for each example, [B], takes one target
+      alone, the likelier the earlier; None takes all.
 
   Source: Gowal et al. 2019, arXiv:1910.09338; the paper's Appendix E.1.
   """
@@ -319,4 +320,5 @@ def _likely_wrong(logits, labels, rank):
   """The wrong class of the given rank, 0 that of the highest logit: [B]."""
   _, wrong = losses.right_and_wrong(logits, labels)
   order = jnp.argsort(wrong, descending=True)
-  return jnp.take(order, rank, axis=-1)
+  ranks = jnp.broadcast_to(rank, len(labels))
+  return jnp.take_along_axis(order, ranks[:, None], axis=1)[:, 0]

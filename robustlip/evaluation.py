@@ -21,8 +21,8 @@ from robustlip import progress, projections
 from robustlip.datasets import Split
 from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
 
-# (variables, batch, keys [B]) -> [B]
-Measure = Callable[[Any, Batch, chex.PRNGKey], chex.Array]
+# (variables, batch, keys [B], attempts [B]) -> [B]
+Measure = Callable[[Any, Batch, chex.PRNGKey, chex.Array], chex.Array]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 
@@ -39,14 +39,14 @@ def over_devices(measure: Measure) -> Callable[..., chex.Array]:
   everywhere = NamedSharding(mesh, PartitionSpec())
   shared = NamedSharding(mesh, PartitionSpec(DEVICES))
 
-  def on_images(variables, images, labels, indices, key):
+  def on_images(variables, images, labels, indices, attempts, key):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
     batch = Batch(projections.from_bytes(images), labels)
-    return measure(variables, batch, keys)
+    return measure(variables, batch, keys, attempts)
 
   return jax.jit(
     on_images,
-    in_shardings=(everywhere, shared, shared, shared, everywhere),
+    in_shardings=(everywhere, *[shared] * 4, everywhere),
     out_shardings=shared,
   )
 
@@ -59,6 +59,7 @@ def per_example(
   *,
   batch_size: int,
   indices: np.ndarray | None = None,
+  attempts: np.ndarray | None = None,
   description: str = 'evaluation',
 ) -> np.ndarray:
   """Values of `program` for the examples at `indices`, in order.
@@ -69,7 +70,8 @@ def per_example(
     batch_size: examples to a dispatch of this process, rounded up so that its
       devices share them evenly; all of a smaller split, whatever the indices,
       so that one program serves any of them.
-    indices: None is all examples.
+    indices: examples, any number of times each; None is all of them.
+    attempts: which attempt at each of these the program makes; None is 0.
     description: what the progress bar says.
 
   Raises:
@@ -84,12 +86,13 @@ def per_example(
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
   indices = np.arange(len(split.labels)) if indices is None else indices
+  attempts = np.zeros(len(indices)) if attempts is None else attempts
   if not len(indices):
     raise ValueError('there are no examples to measure.')
   processes = jax.process_count()
   mine = -(-len(indices) // processes)  # the same number for every process
-  share = np.resize(indices, mine * processes)
-  share = share.reshape(processes, mine)[jax.process_index()]
+  items = np.stack([indices, attempts], axis=1).astype(np.int32)
+  share = np.resize(items, (processes, mine, 2))[jax.process_index()]
   devices = jax.local_device_count()
   most = -(-len(split.labels) // processes)
   size = devices * -(-min(batch_size, most) // devices)
@@ -97,12 +100,13 @@ def per_example(
   with progress.bar(mine, description, unit='img') as bar:
     for first in range(0, mine, size):
       count = min(size, mine - first)
-      chosen = np.resize(share[first : first + count], size)
+      chosen, attempt = np.resize(share[first : first + count], (size, 2)).T
       value = program(
         variables,
         split.images[chosen],
         split.labels[chosen],
         chosen.astype(np.uint32),
+        attempt,
         key,
       )
       values.append(np.asarray(value)[:count])
@@ -168,9 +172,9 @@ class Evaluator:
     ratios: local Lipschitz estimates, [B]: the `ratios` of
       `lipschitz.estimate`.
     batch_size: examples to a dispatch, see `per_example`.
-    attempts: restarts or targets of the attack, made one after the other; if
-      more than one, it takes the number of one as `attempt`, as those in
-      `attacks` do. An example that withstands all of them is robust.
+    attempts: restarts or targets of the attack, the first made before the
+      others; if more than one, it takes their numbers [B] as `attempt`, as
+      those in `attacks` do. An example that withstands all of them is robust.
   """
 
   def __init__(
@@ -182,17 +186,17 @@ class Evaluator:
     batch_size: int,
     attempts: int = 1,
   ):
-    def correct(variables, batch, keys):
-      del keys
+    def correct(variables, batch, keys, attempts):
+      del keys, attempts
       return _right(network(variables)(batch.inputs), batch.labels)
 
-    def withstands(variables_and_attempt, batch, keys):
-      variables, attempt = variables_and_attempt
-      chosen = {'attempt': attempt} if attempts > 1 else {}
+    def withstands(variables, batch, keys, number):
+      chosen = {'attempt': number} if attempts > 1 else {}
       points = attack(network(variables), batch, keys, **chosen)
       return _right(network(variables)(points), batch.labels)
 
-    def lipschitz(variables, batch, keys):
+    def lipschitz(variables, batch, keys, attempts):
+      del attempts
       return ratios(network(variables), batch.inputs, keys)
 
     self._correct = over_devices(correct)
@@ -214,20 +218,21 @@ class Evaluator:
       description=f'{name} accuracy'.strip(),
     )
     robust = correct.copy()
-    for attempt in range(self._attempts):
+    for numbers in ([0], range(1, self._attempts)):
       standing = np.flatnonzero(robust)
-      if not len(standing):
+      if not len(standing) or not len(numbers):
         break
-      number = f' {attempt + 1} of {self._attempts}' * (self._attempts > 1)
-      robust[standing] = per_example(
+      withstood = per_example(
         self._withstands,
-        (variables, np.int32(attempt)),
+        variables,
         split,
         key,
         batch_size=self._batch_size,
-        indices=standing,
-        description=f'{name} attack{number}'.strip(),
+        indices=np.repeat(standing, len(numbers)),
+        attempts=np.tile(numbers, len(standing)),
+        description=f'{name} attack'.strip(),
       )
+      robust[standing] = withstood.reshape(len(standing), -1).all(axis=1)
     return correct, robust
 
   def lipschitz(

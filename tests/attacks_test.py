@@ -210,7 +210,7 @@ def test_the_number_of_classes_is_the_networks(attack):
 
 
 def test_attempts_out_of_range_are_refused():
-  for attempt in (-1, 2):
+  for attempt in (-1, 2, np.array([0, 0, 0, 2, 1, 1, 1])):
     with pytest.raises(ValueError, match='from 0 to 1'):
       attacks.pgd(
         linear, BATCH, KEY, epsilon=0.1, num_restarts=2, attempt=attempt

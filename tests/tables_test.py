@@ -275,6 +275,16 @@ def test_runs_of_other_settings_are_left_out(runs):
   assert list(panel['rows']) == ['trades3']
 
 
+def test_rows_that_only_another_table_measured_are_left_out(runs):
+  target, root = runs
+  wanted = {'trades3': [config('trades3', 0)]}
+  assert not table_record.panel('mt', target, wanted, root)['rows']
+  path = table_record.folder(root, target, 'trades3', 0) / 'evaluations'
+  numbers = dict.fromkeys(table_rows.OWN_COLUMNS['mt'], 70.0)
+  common.write_json(numbers | {'seconds': 1.0}, path / 'multi_targeted.json')
+  assert table_record.panel('mt', target, wanted, root)['rows']
+
+
 def test_one_seed_has_no_deviation(runs):
   (panel,) = make(runs, seeds=[1])['panels']
   assert panel['rows']['gr']['columns']['test_acc']['std'] is None

@@ -9,6 +9,7 @@ import numpy as np
 from experiments import common, paper, paper_tables
 from experiments.comparison import findings
 from experiments.comparison.table_rows import (
+  OWN_COLUMNS,
   ROWS,
   TABLE_COLUMNS,
   Target,
@@ -172,7 +173,8 @@ def panel(
     for settings in configs:
       path = folder(root, target, name, settings.seed)
       run = remeasure.merged(path)
-      if run and config.read(path) == settings:
+      measured = run and OWN_COLUMNS.get(table, set()) <= run.keys()
+      if measured and config.read(path) == settings:
         found.append(run)
     if found:
       rows[name] = _row(target, name, TABLE_COLUMNS[table], found)

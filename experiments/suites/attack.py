@@ -1,9 +1,7 @@
 """Images a second of the evaluation under PGD-10."""
 
-import jax
-
 from experiments.suites import Candidate, Case, problem
-from robustlip import attacks, evaluation, models
+from robustlip import attacks, models
 
 # Ten steps, each with the gradient of the inputs, and the logits at the end.
 PASSES = 10 * 2 + 1
@@ -20,7 +18,14 @@ def case(
 ) -> Case:
   """Every image is attacked, right or wrong; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
-  candidates = {'robustlip': _ours(task, batch_size or task.fitting())}
+
+  def withstands(variables, batch, keys, attempts):
+    del attempts  # there is one
+    logits_fn = models.logits_fn(task.module, variables)
+    points = attacks.pgd(logits_fn, batch, keys, epsilon=problem.EPSILON)
+    return logits_fn(points).argmax(axis=-1) == batch.labels
+
+  candidates = {'robustlip': problem.measured(task, withstands, batch_size)}
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
     candidates |= _torch(task, batch_size, compile_peer)
@@ -34,25 +39,6 @@ def case(
       candidates[name] = Candidate(run, num_images, may_fail=True)
   flops = PASSES * task.forward_flops()
   return Case(f'{arch}, {num_images} images', 'images', candidates, flops)
-
-
-def _ours(task, batch_size):
-  def withstands(variables, batch, keys):
-    logits_fn = models.logits_fn(task.module, variables)
-    points = attacks.pgd(logits_fn, batch, keys, epsilon=problem.EPSILON)
-    return logits_fn(points).argmax(axis=-1) == batch.labels
-
-  program, variables = evaluation.over_devices(withstands), task.variables()
-  return Candidate(
-    lambda: evaluation.per_example(
-      program,
-      variables,
-      task.split,
-      jax.random.key(0),
-      batch_size=batch_size,
-    ),
-    len(task.split.labels),
-  )
 
 
 def _torch(task, batch_size, compile_peer):

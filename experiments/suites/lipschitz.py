@@ -1,9 +1,7 @@
 """Images a second of the local Lipschitz estimate, ten steps."""
 
-import jax
-
-from experiments.suites import Candidate, Case, problem
-from robustlip import evaluation, lipschitz, models
+from experiments.suites import Case, problem
+from robustlip import lipschitz, models
 
 # The logits of the image, ten steps with gradients, the ratio at the end.
 PASSES = 1 + 10 * 2 + 1
@@ -21,7 +19,8 @@ def case(
   """The estimate of every image; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
 
-  def ratios(variables, batch, keys):
+  def ratios(variables, batch, keys, attempts):
+    del attempts
     return lipschitz.estimate(
       models.logits_fn(task.module, variables),
       batch.inputs,
@@ -29,19 +28,7 @@ def case(
       epsilon=problem.EPSILON,
     ).ratios
 
-  program, variables = evaluation.over_devices(ratios), task.variables()
-  ours = batch_size or task.fitting()
-
-  def run():
-    evaluation.per_example(
-      program,
-      variables,
-      task.split,
-      jax.random.key(0),
-      batch_size=ours,
-    )
-
-  candidates = {'robustlip': Candidate(run, num_images)}
+  candidates = {'robustlip': problem.measured(task, ratios, batch_size)}
   if peers:
     peers_batch = batch_size or problem.PEERS_BATCH_SIZE
     candidates |= _torch(task, peers_batch, compile_peer)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.suites import Candidate
 from robustlip import evaluation, models
 from robustlip.datasets import Split
 
@@ -51,6 +52,22 @@ def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
   labels = generator.integers(0, 10, num_images).astype(np.int32)
   module = models.build(arch, 10, dtype=precision)
   return Problem(arch, module, Split(images, labels), precision)
+
+
+def measured(
+  task: Problem, measure: evaluation.Measure, batch_size: int | None
+) -> Candidate:
+  """`measure` of every image, as an evaluation runs it."""
+  program, variables = evaluation.over_devices(measure), task.variables()
+  batch_size = batch_size or task.fitting()
+
+  def run():
+    key = jax.random.key(0)
+    evaluation.per_example(
+      program, variables, task.split, key, batch_size=batch_size
+    )
+
+  return Candidate(run, len(task.split.labels))
 
 
 def matrix_rate(precision: str) -> float:
