@@ -241,7 +241,7 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     FileNotFoundError: if there is none.
     ValueError: for one of other labels, another norm or a part of the set.
   """
-  rows, seconds = {}, 0.0
+  rows, notes, seconds = {}, [], 0.0
   for name, published in paper_tables.SEPARATION.items():
     path = root / f'separation_{name}.json'
     if path.exists():
@@ -256,8 +256,9 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
       if missing:
         raise ValueError(f'{path} has no {", ".join(sorted(missing))}')
       seconds += record['seconds']
+      notes += _part(name, record['num_train'], record['num_test'])
       rows[name] = {
-        'label': _of_all(name, record['num_train'], record['num_test']),
+        'label': name,
         'columns': {
           column: cell([record[column]], value)
           for column, value in zip(_SEPARATION, published, strict=True)
@@ -272,18 +273,18 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     'Smallest distance between two classes among the images at hand; a part '
     'of a data set can only be farther apart.'
   )
-  return plain_panel(rows, seconds=seconds, notes=[note])
+  return plain_panel(rows, seconds=seconds, notes=[note, *notes])
 
 
-def _of_all(name: str, num_train: int, num_test: int) -> str:
-  """The name of a data set, with how much of it there was if not all."""
+def _part(name: str, num_train: int, num_test: int) -> list[str]:
+  """A note of how much of a data set there was, if not all."""
   facts = FACTS[name]
   if (num_train, num_test) == (facts.num_train, facts.num_test):
-    return name
-  return (
-    f'{name}, {num_train:,} of {facts.num_train:,} + {num_test:,} of '
-    f'{facts.num_test:,}'
-  )
+    return []
+  return [
+    f'Of {name} {num_train:,} of {facts.num_train:,} training and {num_test:,} '
+    f'of {facts.num_test:,} test images.'
+  ]
 
 
 def row_names(record: dict[str, Any]) -> set[tuple[str, str, str, int]]:
