@@ -129,12 +129,23 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
   if not path.exists():
     return
   found = read_json(path)
-  for name, value in owner.items():
-    if found.get(name) != value:
-      raise ValueError(
-        f'{path} is of {name}={found.get(name)}, not {value}; name another '
-        'folder'
-      )
+  if name := difference(found, owner):
+    raise ValueError(
+      f'{path} is of {name}={found.get(name)}, not {owner[name]}; name another '
+      'folder'
+    )
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+  """The first name of `wanted` whose value `found` has not; None is as good."""
+  differing = (k for k, v in wanted.items() if found.get(k) != v)
+  return next(differing, None)
+
+
+def check_classes(dataset: datasets.Dataset) -> None:
+  """Raises ValueError if there is nothing to tell apart."""
+  if len(dataset.class_names) < 2:
+    raise ValueError(f'{dataset.name} has one class; a classifier needs two')
 
 
 def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:

@@ -100,8 +100,7 @@ def main() -> None:
   seed = common.SEED.value
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
-  if len(dataset.class_names) < 2:
-    raise ValueError(f'{name} has one class; a classifier needs two')
+  common.check_classes(dataset)
   folder = common.output_folder(WORKDIR.value)
   output = folder / f'theory_{name}.json'
   owner = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}

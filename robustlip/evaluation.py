@@ -21,8 +21,8 @@ from robustlip import progress, projections
 from robustlip.datasets import Split
 from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
 
-# (variables, batch, keys [B], attempts [B]) -> [B]
-Measure = Callable[[Any, Batch, chex.PRNGKey, chex.Array], chex.Array]
+# (variables, batch, keys [B]) -> [B], and attempts [B] where there are several
+Measure = Callable[..., chex.Array]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 
@@ -39,14 +39,14 @@ def over_devices(measure: Measure) -> Callable[..., chex.Array]:
   everywhere = NamedSharding(mesh, PartitionSpec())
   shared = NamedSharding(mesh, PartitionSpec(DEVICES))
 
-  def on_images(variables, images, labels, indices, attempts, key):
+  def on_images(variables, images, labels, indices, key, attempts):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
     batch = Batch(projections.from_bytes(images), labels)
-    return measure(variables, batch, keys, attempts)
+    return measure(variables, batch, keys, *attempts)
 
   return jax.jit(
     on_images,
-    in_shardings=(everywhere, *[shared] * 4, everywhere),
+    in_shardings=(everywhere, shared, shared, shared, everywhere, shared),
     out_shardings=shared,
   )
 
@@ -71,7 +71,8 @@ def per_example(
       devices share them evenly; all of a smaller split, whatever the indices,
       so that one program serves any of them.
     indices: examples, any number of times each; None is all of them.
-    attempts: which attempt at each of these the program makes; None is 0.
+    attempts: which attempt at each of these the program makes, if it makes
+      several.
     description: what the progress bar says.
 
   Raises:
@@ -86,13 +87,14 @@ def per_example(
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
   indices = np.arange(len(split.labels)) if indices is None else indices
-  attempts = np.zeros(len(indices)) if attempts is None else attempts
   if not len(indices):
     raise ValueError('there are no examples to measure.')
   processes = jax.process_count()
   mine = -(-len(indices) // processes)  # the same number for every process
-  items = np.stack([indices, attempts], axis=1).astype(np.int32)
-  share = np.resize(items, (processes, mine, 2))[jax.process_index()]
+  items = [indices] if attempts is None else [indices, attempts]
+  items = np.stack(items, axis=1).astype(np.uint32)
+  share = np.resize(items, (processes, mine, items.shape[1]))
+  share = share[jax.process_index()]
   devices = jax.local_device_count()
   most = -(-len(split.labels) // processes)
   size = devices * -(-min(batch_size, most) // devices)
@@ -100,14 +102,15 @@ def per_example(
   with progress.bar(mine, description, unit='img') as bar:
     for first in range(0, mine, size):
       count = min(size, mine - first)
-      chosen, attempt = np.resize(share[first : first + count], (size, 2)).T
+      padded = np.resize(share[first : first + count], (size, items.shape[1]))
+      chosen, *attempt = padded.T
       value = program(
         variables,
         split.images[chosen],
         split.labels[chosen],
-        chosen.astype(np.uint32),
-        attempt,
+        chosen,
         key,
+        tuple(attempt),
       )
       values.append(np.asarray(value)[:count])
       bar.update(count)
@@ -186,17 +189,16 @@ class Evaluator:
     batch_size: int,
     attempts: int = 1,
   ):
-    def correct(variables, batch, keys, attempts):
-      del keys, attempts
+    def correct(variables, batch, keys):
+      del keys
       return _right(network(variables)(batch.inputs), batch.labels)
 
-    def withstands(variables, batch, keys, number):
-      chosen = {'attempt': number} if attempts > 1 else {}
+    def withstands(variables, batch, keys, attempt):
+      chosen = {'attempt': attempt} if attempts > 1 else {}
       points = attack(network(variables), batch, keys, **chosen)
       return _right(network(variables)(points), batch.labels)
 
-    def lipschitz(variables, batch, keys, attempts):
-      del attempts
+    def lipschitz(variables, batch, keys):
       return ratios(network(variables), batch.inputs, keys)
 
     self._correct = over_devices(correct)

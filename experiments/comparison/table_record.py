@@ -247,11 +247,10 @@ def separation(root: pathlib.Path) -> dict[str, Any]:
     if path.exists():
       record = common.read_json(path)
       settings = paper_tables.SEPARATION_SETTINGS | {'dataset': name}
-      for key, value in settings.items():
-        if record.get(key) != value:
-          raise ValueError(
-            f'{path} has {key} {record.get(key)}; Table 1 has {value}'
-          )
+      if key := common.difference(record, settings):
+        raise ValueError(
+          f'{path} has {key} {record.get(key)}; Table 1 has {settings[key]}'
+        )
       missing = {'seconds', 'num_train', 'num_test', *_SEPARATION} - set(record)
       if missing:
         raise ValueError(f'{path} has no {", ".join(sorted(missing))}')

@@ -26,7 +26,7 @@ def _histograms(found, record):
   ):
     distances = neighbors.distances[np.isfinite(neighbors.distances)]
     top = 1.0 if record['norm'] == 'linf' else None
-    widest = top or distances.max(initial=1.0)
+    widest = top or distances.max(initial=0) or 1.0
     axes.hist(distances, bins=20, range=(0, widest), color='0.75')
     if distances.size:
       smallest = distances.min()

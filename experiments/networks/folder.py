@@ -78,18 +78,18 @@ class Folder:
     path = self.path / 'config.json'
     if not path.exists():
       common.write_json(self.config.to_json(), path)
-    found = config.read(self.path).to_json()
-    for name, value in self.config.to_json().items():
-      if name == 'fingerprint' and found[name] != value:
-        raise ValueError(
-          f'{self.path} was trained on other arrays than {self.config.dataset} '
-          'has now; name another --workdir'
-        )
-      if found[name] != value:
-        raise ValueError(
-          f'{self.path} has a run with {name}={found[name]}, asked for '
-          f'{name}={value}; name another --workdir'
-        )
+    found, asked = config.read(self.path).to_json(), self.config.to_json()
+    name = common.difference(found, asked)
+    if name == 'fingerprint':
+      raise ValueError(
+        f'{self.path} was trained on other arrays than {self.config.dataset} '
+        'has now; name another --workdir'
+      )
+    if name:
+      raise ValueError(
+        f'{self.path} has a run with {name}={found[name]}, asked for '
+        f'{name}={asked[name]}; name another --workdir'
+      )
 
   def read_metrics(self) -> list[dict[str, Any]]:
     """The lines of the curve; a torn last line is left out."""

@@ -55,7 +55,7 @@ class Attack(NamedTuple):
     return self.protocol or config.protocol
 
   def attempts(self, config: Config, num_classes: int) -> tuple[int, int]:
-    """Restarts or targets of an example: (made in turn, computed at once).
+    """Restarts or targets of an example: (attempts apart, points at once).
 
     The released `multi_targeted` compares its targets and needs all of them.
     """

@@ -44,8 +44,14 @@ def train(
     ValueError: if a folder has other settings; at the end, when the others
       are finished, if the loss of a run was not finite.
   """
+  common.check_classes(dataset)
   for config in configs:
     _check(config, dataset)
+  image = jnp.float32(dataset.train.images[:1])
+  for network in {measure.network(config, dataset) for config in configs}:
+    jax.eval_shape(
+      network.init, jax.random.key(0), image
+    )  # it may be too small
   with contextlib.ExitStack() as stack:
     folders = [
       stack.enter_context(Folder(path, config))
@@ -78,10 +84,6 @@ def _in_short(record: dict[str, Any]) -> str:
 
 def _check(config: Config, dataset: Dataset) -> None:
   """Raises what can be raised before anything is written."""
-  if len(dataset.class_names) < 2:
-    raise ValueError(f'{dataset.name} has one class; a classifier needs two')
-  network, image = measure.network(config, dataset), dataset.train.images[:1]
-  jax.eval_shape(network.init, jax.random.key(0), jnp.float32(image))
   devices, parts = jax.device_count(), config.accumulate
   if config.batch_size % (devices * parts):
     raise ValueError(

@@ -19,8 +19,7 @@ def case(
   """Every image is attacked, right or wrong; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
 
-  def withstands(variables, batch, keys, attempts):
-    del attempts  # there is one
+  def withstands(variables, batch, keys):
     logits_fn = models.logits_fn(task.module, variables)
     points = attacks.pgd(logits_fn, batch, keys, epsilon=problem.EPSILON)
     return logits_fn(points).argmax(axis=-1) == batch.labels

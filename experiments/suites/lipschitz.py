@@ -19,8 +19,7 @@ def case(
   """The estimate of every image; peers take 64 at a time."""
   task = problem.make(arch, num_images, precision)
 
-  def ratios(variables, batch, keys, attempts):
-    del attempts
+  def ratios(variables, batch, keys):
     return lipschitz.estimate(
       models.logits_fn(task.module, variables),
       batch.inputs,
