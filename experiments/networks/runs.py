@@ -42,16 +42,14 @@ def train(
 
   Raises:
     ValueError: if a folder has other settings; at the end, when the others
-      are finished, if the loss of a run was not finite.
+      are finished, if the loss or the weights of a run were not finite.
   """
   common.check_classes(dataset)
   for config in configs:
     _check(config, dataset)
-  image = jnp.float32(dataset.train.images[:1])
+  image = jnp.float32(dataset.train.images[:1])  # it may be too small
   for network in {measure.network(config, dataset) for config in configs}:
-    jax.eval_shape(
-      network.init, jax.random.key(0), image
-    )  # it may be too small
+    jax.eval_shape(network.init, jax.random.key(0), image)
   with contextlib.ExitStack() as stack:
     folders = [
       stack.enter_context(Folder(path, config))
