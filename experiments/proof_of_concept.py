@@ -22,6 +22,7 @@ flags.adopt_module_key_flags(train_flags)
 flags.adopt_module_key_flags(runs)
 flags.declare_key_flag(common.DATASET)
 flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.PROTOCOL)
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of runs and records. Default: runs/<preset>.'
 )

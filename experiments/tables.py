@@ -214,9 +214,6 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
 
 def build(path: pathlib.Path) -> dict[str, Any]:
   """The record of the table that the flags name, with all that it takes."""
-  for flag in (common.PROTOCOL, *train_flags.METHOD_FLAGS):
-    if flag.present:
-      raise ValueError(f'a row of a table fixes --{flag.name}; use --rows')
   if TABLE.value == 'poc' and CHOSEN.present:
     raise ValueError('--rows means nothing to --table=poc')
   if TABLE.value == '1':

@@ -10,18 +10,35 @@ The same command again goes on from the last checkpoint, or prints the result
 of a finished run at once.
 """
 
+import itertools
 import pathlib
 
 from absl import flags
 
 from experiments import common
 from experiments.networks import runs, train_flags
+from experiments.networks.config import Config
 from robustlip import datasets
+from robustlip.methods import METHODS, WEIGHTS
 
 flags.adopt_module_key_flags(train_flags)
 flags.adopt_module_key_flags(runs)
 flags.declare_key_flag(common.DATASET)
 flags.declare_key_flag(common.DATA_DIR)
+flags.declare_key_flag(common.PROTOCOL)
+METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
+LAM = flags.DEFINE_list(
+  'lam',
+  None,
+  'Weight in rst, gr and llr, at least 0; several, separated by commas, are '
+  'one program.',
+)
+BETA = flags.DEFINE_list(
+  'beta', None, 'Weight in trades, at least 0, or several.'
+)
+MU = flags.DEFINE_list(
+  'mu', None, 'Second weight in llr, at least 0, or several.'
+)
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -30,18 +47,41 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
+def configs(dataset: datasets.Dataset) -> list[Config]:
+  """One checked `Config` for each choice of the listed weights and seeds.
+
+  Raises:
+    ValueError: for a flag that does not fit the data set or another flag.
+  """
+  method = METHOD.value
+  shared = train_flags.fields(dataset, method, train_flags.setup(dataset.name))
+  choices = {'lam': LAM, 'beta': BETA, 'mu': MU}
+  for name, flag in choices.items():
+    values = common.numbers(flag, float)
+    if values is not None and name not in WEIGHTS.get(method, {}):
+      raise ValueError(f'--{name} means nothing to --method={method}')
+    if values == []:
+      raise ValueError(f'--{name} has no number')
+    choices[name] = values or [shared[name]]
+  choices['seed'] = train_flags.seeds()
+  return [
+    Config(**shared | dict(zip(choices, chosen, strict=True)))
+    for chosen in itertools.product(*choices.values())
+  ]
+
+
 def main() -> None:
   """One run, or several that train at once."""
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  configs = train_flags.configs(dataset)
+  wanted = configs(dataset)
   root = pathlib.Path(WORKDIR.value or 'runs')
   others = train_flags.named()
-  paths = [root / (c.name + others) for c in configs]
-  if len(configs) == 1 and WORKDIR.value:
+  paths = [root / (config.name + others) for config in wanted]
+  if len(wanted) == 1 and WORKDIR.value:
     paths = [root]
   if len(set(paths)) < len(paths):
     raise ValueError('two of the weights have the same name: drop one')
-  for record in runs.train(configs, dataset, paths):
+  for record in runs.train(wanted, dataset, paths):
     common.print_json(record)
 
 

@@ -465,7 +465,7 @@ def test_render_only_needs_the_record_alone(runs):
 
 def test_bad_requests_are_one_line():
   for args, words in (
-    (['--lam=1'], 'a row of a table fixes --lam'),
+    (['--lam=1'], "Unknown command line flag 'lam'"),
     (['--rows=trades9'], 'has no rows trades9'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),

@@ -34,8 +34,7 @@ def config(dataset: Dataset) -> Config:
     ValueError: for a data set that the appendix does not have, or a flag that
       it fixes.
   """
-  fixed = (train_flags.SEEDS, train_flags.HOLDOUT)
-  for flag in (*train_flags.METHOD_FLAGS, *fixed):
+  for flag in (train_flags.SEEDS, train_flags.HOLDOUT):
     if flag.present:
       raise ValueError(f'the proof of concept fixes --{flag.name}')
   if train_flags.PRESET.value == 'quick':

@@ -50,7 +50,7 @@ class Config:
         f'--batch_size={self.batch_size} does not split into '
         f'--accumulate={self.accumulate} equal parts'
       )
-    for name in ('epsilon', 'learning_rate', 'momentum', 'mu'):
+    for name in ('epsilon', 'learning_rate', 'momentum'):
       if not math.isfinite(value := getattr(self, name)):
         raise ValueError(f'--{name} must be finite, got {value}')
     models.build(self.arch, 2, dropout_rate=self.dropout, remat=self.remat)

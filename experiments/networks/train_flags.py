@@ -1,20 +1,17 @@
-"""The flags of every script that trains, and the runs that they ask for.
+"""The flags of every script that trains, and the settings that they ask for.
 
-`configs` gives one `Config` for each combination of the listed `--lam` and
-`--beta` and of the `--seeds`; what is not given comes from `--preset`.
+What is not given comes from `--preset`.
 """
 
-import itertools
 from typing import Any
 
 from absl import flags
 
 from experiments import common, paper
 from experiments.networks import measure
-from experiments.networks.config import Config
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
-from robustlip.methods import METHODS, WEIGHTS
+from robustlip.methods import WEIGHTS
 from robustlip.training import OPTIMIZERS
 
 QUICK = paper.Setup(
@@ -31,20 +28,7 @@ QUICK = paper.Setup(
 )
 
 flags.declare_key_flag(common.EPSILON)
-flags.declare_key_flag(common.PROTOCOL)
 flags.declare_key_flag(common.SEED)
-METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
-LAM = flags.DEFINE_list(
-  'lam',
-  None,
-  'Weight in rst, gr and llr, at least 0; several, separated by commas, are '
-  'one program.',
-)
-BETA = flags.DEFINE_list(
-  'beta', None, 'Weight in trades, at least 0, or several.'
-)
-MU = flags.DEFINE_float('mu', None, 'Second weight in llr.', lower_bound=0.0)
-METHOD_FLAGS = (METHOD, LAM, BETA, MU)  # what a method is and is weighted by
 SEEDS = flags.DEFINE_integer(
   'seeds',
   1,
@@ -163,6 +147,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     ValueError: for a data set without a radius.
   """
   own = WEIGHTS.get(method, {}) | setup.method_settings.get(method, {})
+  milestones = common.numbers(MILESTONES, int)
 
   def chosen(flag, default):
     return default if flag.value is None else flag.value
@@ -174,7 +159,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     epsilon=common.radius(dataset),
     lam=own.get('lam', 0.0),
     beta=own.get('beta', 0.0),
-    mu=chosen(MU, own.get('mu', 0.0)),
+    mu=own.get('mu', 0.0),
     epochs=chosen(EPOCHS, setup.epochs),
     batch_size=chosen(BATCH_SIZE, setup.batch_size),
     optimizer=chosen(OPTIMIZER, setup.optimizer),
@@ -182,7 +167,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
       LEARNING_RATE, own.get('learning_rate', setup.learning_rate)
     ),
     momentum=chosen(MOMENTUM, setup.momentum),
-    milestones=tuple(_numbers(MILESTONES, int, setup.milestones)),
+    milestones=tuple(setup.milestones if milestones is None else milestones),
     augment=chosen(AUGMENT, setup.augment),
     dropout=DROPOUT.value,
     protocol=common.PROTOCOL.value,
@@ -195,12 +180,6 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     eval_examples=measure.EVAL_EXAMPLES.value or 0,
     fingerprint=dataset.fingerprint,
   )
-
-
-def _numbers(flag: flags.FlagHolder, kind: type, default: Any) -> Any:
-  """The numbers of a list flag, `default` if it is not given."""
-  found = common.numbers(flag, kind)
-  return default if found is None else found
 
 
 def named() -> str:
@@ -223,26 +202,3 @@ def seeds() -> range:
   if end > 2**32:
     raise ValueError(f'--seed and --seeds go up to {end - 1}, not {2**32 - 1}')
   return range(common.SEED.value, end)
-
-
-def configs(dataset: Dataset) -> list[Config]:
-  """One checked `Config` per run that the flags ask for.
-
-  Raises:
-    ValueError: for a flag that does not fit the data set or another flag.
-  """
-  method = METHOD.value
-  for flag in METHOD_FLAGS[1:]:
-    if flag.value is None:
-      continue
-    if flag.name not in WEIGHTS.get(method, {}):
-      raise ValueError(f'--{flag.name} means nothing to --method={method}')
-    if flag.value == []:
-      raise ValueError(f'--{flag.name} has no number')
-  shared = fields(dataset, method, setup(dataset.name))
-  lams = _numbers(LAM, float, [shared['lam']])
-  betas = _numbers(BETA, float, [shared['beta']])
-  return [
-    Config(**shared | {'lam': lam, 'beta': beta, 'seed': seed})
-    for lam, beta, seed in itertools.product(lams, betas, seeds())
-  ]
