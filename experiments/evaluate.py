@@ -3,7 +3,8 @@ r"""Measures a trained network again, under any attack.
   python -m experiments.evaluate --workdir=runs/NAME --attack=multi_targeted
 
 The record goes to a folder of its own inside the run's, so that the run's own
-result stays: `<workdir>/evaluations/<attack and its settings>/result.json`.
+result stays: `<workdir>/evaluations/<attack and its settings>/result.json`. The
+same command again prints it, unless the run has gone on since.
 """
 
 import dataclasses
@@ -36,13 +37,28 @@ CHECKPOINT = flags.DEFINE_enum(
 )
 
 
+def trained(root: pathlib.Path) -> tuple[config.Config, datasets.Dataset]:
+  """The settings of the run, with as many examples as asked for, and its data.
+
+  Raises:
+    ValueError: if the folder is not that of a run, or the data have changed.
+  """
+  run = config.read(root)
+  dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
+  if run.fingerprint not in (None, dataset.fingerprint):
+    raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
+  if measure.EVAL_EXAMPLES.value is not None:
+    run = dataclasses.replace(run, eval_examples=measure.EVAL_EXAMPLES.value)
+  return run, dataset
+
+
 def main() -> None:
   """Loads the run, measures it, writes one record."""
   if not WORKDIR.value:
     raise ValueError('--workdir is needed: the folder of a run')
   began = time.monotonic()
   root = pathlib.Path(WORKDIR.value)
-  run = config.read(root)
+  run, dataset = trained(root)
   attack = measure.Attack(
     ATTACK.value,
     NUM_STEPS.value or {'pgd': 10, 'multi_targeted': 20}[ATTACK.value],
@@ -50,32 +66,32 @@ def main() -> None:
     common.EPSILON.value,
     common.PROTOCOL.value if common.PROTOCOL.present else None,
   )
-  dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
-  if run.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
-  if measure.EVAL_EXAMPLES.value is not None:
-    run = dataclasses.replace(run, eval_examples=measure.EVAL_EXAMPLES.value)
-  finished = (root / 'result.json').exists()
-  name = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
-  step, variables = folder.newest_variables(root / name)
-  record = measure.record(
-    run, dataset, variables, measure.evaluator(run, dataset, attack), attack
-  )
-  if not finished:
+  evaluator = measure.evaluator(run, dataset, attack)
+  checkpoints = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
+  step, variables = folder.newest_variables(root / checkpoints)
+  state = {'finished': (root / 'result.json').exists(), 'step': step}
+  if not state['finished']:
     logging.warning('%s is not finished: this is its step %d', root, step)
-  record |= {
-    'checkpoint': CHECKPOINT.value,
-    'finished': finished,
-    'step': step,
-    'seconds': time.monotonic() - began,
-  }
+  output = root / 'evaluations' / label(run, attack) / 'result.json'
+  if output.exists():
+    record = common.read_json(output)
+    if common.difference(record, state) is None:
+      logging.info('%s was measured before', output)
+      return common.print_json(record)
+  record = measure.record(run, dataset, variables, evaluator, attack)
+  record |= {'checkpoint': CHECKPOINT.value, **state}
+  record['seconds'] = time.monotonic() - began
+  common.finish(record, output)
+
+
+def label(run: config.Config, attack: measure.Attack) -> str:
+  """The name of the folder of a measurement."""
   parts = [attack.name, attack.num_steps, attack.num_restarts]
-  parts += [attack.definitions(run), f'eps{record["attack_epsilon"]:g}']
+  parts += [attack.definitions(run), f'eps{attack.radius(run):g}']
   parts += [CHECKPOINT.value]
   if measure.EVAL_EXAMPLES.value is not None:
     parts += [f'{run.eval_examples}examples']
-  name = '-'.join(map(str, parts))
-  common.finish(record, root / 'evaluations' / name / 'result.json')
+  return '-'.join(map(str, parts))
 
 
 if __name__ == '__main__':

@@ -293,6 +293,9 @@ def test_other_arrays_in_the_same_file_are_refused(tmp_path):
   record = last_json(few)
   assert record['measured_test'] == 7
   assert record['attack_epsilon'] == pytest.approx(8 / 255)
+  again = evaluate(work, '--eval_examples=7', '--epsilon=8/255')
+  assert last_json(again) == record  # its seconds too
+  assert 'measured before' in again.err
   np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
   assert_one_line(evaluate(work), 'other arrays')
   assert_one_line(evaluate(tmp_path), 'not the folder of a run')
