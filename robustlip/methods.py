@@ -1,7 +1,7 @@
 """The training methods of the paper: an inner problem paired with a loss.
 
 `METHODS[name](settings)` is a `Method`. A new method is one loss in `losses`
-and one entry here. `reference` has the two that the authors' released code
+and one entry here. `reference` has those that the authors' released code
 computes differently.
 """
 

@@ -8,6 +8,7 @@ paper (github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
 BUILD_NOTES.md.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -19,6 +20,48 @@ from robustlip.types import Batch, LogitsFn
 
 LIPSCHITZ_STEP = 0.003  # fixed, whatever the radius
 LLR_STEPS = 2
+OFFSET = 1e-6  # added to every pixel of x - x' in the ratio
+
+
+def walk(
+  direction: Callable[[chex.Array], chex.Array],
+  inputs: chex.Array,
+  key: chex.PRNGKey,
+  *,
+  step_size: chex.Numeric,
+  num_steps: int,
+  project: Callable[[chex.Array, chex.Array], chex.Array],
+) -> chex.Array:
+  """The released ascent, [B, ...]: from a start that may be outside the box.
+
+  `attacks.ascend` projects its start too. On MNIST's black background that
+  takes half of the Gaussian noise away before the first gradient is taken.
+
+  Args:
+    direction: of each step, [B, ...] -> [B, ...].
+    project: (points, inputs) -> points, after each step.
+  """
+
+  def move(_, points):
+    return project(points + step_size * direction(points), inputs)
+
+  start = methods.near(inputs, key)
+  points = jax.lax.fori_loop(0, num_steps, move, start)
+  return jax.lax.stop_gradient(points)
+
+
+def _sign_of(objective):
+  """The direction in which `objective`, [B, ...] -> [B], rises."""
+  gradient = jax.grad(lambda points: objective(points).sum())
+  return lambda points: jnp.sign(gradient(points))
+
+
+def _shrunk(points, inputs, *, epsilon):
+  """Cut to the box, then scaled as a whole to the radius."""
+  deltas = jnp.clip(points, 0.0, 1.0) - inputs
+  sizes = jnp.maximum(projections.sizes(deltas), 1e-30)
+  shares = jnp.minimum(1.0, epsilon / sizes)
+  return inputs + projections.per_example(shares, deltas) * deltas
 
 
 def gr(settings: methods.Settings) -> methods.Method:
@@ -39,7 +82,8 @@ def gr(settings: methods.Settings) -> methods.Method:
 def llr(settings: methods.Settings) -> methods.Method:
   """CE(x) + lam CE(x'): the gradient terms of LLR are zeroed by aliasing.
 
-  x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start.
+  x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start;
+  what is too long is scaled, not cut.
   """
   epsilon = settings.epsilon
 
@@ -48,14 +92,19 @@ def llr(settings: methods.Settings) -> methods.Method:
     def gradient(points):
       return losses.cross_entropy(logits_fn(points), batch.labels).sum()
 
-    points = methods.near(batch.inputs, key)
-    for _ in range(LLR_STEPS):
+    def direction(points):
       slope = gradient(points)
       largest = jnp.maximum(projections.sizes(slope), 1e-30)
-      slope /= projections.per_example(largest, slope)
-      moved = points + epsilon / LLR_STEPS * slope
-      points = projections.ball(moved, batch.inputs, epsilon=epsilon)
-    return jax.lax.stop_gradient(points)
+      return slope / projections.per_example(largest, slope)
+
+    return walk(
+      direction,
+      batch.inputs,
+      key,
+      step_size=epsilon / LLR_STEPS,
+      num_steps=LLR_STEPS,
+      project=partial(_shrunk, epsilon=epsilon),
+    )
 
   def loss(logits_fn, batch, points):
     return losses.rst(logits_fn, batch, points, lam=settings.lam)
@@ -63,7 +112,32 @@ def llr(settings: methods.Settings) -> methods.Method:
   return methods.Method(maximize, loss)
 
 
-METHODS = methods.METHODS | {'gr': gr, 'llr': llr}
+def trades(settings: methods.Settings) -> methods.Method:
+  """CE(x) + beta KL(p(x) || p(x')), the network called on x for each term.
+
+  In training mode the three calls move the statistics of BatchNorm and may
+  have three dropout masks. The inner problem differs in its start alone.
+  """
+
+  def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
+    return walk(
+      _sign_of(losses.divergence(logits_fn, batch)),
+      batch.inputs,
+      key,
+      step_size=settings.epsilon / 5,
+      num_steps=10,
+      project=partial(projections.ball, epsilon=settings.epsilon),
+    )
+
+  def loss(logits_fn, batch, points):
+    clean = losses.natural(logits_fn, batch, points)
+    moved, target = logits_fn(points), logits_fn(batch.inputs)
+    return clean + settings.beta * losses.kl_divergence(target, moved)
+
+  return methods.Method(maximize, loss)
+
+
+METHODS = methods.METHODS | {'gr': gr, 'llr': llr, 'trades': trades}
 
 
 def lipschitz_estimate(
@@ -78,17 +152,27 @@ def lipschitz_estimate(
 
   Ten sign steps of 0.003 from a Gaussian start, the last iterate: the
   released procedure negates the ratio and then adds the sign of the gradient.
+  The ratio is ||f(x) - f(x')||_1 / ||x - x' + 1e-6||_inf.
+
+  Raises:
+    ValueError: unless the images are floats in [0, 1].
   """
-  points = attacks.ascend(
-    lambda points: -lipschitz.ratio(logits_fn, inputs, points),
+  projections.check_images(inputs)
+  clean = logits_fn(inputs)
+
+  def ratio(points):
+    rise = jnp.abs(clean - logits_fn(points)).sum(axis=-1)
+    return rise / projections.sizes(inputs - points + OFFSET)
+
+  points = walk(
+    _sign_of(lambda points: -ratio(points)),
     inputs,
     key,
-    epsilon=epsilon,
     step_size=LIPSCHITZ_STEP,
     num_steps=num_steps,
-    start=methods.near(inputs, key),
+    project=partial(projections.ball, epsilon=epsilon),
   )
-  return lipschitz.Estimate(lipschitz.ratio(logits_fn, inputs, points), points)
+  return lipschitz.Estimate(ratio(points), points)
 
 
 def multi_targeted(

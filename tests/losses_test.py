@@ -209,11 +209,45 @@ class ReferenceTest(chex.TestCase):
     )
     away = np.where(labels == 0, -1, 1)[:, None] * weights / 2  # by the largest
     start = methods.near(BATCH.inputs, jax.random.key(0)) - BATCH.inputs
-    moved = np.clip(0.1 * away + np.reshape(start, (5, 6)), -0.1, 0.1)
+    moved = 0.1 * away + np.reshape(start, (5, 6))
+    moved *= np.minimum(1, 0.1 / np.abs(moved).max(axis=1))[:, None]
     expected = INPUTS.reshape(5, 6) + moved
     chex.assert_trees_all_close(
       np.reshape(points, (5, 6)), expected.astype(np.float32), atol=1e-5
     )
+
+  def test_trades_starts_outside_of_the_box(self):
+    def divergence(points):
+      p, q = (
+        jax.nn.log_softmax(linear(dark)),
+        jax.nn.log_softmax(linear(points)),
+      )
+      return (jnp.exp(p) * (p - q)).sum()
+
+    dark, key = jnp.zeros_like(BATCH.inputs), jax.random.key(0)
+    points = reference.METHODS['trades'](RUN).maximize(
+      linear, Batch(dark, BATCH.labels), key
+    )
+    expected = methods.near(dark, key)
+    for _ in range(10):
+      expected += 0.02 * jnp.sign(jax.grad(divergence)(expected))
+      expected = jnp.clip(expected, 0.0, 0.1)
+    chex.assert_trees_all_close(points, expected, atol=1e-6)
+
+  def test_losses_call_the_network_as_the_released_code_does(self):
+    called = []
+
+    def recorded(inputs):
+      called.append('x' if inputs is BATCH.inputs else "x'")
+      return linear(inputs)
+
+    loss = reference.METHODS['trades'](WEIGHTED).loss(recorded, BATCH, MOVED)
+    divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
+    chex.assert_trees_all_close(
+      loss, (CLEAN + 5 * divergence).astype(np.float32), rtol=1e-4
+    )
+    losses.rst(recorded, BATCH, MOVED, lam=1.0)
+    assert called == ['x', "x'", 'x'] + ["x'", 'x']
 
   def test_gr_counts_the_clean_loss_twice(self):
     settings = RUN._replace(lam=1.0)

@@ -96,7 +96,8 @@ def train(plan, runs, *, devices, chunks=((0, STEPS),), data=(IMAGES, LABELS)):
 
 class TrainingTest(chex.TestCase):
   @parameterized.parameters(
-    *methods.METHODS.values(), *(reference.METHODS[m] for m in ('gr', 'llr'))
+    *methods.METHODS.values(),
+    *(reference.METHODS[m] for m in ('gr', 'llr', 'trades')),
   )
   def test_two_devices_are_one(self, method):
     assert jax.device_count() >= 2
