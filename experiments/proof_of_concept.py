@@ -14,8 +14,7 @@ import pathlib
 from absl import flags
 
 from experiments import common
-from experiments.comparison import concept
-from experiments.networks import runs, train_flags
+from experiments.networks import concept, runs, train_flags
 from robustlip import datasets
 
 flags.adopt_module_key_flags(train_flags)

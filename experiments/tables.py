@@ -28,7 +28,12 @@ from typing import Any
 from absl import flags, logging
 
 from experiments import common, paper_tables, provenance
-from experiments.comparison import concept, render, table_record, table_rows
+from experiments.comparison import (
+  render,
+  separation_table,
+  table_record,
+  table_rows,
+)
 from experiments.comparison.table_rows import ROWS, Target
 from experiments.networks import measure, remeasure, runs, train_flags
 from experiments.networks.config import Config
@@ -41,9 +46,9 @@ flags.declare_key_flag(common.DATA_DIR)
 TABLE = flags.DEFINE_enum(
   'table',
   '2',
-  ['1', *paper_tables.TABLES, 'poc'],
-  '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, '
-  '`svhn`, and `poc`, the proof of concept.',
+  ['1', *paper_tables.TABLES],
+  '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
+  '`svhn`.',
 )
 CHOSEN = flags.DEFINE_list(
   'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: all of the table.'
@@ -67,7 +72,6 @@ TITLES = {
   '4': 'Table 4: dropout',
   'mt': 'Appendix: multi-targeted attack',
   'svhn': 'Appendix: SVHN',
-  'poc': 'Appendix C: proof of concept',
 }
 
 
@@ -212,23 +216,17 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
   return record
 
 
-def build(path: pathlib.Path) -> dict[str, Any]:
-  """The record of the table that the flags name, with all that it takes."""
-  if TABLE.value == 'poc' and CHOSEN.present:
-    raise ValueError('--rows means nothing to --table=poc')
-  if TABLE.value == '1':
-    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-      if flag.present and flag.name not in ('table', 'workdir'):
-        raise ValueError(f'--{flag.name} means nothing to --table=1')
-    panel = table_record.separation(path.parent)
-  elif TABLE.value == 'poc':
-    panel = concept.panel(path.parent)
-  else:
-    return networks(path)
-  return (
-    table_record.table(TABLE.value, TITLES[TABLE.value], [panel])
-    | provenance.record()
-  )
+def separations(path: pathlib.Path) -> dict[str, Any]:
+  """The record of Table 1, from the published searches.
+
+  Raises:
+    ValueError: for flags that say how networks are trained.
+  """
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
+    if flag.present and flag.name not in ('table', 'workdir'):
+      raise ValueError(f'--{flag.name} means nothing to --table=1')
+  panel = separation_table.panel(path.parent)
+  return table_record.table('1', TITLES['1'], [panel]) | provenance.record()
 
 
 def location() -> pathlib.Path:
@@ -256,7 +254,7 @@ def main() -> None:
   if RENDER_ONLY.value:
     record = published(output)
   else:
-    record = build(path)
+    record = (separations if TABLE.value == '1' else networks)(path)
   print(render.write(record, path))
   common.finish(record, output)
 

@@ -57,13 +57,10 @@ def ascend(
     start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
   points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
 
-  def value_and_gradient(points):
-    values, pullback = jax.vjp(objective, points)
-    return values, pullback(jnp.ones_like(values))[0]
-
   def climb(_, state):
     points, best = state
-    values, gradients = value_and_gradient(points)
+    values, pullback = jax.vjp(objective, points)
+    (gradients,) = pullback(jnp.ones_like(values))
     best = _better(best, values, points)
     moved = points + step_size * projections.steepest(gradients, norm=norm)
     return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
@@ -162,7 +159,6 @@ def pgd(
   num_restarts: int = 1,
   norm: str = 'linf',
   start: chex.Array | None = None,
-  keep: str = 'last',
   attempt: chex.Numeric | None = None,
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
@@ -176,7 +172,6 @@ def pgd(
       the one with the largest margin is kept, so that it counts as robust
       only if every restart fails.
     start: explicit first point, with a single restart.
-    keep: 'last' iterate or 'best', as `ascend` has it.
     attempt: the number of the one restart to make, below `num_restarts`, or
       one for each example, [B]; None makes all.
 
@@ -204,7 +199,6 @@ def pgd(
       num_steps=num_steps,
       norm=norm,
       start=start,
-      keep=keep,
     )
 
   def restart(number):

@@ -79,6 +79,29 @@ def per_example(
     ValueError: if there are no examples, not one label for each, or
       `batch_size` is not positive.
   """
+  _check(split, batch_size)
+  indices = np.arange(len(split.labels)) if indices is None else indices
+  if not len(indices):
+    raise ValueError('there are no examples to measure.')
+  rows = [indices] if attempts is None else [indices, attempts]
+  share = _share(np.stack(rows, axis=1).astype(np.uint32))
+  size = _dispatch_size(len(split.labels), batch_size)
+  values = []
+  with progress.bar(len(share), description, unit='img') as bar:
+    for first in range(0, len(share), size):
+      part = share[first : first + size]
+      chosen, *attempt = np.resize(part, (size, part.shape[1])).T
+      images, labels = split.images[chosen], split.labels[chosen]
+      value = program(variables, images, labels, chosen, key, tuple(attempt))
+      values.append(np.asarray(value)[: len(part)])
+      bar.update(len(part))
+  values = np.concatenate(values)
+  if jax.process_count() > 1:
+    values = multihost_utils.process_allgather(values, tiled=True)
+  return values[: len(indices)]
+
+
+def _check(split: Split, batch_size: int) -> None:
   if split.labels.shape != (len(split.images),):
     raise ValueError(
       f'{len(split.images)} images need as many labels, got '
@@ -86,38 +109,21 @@ def per_example(
     )
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-  indices = np.arange(len(split.labels)) if indices is None else indices
-  if not len(indices):
-    raise ValueError('there are no examples to measure.')
+
+
+def _share(rows: np.ndarray) -> np.ndarray:
+  """The rows of this process: as many for each, the last repeat the first."""
   processes = jax.process_count()
-  mine = -(-len(indices) // processes)  # the same number for every process
-  items = [indices] if attempts is None else [indices, attempts]
-  items = np.stack(items, axis=1).astype(np.uint32)
-  share = np.resize(items, (processes, mine, items.shape[1]))
-  share = share[jax.process_index()]
+  count = -(-len(rows) // processes)
+  shares = np.resize(rows, (processes, count, rows.shape[1]))
+  return shares[jax.process_index()]
+
+
+def _dispatch_size(num_examples: int, batch_size: int) -> int:
+  """Examples to a dispatch: a multiple of the devices, no more than needed."""
   devices = jax.local_device_count()
-  most = -(-len(split.labels) // processes)
-  size = devices * -(-min(batch_size, most) // devices)
-  values = []
-  with progress.bar(mine, description, unit='img') as bar:
-    for first in range(0, mine, size):
-      count = min(size, mine - first)
-      padded = np.resize(share[first : first + count], (size, items.shape[1]))
-      chosen, *attempt = padded.T
-      value = program(
-        variables,
-        split.images[chosen],
-        split.labels[chosen],
-        chosen,
-        key,
-        tuple(attempt),
-      )
-      values.append(np.asarray(value)[:count])
-      bar.update(count)
-  values = np.concatenate(values)
-  if processes > 1:
-    values = multihost_utils.process_allgather(values, tiled=True)
-  return values[: len(indices)]
+  most = -(-num_examples // jax.process_count())
+  return devices * -(-min(batch_size, most) // devices)
 
 
 def feature_bytes(module: nn.Module, image_shape: tuple[int, ...]) -> int:

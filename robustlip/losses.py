@@ -88,7 +88,7 @@ def right_and_wrong(
 def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:
   """KL(softmax(logits) || softmax(other)), [B, C] twice -> [B]."""
   log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
-  return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+  return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
 
 
 def natural(

@@ -146,7 +146,6 @@ def lipschitz_estimate(
   key: chex.PRNGKey,
   *,
   epsilon: chex.Numeric,
-  num_steps: int = 10,
 ) -> lipschitz.Estimate:
   """The ratio at the end of a walk that descends it.
 
@@ -169,7 +168,7 @@ def lipschitz_estimate(
     inputs,
     key,
     step_size=LIPSCHITZ_STEP,
-    num_steps=num_steps,
+    num_steps=10,
     project=partial(projections.ball, epsilon=epsilon),
   )
   return lipschitz.Estimate(ratio(points), points)
@@ -183,7 +182,6 @@ def multi_targeted(
   epsilon: chex.Numeric,
   num_classes: int,
   num_steps: int = 20,
-  step_size: chex.Numeric | None = None,
 ) -> chex.Array:
   """The one wrong class that softmax scores highest, tested alone.
 
@@ -206,7 +204,6 @@ def multi_targeted(
     epsilon=epsilon,
     num_classes=num_classes,
     num_steps=num_steps,
-    step_size=step_size,
   )
   candidates = jax.vmap(attack)(targets)
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)

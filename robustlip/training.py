@@ -61,43 +61,30 @@ class Epoch(NamedTuple):
   order: chex.Array  # int32 [D, R, S, B / D], indices into the first two
 
 
-def milestone_schedule(
-  learning_rate: chex.Numeric,
+# Name -> optimizer of a learning rate, a number or a schedule, and a momentum.
+OPTIMIZERS = {
+  'sgd': lambda rate, momentum: optax.sgd(rate, momentum=momentum or None),
+  'adam': lambda rate, momentum: optax.adam(rate, b1=momentum),
+}
+
+
+def optimizer(
+  name: str,
   *,
+  momentum: float,
   milestones: tuple[int, ...],
   steps_per_epoch: int,
-  factor: float = 0.1,
-) -> optax.Schedule:
-  """`learning_rate` times `factor` at the start of each milestone epoch."""
-  steps = jnp.asarray([m * steps_per_epoch for m in milestones], jnp.int32)
-  return lambda count: learning_rate * factor ** (count >= steps).sum()
-
-
-def sgd(
-  *, momentum: float, milestones: tuple[int, ...], steps_per_epoch: int
 ) -> Callable[[chex.Numeric], optax.GradientTransformation]:
-  """SGD under the milestone schedule, as a function of the base rate."""
-  return lambda rate: optax.sgd(
-    milestone_schedule(
-      rate, milestones=milestones, steps_per_epoch=steps_per_epoch
-    ),
-    momentum=momentum or None,
+  """The optimizer as a function of its base rate, tenfold less at milestones.
+
+  Args:
+    name: one of `OPTIMIZERS`.
+    milestones: epochs at whose start the rate falls.
+  """
+  scales = {epoch * steps_per_epoch: 0.1 for epoch in milestones}
+  return lambda rate: OPTIMIZERS[name](
+    optax.piecewise_constant_schedule(rate, scales), momentum
   )
-
-
-def adam(
-  *, momentum: float, milestones: tuple[int, ...], steps_per_epoch: int
-) -> Callable[[chex.Numeric], optax.GradientTransformation]:
-  """Adam with b1 = `momentum` under the milestone schedule."""
-  return lambda rate: optax.adam(
-    milestone_schedule(
-      rate, milestones=milestones, steps_per_epoch=steps_per_epoch
-    ),
-    b1=momentum,
-  )
-
-
-OPTIMIZERS = {'sgd': sgd, 'adam': adam}
 
 
 def replicate(tree: Any) -> Any:
@@ -179,22 +166,20 @@ class _TrainingMode:
   """
 
   def __init__(self, recipe, params, batch_stats, dropout_key):
-    self._fresh_masks = recipe.fresh_masks
-    self._apply = lambda batch_stats, inputs, key: recipe.module.apply(
-      {'params': params, 'batch_stats': batch_stats},
+    self._recipe, self._params = recipe, params
+    self.batch_stats, self._dropout_key = batch_stats, dropout_key
+
+  def __call__(self, inputs: chex.Array) -> chex.Array:
+    key = self._dropout_key
+    if self._recipe.fresh_masks:
+      self._dropout_key, key = jax.random.split(key)
+    logits, updated = self._recipe.module.apply(
+      {'params': self._params, 'batch_stats': self.batch_stats},
       inputs,
       train=True,
       mutable=['batch_stats'],
       rngs={'dropout': key},
     )
-    self.batch_stats = batch_stats
-    self._dropout_key = dropout_key
-
-  def __call__(self, inputs: chex.Array) -> chex.Array:
-    key = self._dropout_key
-    if self._fresh_masks:
-      self._dropout_key, key = jax.random.split(key)
-    logits, updated = self._apply(self.batch_stats, inputs, key)
     # Without a tangent they are plain values even inside the jvp of LLR.
     self.batch_stats = jax.lax.stop_gradient(updated.get('batch_stats', {}))
     return logits
@@ -211,16 +196,17 @@ def _attacked_mode(recipe, params, batch_stats, dropout_key) -> LogitsFn:
 
 
 def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
-  """Mean loss and its gradients on one device's examples; keys: [3, B]."""
-  images = recipe.augment(images, keys[0])
+  """Mean loss and its gradients on one device's examples; keys: [B, 3]."""
+  augment_keys, attack_keys, dropout_keys = keys.T
+  images = recipe.augment(images, augment_keys)
   batch = Batch(projections.from_bytes(images), labels)
   method = recipe.method(settings)
-  another = jax.random.fold_in(keys[2, 0], 1)  # dropout mask than the loss's
-  network = _attacked_mode(recipe, params, batch_stats, another)
-  points = jax.lax.stop_gradient(method.maximize(network, batch, keys[1]))
+  other_key = jax.random.fold_in(dropout_keys[0], 1)  # than that of the loss
+  network = _attacked_mode(recipe, params, batch_stats, other_key)
+  points = jax.lax.stop_gradient(method.maximize(network, batch, attack_keys))
 
   def objective(params):
-    network = _TrainingMode(recipe, params, batch_stats, keys[2, 0])
+    network = _TrainingMode(recipe, params, batch_stats, dropout_keys[0])
     loss = method.loss(network, batch, points).mean()
     return loss, network.batch_stats
 
@@ -234,15 +220,12 @@ def _accumulated(recipe, settings, state, images, labels, keys):
   if parts == 1:
     return compute(state.batch_stats, images, labels, keys)
   slices = jax.tree.map(
-    lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, labels, keys.T)
+    lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, labels, keys)
   )
 
   def add(carry, piece):
     total, batch_stats = carry
-    images, labels, keys = piece
-    (loss, batch_stats), gradients = compute(
-      batch_stats, images, labels, keys.T
-    )
+    (loss, batch_stats), gradients = compute(batch_stats, *piece)
     return (jax.tree.map(jnp.add, total, (loss, gradients)), batch_stats), None
 
   zeros = jax.tree.map(jnp.zeros_like, (state.loss_sum, state.params))
@@ -270,7 +253,7 @@ def step(
   first = jax.lax.axis_index(DEVICES) * len(labels)
   places = first + jnp.arange(len(labels))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-  keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+  keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
 
   (loss, batch_stats), gradients = _accumulated(
     recipe, settings, state, images, labels, keys

@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import subprocess
@@ -95,16 +94,6 @@ def test_default_folder(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', '/home/someone')
   expected = '/home/someone/.cache/robustlip'
   assert str(datasets.default_data_dir()) == expected
-
-
-def test_cache_says_what_is_missing(tmp_path):
-  write_published('restricted_imagenet', tmp_path)
-  datasets.load('restricted_imagenet', data_dir=tmp_path)
-  folder = cache.folder('restricted_imagenet', tmp_path)
-  info = json.loads((folder / 'info.json').read_text())
-  assert info['missing_classes'] == [
-    *('bird', 'crab', 'fish', 'frog', 'insect', 'primate', 'turtle')
-  ]
 
 
 def test_an_interrupted_cache_leaves_nothing(tmp_path, monkeypatch):

@@ -1,37 +1,22 @@
 """The attack on g, the table of a data set, and the script."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
 from experiments.distances import (
   distance_attack,
   distance_table,
   theory_figures,
 )
-from robustlip import theory
-from robustlip.datasets import Dataset, Split
+from robustlip import datasets, projections, theory
 
 
 @pytest.fixture(scope='module')
-def dataset():
-  """Smooth random images of three classes, 60 to train with, 30 to test."""
-  random = np.random.default_rng(0)
-  means = random.uniform(60, 190, (3, 4, 4, 1))
-  labels = np.arange(90) % 3
-  images = means[labels] + random.normal(0, 25, (90, 4, 4, 1))
-  images = np.clip(images, 0, 255).astype(np.uint8)
-  labels = labels.astype(np.int32)
-  return Dataset(
-    name='blobs',
-    train=Split(images[:60], labels[:60]),
-    test=Split(images[60:], labels[60:]),
-    class_names=('a', 'b', 'c'),
-    epsilon=0.02,
-  )
+def dataset(tmp_path_factory):
+  return datasets.load(scripts.tiny(tmp_path_factory.mktemp('tiny')))
 
 
 def test_attack_succeeds_exactly_beyond_half_the_gap():
@@ -71,8 +56,8 @@ def test_search_finds_the_gaps_of_the_class_distances(dataset):
 
 
 def test_reported_gaps_are_those_of_the_points(dataset):
-  images = distance_table.scaled(dataset.test.images)
-  refs = distance_table.scaled(dataset.train.images)
+  images = projections.from_bytes(dataset.test.images)
+  refs = projections.from_bytes(dataset.train.images)
   labels = dataset.test.labels
   found = distance_attack.attack(
     images, labels, refs, dataset.train.labels, epsilon=0.02
@@ -110,7 +95,7 @@ def test_certificate_on_the_training_set(dataset):
   assert result['r'] == pytest.approx(gaps.min() / 2)
   assert result['accuracy'] == result['astute_in_open_ball'] == 1
   # The closest pair itself ties on the boundary.
-  assert result['astute_in_closed_ball'] <= 1 - 2 / 60
+  assert result['astute_in_closed_ball'] <= 1 - 2 / 90
   assert result['smallest_margin'] == pytest.approx(2)
 
 
@@ -137,44 +122,28 @@ def test_figure_2_is_certified_below_the_separation_only(tmp_path):
   assert result['certified_at_0.9r'] == 1 > result['certified_at_1.6r']
 
 
-def save(dataset, path):
-  arrays = {
-    f'{part}_{field}': getattr(getattr(dataset, part), field)
-    for part in ('train', 'test')
-    for field in ('images', 'labels')
-  }
-  np.savez(path, **arrays)
-  return path
-
-
-def test_script_prints_one_record(dataset, tmp_path):
-  path = save(dataset, tmp_path / 'blobs.npz')
-  command = [sys.executable, '-m', 'experiments.theory', f'--dataset={path}']
-  done = subprocess.run(
-    [*command, f'--workdir={tmp_path}', '--epsilon=0.02', '--num_attacked=10'],
-    capture_output=True,
-    text=True,
+def test_script_prints_one_record(tmp_path):
+  finished = scripts.run(
+    'experiments.theory',
+    f'--dataset={scripts.tiny(tmp_path)}',
+    f'--workdir={tmp_path}',
+    '--epsilon=0.02',
+    '--num_attacked=10',
+    folder=tmp_path,
   )
-  assert done.returncode == 0, done.stderr
-  record = json.loads(done.stdout.splitlines()[-1])
-  assert record == json.loads((tmp_path / 'theory_blobs.json').read_text())
+  record = scripts.last_json(finished)
+  assert record == json.loads((tmp_path / 'theory_tiny.json').read_text())
   test = record['data']['test']['attacked_subset']
   assert test['certified'] <= test['attacked'] <= test['accuracy']
   assert round(record['figures']['figure_4']['separation'], 4) == 0.7052
   assert record['figures']['figure_4']['train_accuracy'] == 1
   figures = ('figure_2', 'figure_4', 'figure_5', 'not_separated')
-  for figure in (*figures, 'accuracies_blobs'):
+  for figure in (*figures, 'accuracies_tiny'):
     assert (tmp_path / f'{figure}.png').stat().st_size > 10_000
     assert (tmp_path / f'{figure}.pdf').exists()
 
 
-def test_script_asks_for_the_radius_of_ones_own_data(dataset, tmp_path):
-  path = save(dataset, tmp_path / 'blobs.npz')
-  done = subprocess.run(
-    [sys.executable, '-m', 'experiments.theory', f'--dataset={path}'],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-  )
-  assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith('error: --epsilon is needed')
+def test_script_asks_for_the_radius_of_ones_own_data(tmp_path):
+  own = f'--dataset={scripts.tiny(tmp_path)}'
+  refused = scripts.run('experiments.theory', own, folder=tmp_path)
+  assert '--epsilon is needed' in scripts.error(refused)

@@ -12,6 +12,7 @@ import chex
 import numpy as np
 import pytest
 import scripts
+from scripts import last_json
 
 from experiments.networks import runs
 
@@ -39,11 +40,6 @@ def train(folder, *others, **run):
   return scripts.run(
     'experiments.train', *settings(folder, *others), folder=folder, **run
   )
-
-
-def last_json(finished):
-  assert finished.code == 0, finished.err
-  return json.loads(finished.out.splitlines()[-1])
 
 
 def test_train_resume_evaluate(tmp_path):
@@ -370,11 +366,7 @@ WRONG_FLAGS = [
 
 
 def assert_one_line(finished, word):
-  assert finished.code == 1, (finished.code, finished.err)
-  lines = [x for x in finished.err.splitlines() if x.startswith('error:')]
-  assert len(lines) == 1 and word in lines[0], finished.err
-  assert 'Traceback' not in finished.err
-  assert finished.out == ''
+  assert word in scripts.error(finished), finished.err
 
 
 @pytest.mark.parametrize('name', WRONG_ARRAYS)

@@ -14,7 +14,7 @@ PANELS = [
   for table, panels in paper_tables.TABLES.items()
   for panel in panels
 ]
-EVERY = [*PANELS, *paper_tables.APPENDIX.items()]
+EVERY = [*PANELS, ('no_augmentation', paper_tables.NO_AUGMENTATION)]
 IDS = [f'{name}-{p.dataset}-{p.arch}' for name, p in EVERY]
 
 

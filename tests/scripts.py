@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -78,3 +79,17 @@ def tiny(folder, **changes):
   path = folder / 'tiny.npz'
   np.savez(path, **tiny_arrays(**changes))
   return str(path)
+
+
+def last_json(finished):
+  """The record that a script has printed last."""
+  assert finished.code == 0, finished.err
+  return json.loads(finished.out.splitlines()[-1])
+
+
+def error(finished):
+  """The one line in which a script has refused its arguments."""
+  assert finished.code == 1, (finished.code, finished.err)
+  (line,) = (x for x in finished.err.splitlines() if x.startswith('error: '))
+  assert 'Traceback' not in finished.err and finished.out == ''
+  return line

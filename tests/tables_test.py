@@ -4,21 +4,20 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
-import subprocess
 import sys
 from unittest import mock
 
 import numpy as np
 import pytest
+import scripts
 from absl import flags
 from absl.testing import flagsaver
 
 from experiments import common, paper, paper_tables, provenance
 from experiments.comparison import (
-  concept,
   findings,
   render,
+  separation_table,
   table_record,
   table_rows,
 )
@@ -28,7 +27,7 @@ from experiments.comparison.table_rows import (
   TABLE_ROWS,
   Target,
 )
-from experiments.networks import remeasure
+from experiments.networks import concept, remeasure
 from experiments.networks.config import Config
 from robustlip import datasets
 
@@ -138,7 +137,7 @@ def test_eq3_is_never_beside_the_published_column():
 def test_cifar10_without_augmentation_is_held_against_the_appendix():
   with flagsaver.flagsaver(preset='paper', augment='none'):
     cifar10, imagenet = table_rows.targets('3')
-  assert cifar10.published is paper_tables.APPENDIX['no_augmentation']
+  assert cifar10.published is paper_tables.NO_AUGMENTATION
   assert imagenet.published.dataset == 'restricted_imagenet'
   run = config('at', 0).to_json() | {'augment': 'none', 'learning_rate': 0.064}
   departures = '; '.join(table_record._departures(cifar10, run, {'at': run}))
@@ -361,17 +360,17 @@ def test_markdown_and_csv_have_every_cell(runs):
 
 def test_table_1_from_separation_records(tmp_path):
   with pytest.raises(FileNotFoundError, match='experiments.separation'):
-    table_record.separation(tmp_path)
+    separation_table.panel(tmp_path)
   record = {'epsilon': 0.1, 'train_train_min': 188 / 255, 'seconds': 2.0}
   record['test_train_min'] = 207 / 255
   record |= {'norm': 'linf', 'random_labels': False, 'dropped': []}
   record |= {'dataset': 'mnist', 'num_train': 60000, 'num_test': 10000}
   path = tmp_path / 'separation_mnist.json'
   common.write_json(record | {'norm': 'l2'}, path)
-  with pytest.raises(ValueError, match='norm l2'):
-    table_record.separation(tmp_path)
+  with pytest.raises(ValueError, match='not of Table 1'):
+    separation_table.panel(tmp_path)
   common.write_json(record, path)
-  panel = table_record.separation(tmp_path)
+  panel = separation_table.panel(tmp_path)
   table = table_record.table('1', 'Table 1', [panel])
   assert '0.737 / 0.737 / +0.000 | 0.812 / 0.812 / -0.000' in render.markdown(
     table
@@ -379,8 +378,27 @@ def test_table_1_from_separation_records(tmp_path):
   assert table['findings'] == []
   assert len(panel['notes']) == 1
   common.write_json(record | {'num_train': 6000}, path)
-  panel = table_record.separation(tmp_path)
+  panel = separation_table.panel(tmp_path)
   assert '6,000 of 60,000 training' in panel['notes'][1]
+
+
+def test_table_1_has_what_is_left_where_the_paper_left_out_examples(tmp_path):
+  whole = {'dataset': 'svhn', 'norm': 'linf', 'random_labels': False}
+  whole |= {'dropped': [], 'num_train': 73257, 'num_test': 26032}
+  whole |= {'epsilon': 0.031, 'train_train_min': 0.0, 'test_train_min': 0.11}
+  path = tmp_path / 'separation_svhn.json'
+  common.write_json(whole | {'seconds': 1.0}, path)
+  shown = separation_table.panel(tmp_path)
+  assert shown['rows']['svhn']['columns']['train_train_min']['ours'] == 0
+  assert 'one noisy image; this row 0 training' in shown['notes'][1]
+  part = {'dropped': [3, 7], 'num_train': 73255, 'train_train_min': 24 / 255}
+  path = tmp_path / 'separation_svhn-without_conflicts.json'
+  common.write_json(whole | part | {'seconds': 1.0}, path)
+  shown = separation_table.panel(tmp_path)
+  cell = shown['rows']['svhn']['columns']['train_train_min']
+  assert (cell['ours'], cell['published']) == (24 / 255, 0.094)
+  assert shown['notes'][1].endswith('this row 2 training examples.')
+  assert len(shown['notes']) == 2
 
 
 def test_what_is_not_finite_is_left_out():
@@ -441,14 +459,8 @@ def test_the_record_says_that_the_test_set_was_trained_on():
   assert 'test set was trained on' in concept.NOTE
 
 
-def script(*args, **kwargs):
-  command = [sys.executable, '-m', 'experiments.tables', *args]
-  return subprocess.run(command, capture_output=True, text=True, **kwargs)
-
-
-def last_line(done):
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+def script(folder, *args):
+  return scripts.run('experiments.tables', *args, folder=folder)
 
 
 def test_render_only_needs_the_record_alone(runs):
@@ -456,77 +468,54 @@ def test_render_only_needs_the_record_alone(runs):
   record = make(runs)
   path = root / 'published' / 'table_2-quick.json'
   common.write_json(record, path)
-  shown = script('--table=2', '--render_only', f'--workdir={path.parent}')
-  assert last_line(shown) == common.plain(record)
+  shown = script(root, '--table=2', '--render_only', f'--workdir={path.parent}')
+  assert scripts.last_json(shown) == common.plain(record)
   written = {file.suffix for file in path.parent.iterdir()}
   assert written == {'.json', '.md', '.csv', '.png', '.pdf'}
-  assert path.with_suffix('.md').read_text().strip() in shown.stdout
+  assert path.with_suffix('.md').read_text().strip() in shown.out
 
 
-def test_bad_requests_are_one_line():
+def test_bad_requests_are_one_line(tmp_path):
   for args, words in (
     (['--lam=1'], "Unknown command line flag 'lam'"),
     (['--rows=trades9'], 'has no rows trades9'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
   ):
-    done = script('--table=2', *args)
-    assert done.returncode == 1
-    errors = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 1
-    assert words in errors[0]
+    assert words in scripts.error(script(tmp_path, '--table=2', *args))
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> pathlib.Path:
-  """Two classes, bright and dark, 8 x 8."""
-  random = np.random.default_rng(0)
-  path = tmp_path_factory.mktemp('data') / 'tiny.npz'
-  arrays = {}
-  for name, count in (('train', 64), ('test', 32)):
-    labels = np.arange(count) % 2
-    images = random.integers(0, 100, (count, 12, 12, 1)) + 100 * labels.reshape(
-      -1, 1, 1, 1
-    )
-    arrays |= {
-      f'{name}_images': images.astype(np.uint8),
-      f'{name}_labels': labels.astype(np.int32),
-    }
-  np.savez(path, **arrays)
-  return path
-
-
-def test_rows_train_measure_and_are_reused(tiny, tmp_path):
+def test_rows_train_measure_and_are_reused(tmp_path):
   arguments = [
     '--table=2',
     '--rows=natural',
-    f'--dataset={tiny}',
+    f'--dataset={scripts.tiny(tmp_path)}',
     '--epsilon=0.05',
     '--epochs=1',
     '--curve_examples=0',
-    f'--workdir={tmp_path}',
+    f'--workdir={tmp_path / "runs"}',
   ]
-  first = last_line(script(*arguments))
+  first = scripts.last_json(script(tmp_path, *arguments))
   columns = first['panels'][0]['rows']['natural']['columns']
   assert set(columns) == set(TABLE_COLUMNS['2'])
   assert (
     columns['eq3_lipschitz']['ours'] > columns['released_lipschitz']['ours']
   )
-  run = tmp_path / 'tiny-cnn1' / 'natural' / 'seed0'
+  run = tmp_path / 'runs' / 'tiny-cnn1' / 'natural' / 'seed0'
   written = (run / 'result.json').stat().st_mtime_ns
-  again = last_line(script(*arguments))
+  again = scripts.last_json(script(tmp_path, *arguments))
   assert again['panels'] == first['panels']
   assert (run / 'result.json').stat().st_mtime_ns == written
   more = [x if '--rows' not in x else '--rows=gr' for x in arguments]
-  both = last_line(script(*more))['panels'][0]['rows']
+  both = scripts.last_json(script(tmp_path, *more))['panels'][0]['rows']
   assert list(both) == ['natural', 'gr']
-  refused = script(*more, '--learning_rate=0.5')
-  assert refused.returncode == 1
-  assert 'of other settings' in refused.stderr
-  refused = script(*(x.replace('=2', '=mt') for x in arguments), '--epsilon=.3')
-  assert refused.returncode == 1 and 'epsilon' in refused.stderr
+  refused = script(tmp_path, *more, '--learning_rate=0.5')
+  assert 'of other settings' in scripts.error(refused)
+  other = (x.replace('=2', '=mt') for x in arguments)
+  refused = script(tmp_path, *other, '--epsilon=.3')
+  assert 'epsilon' in scripts.error(refused)
   measured = (run / 'evaluations').glob('*.json')
   assert [path.stem for path in measured] == ['released_lipschitz']
-  (path,) = tmp_path.glob('table_2-*.json')
+  (path,) = (tmp_path / 'runs').glob('table_2-*.json')
   kept = json.loads(path.read_text())['panels'][0]['rows']
   assert list(kept) == ['natural', 'gr']

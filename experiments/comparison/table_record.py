@@ -1,12 +1,12 @@
 """From records of runs to the record of a table: ours, paper, difference."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from experiments import common, paper, paper_tables
+from experiments import paper, paper_tables
 from experiments.comparison import findings
 from experiments.comparison.table_rows import (
   OWN_COLUMNS,
@@ -17,24 +17,25 @@ from experiments.comparison.table_rows import (
 )
 from experiments.networks import config, remeasure
 from experiments.networks.config import Config
-from robustlip.datasets.catalogue import FACTS
 from robustlip.methods import WEIGHTS
 
-_SHARED = (
-  'epsilon',
+_SCHEDULE = (
   'epochs',
   'batch_size',
   'optimizer',
   'momentum',
   'milestones',
   'augment',
+)
+_SHARED = (
+  'epsilon',
+  *_SCHEDULE,
   'precision',
   'holdout',
   'measured_train',
   'measured_test',
   'device',
 )
-_SCHEDULE = _SHARED[1:7]
 _PROVENANCE = ('command', 'commit', 'date', 'machine')
 # Of the network within the training attack, in the released code.
 _ATTACK_MODES = {
@@ -44,7 +45,6 @@ _ATTACK_MODES = {
   'trades': 'eval',
   'llr': 'eval',
 }
-_SEPARATION = ('epsilon', 'train_train_min', 'test_train_min')
 
 
 def folder(
@@ -126,34 +126,36 @@ def _of_rows(
   """The departures of single rows, with the rows unless it is all of them."""
   rows: dict[str, list[str]] = {}
   for name, run in runs.items():
-    row = ROWS[name]
-    usual = setup.method_settings.get(row.method, {}) | row.settings
-    rate = usual.get('learning_rate', setup.learning_rate)
-    rate = theirs.rates.get(name, rate)
-    dropout = setup.dropout if row.dropout else None
-    if run['learning_rate'] != rate:
-      text = f'learning rate {run["learning_rate"]:g} for a mean loss'
-      rows.setdefault(f'{text}, not {rate:g}', []).append(row.label)
-    if run['dropout'] != dropout:
-      text = f'dropout {_drop(run["dropout"])}, not {_drop(dropout)}'
-      rows.setdefault(text, []).append(row.label)
-    drops = run['arch'].startswith('cnn') or run['dropout']
-    if row.method in ('rst', 'trades') and drops and run['protocol'] == 'text':
-      text = 'one dropout mask for clean and attacked inputs'
-      rows.setdefault(text, []).append(row.label)
-    if run['attack_mode'] != _ATTACK_MODES.get(row.method, run['attack_mode']):
-      mode = {'eval': 'inference', 'train': 'training'}[run['attack_mode']]
-      text = f'training attacks with the network in {mode} mode'
-      rows.setdefault(text, []).append(row.label)
-    for weight, default in WEIGHTS[row.method].items():
-      value = usual.get(weight, default)
-      if run[weight] != value:
-        text = f'{weight} {run[weight]:g}, not {value:g}'
-        rows.setdefault(text, []).append(row.label)
+    for text in _of_row(name, run, setup, theirs):
+      rows.setdefault(text, []).append(ROWS[name].label)
   return [
     text if len(labels) == len(runs) else f'{text} ({", ".join(labels)})'
     for text, labels in rows.items()
   ]
+
+
+def _of_row(
+  name: str, run: dict, setup: paper.Setup, theirs: paper_tables.Panel
+) -> Iterator[str]:
+  row = ROWS[name]
+  published = {'learning_rate': setup.learning_rate} | WEIGHTS[row.method]
+  published |= setup.method_settings.get(row.method, {}) | row.settings
+  rate = theirs.rates.get(name, published.pop('learning_rate'))
+  if run['learning_rate'] != rate:
+    found = f'learning rate {run["learning_rate"]:g} for a mean loss'
+    yield f'{found}, not {rate:g}'
+  dropout = setup.dropout if row.dropout else None
+  if run['dropout'] != dropout:
+    yield f'dropout {_drop(run["dropout"])}, not {_drop(dropout)}'
+  drops = run['arch'].startswith('cnn') or run['dropout']
+  if row.method in ('rst', 'trades') and drops and run['protocol'] == 'text':
+    yield 'one dropout mask for clean and attacked inputs'
+  if run['attack_mode'] != _ATTACK_MODES.get(row.method, run['attack_mode']):
+    mode = {'eval': 'inference', 'train': 'training'}[run['attack_mode']]
+    yield f'training attacks with the network in {mode} mode'
+  for weight, value in published.items():
+    if run[weight] != value:
+      yield f'{weight} {run[weight]:g}, not {value:g}'
 
 
 def _drop(dropout: float | None) -> str:
@@ -232,58 +234,6 @@ def plain_panel(
     'notes': notes,
     'rows': rows,
   }
-
-
-def separation(root: pathlib.Path) -> dict[str, Any]:
-  """Table 1 from the `separation_<dataset>.json` records in `root`.
-
-  Raises:
-    FileNotFoundError: if there is none.
-    ValueError: for one of other labels, another norm or a part of the set.
-  """
-  rows, notes, seconds = {}, [], 0.0
-  for name, published in paper_tables.SEPARATION.items():
-    path = root / f'separation_{name}.json'
-    if path.exists():
-      record = common.read_json(path)
-      settings = paper_tables.SEPARATION_SETTINGS | {'dataset': name}
-      if key := common.difference(record, settings):
-        raise ValueError(
-          f'{path} has {key} {record.get(key)}; Table 1 has {settings[key]}'
-        )
-      missing = {'seconds', 'num_train', 'num_test', *_SEPARATION} - set(record)
-      if missing:
-        raise ValueError(f'{path} has no {", ".join(sorted(missing))}')
-      seconds += record['seconds']
-      notes += _part(name, record['num_train'], record['num_test'])
-      rows[name] = {
-        'label': name,
-        'columns': {
-          column: cell([record[column]], value)
-          for column, value in zip(_SEPARATION, published, strict=True)
-        },
-      }
-  if not rows:
-    raise FileNotFoundError(
-      f'{root} has no separation_<dataset>.json; run python -m '
-      f'experiments.separation --dataset=NAME --workdir={root}'
-    )
-  note = (
-    'Smallest distance between two classes among the images at hand; a part '
-    'of a data set can only be farther apart.'
-  )
-  return plain_panel(rows, seconds=seconds, notes=[note, *notes])
-
-
-def _part(name: str, num_train: int, num_test: int) -> list[str]:
-  """A note of how much of a data set there was, if not all."""
-  facts = FACTS[name]
-  if (num_train, num_test) == (facts.num_train, facts.num_test):
-    return []
-  return [
-    f'Of {name} {num_train:,} of {facts.num_train:,} training and {num_test:,} '
-    f'of {facts.num_test:,} test images.'
-  ]
 
 
 def row_names(record: dict[str, Any]) -> set[tuple[str, str, str, int]]:

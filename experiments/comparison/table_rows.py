@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from experiments import common
 from experiments.networks import train_flags
-from experiments.paper_tables import APPENDIX, TABLES, Panel
+from experiments.paper_tables import NO_AUGMENTATION, TABLES, Panel
 
 
 class Row(NamedTuple):
@@ -150,7 +150,7 @@ def _published(
 
   Without augmentation it is that of the appendix for CIFAR-10.
   """
-  bare = APPENDIX['no_augmentation']
+  bare = NO_AUGMENTATION
   if (dataset, train_flags.AUGMENT.value) == (bare.dataset, bare.augment):
     return bare
   same = [p for p in panels if p.dataset == STANDS_FOR.get(dataset, dataset)]

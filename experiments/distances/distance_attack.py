@@ -20,6 +20,10 @@ from robustlip import attacks, separation
 from robustlip.progress import bar
 
 BLOCK = 64  # examples that ascend together
+NUM_ROUNDS = 4  # searches after the first
+NUM_STEPS = 20  # of a round, each a quarter of the radius
+# Of the smooth distances, from the first round to the last, in pixel units.
+TEMPERATURES = np.geomspace(0.1, 0.005, NUM_ROUNDS)
 
 
 class Attacked(NamedTuple):
@@ -70,8 +74,8 @@ def _distances(points, candidates, temperature):
   return exact, smooth
 
 
-@jax.jit(static_argnames='num_steps')
-def _ascend(inputs, start, own, other, *, epsilon, temperature, num_steps):
+@jax.jit
+def _ascend(inputs, start, own, other, *, epsilon, temperature):
   def objective(points):
     exact_own, smooth_own = _distances(points, own, temperature)
     exact_other, smooth_other = _distances(points, other, temperature)
@@ -85,7 +89,7 @@ def _ascend(inputs, start, own, other, *, epsilon, temperature, num_steps):
     jax.random.key(0),
     epsilon=epsilon,
     step_size=epsilon / 4,
-    num_steps=num_steps,
+    num_steps=NUM_STEPS,
     start=start,
     keep='best',
   )
@@ -111,9 +115,6 @@ def attack(
   ref_labels: np.ndarray,
   *,
   epsilon: float,
-  num_rounds: int = 4,
-  num_steps: int = 20,
-  temperatures: tuple[float, float] = (0.1, 0.005),
 ) -> Attacked:
   """Attacks g within the l-inf ball of `epsilon` and the pixel box.
 
@@ -123,19 +124,15 @@ def attack(
     refs: [M, ...] float32, the examples that define g.
     ref_labels: [M].
     epsilon: radius of the ball, in units of the pixel range.
-    num_rounds: searches after the first; examples already lost are left out.
-    num_steps: ascent steps per round, of a quarter of `epsilon`.
-    temperatures: of the smooth distances, in the first and in the last round,
-      in units of the pixel range.
   """
   found = search(inputs, labels, refs, ref_labels)
   points, best = inputs.copy(), found.gaps.copy()
-  own = np.repeat(found.own[:, None], num_rounds, axis=1)
-  other = np.repeat(found.other[:, None], num_rounds, axis=1)
+  own = np.repeat(found.own[:, None], NUM_ROUNDS, axis=1)
+  other = np.repeat(found.other[:, None], NUM_ROUNDS, axis=1)
   towards = np.clip(refs[found.other] - inputs, -epsilon, epsilon)
   current = np.clip(inputs + towards, 0, 1)
-  with bar(num_rounds, 'attack on g', unit='round') as progress:
-    for turn, temperature in enumerate(np.geomspace(*temperatures, num_rounds)):
+  with bar(NUM_ROUNDS, 'attack on g', unit='round') as progress:
+    for turn, temperature in enumerate(TEMPERATURES):
       alive = np.flatnonzero(best > 0)
       if not len(alive):
         break
@@ -147,7 +144,6 @@ def attack(
         other[alive],
         epsilon=epsilon,
         temperature=temperature,
-        num_steps=num_steps,
       )
       found = search(current[alive], labels[alive], refs, ref_labels)
       better = alive[found.gaps < best[alive]]

@@ -11,41 +11,16 @@ import numpy as np
 from absl import logging
 
 from experiments.distances import distance_attack
-from robustlip import separation, theory
+from robustlip import projections, separation, theory
 from robustlip.datasets import Dataset, Split
-from robustlip.progress import bar
 
-BLOCK = 1024  # examples between two updates of the progress bar
 JUST_INSIDE = 0.999  # of a ball's radius: certificates hold in the open ball
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-  """Images uint8 as float32 in [0, 1]."""
-  return images.astype(np.float32) / np.float32(255)
 
 
 def some_of(split: Split, count: int, seed: int) -> Split:
   """`count` examples drawn without replacement, or all, in random order."""
   chosen = np.random.default_rng(seed).permutation(len(split.labels))[:count]
   return Split(split.images[chosen], split.labels[chosen])
-
-
-def class_distances(inputs: np.ndarray, dataset: Dataset) -> np.ndarray:
-  """l-inf distances of images to the training classes, [N, C]."""
-  images, labels = dataset.train
-  if inputs.dtype != np.uint8:
-    images = scaled(images)
-  blocks = []
-  with bar(len(inputs), 'class distances', unit='image') as progress:
-    for start in range(0, len(inputs), BLOCK):
-      block = inputs[start : start + BLOCK]
-      blocks.append(
-        theory.class_distances(
-          block, images, labels, num_classes=len(dataset.class_names)
-        )
-      )
-      progress.update(len(block))
-  return np.concatenate(blocks)
 
 
 def train_certificate(distances: np.ndarray) -> dict[str, Any]:
@@ -110,9 +85,9 @@ def test_table(
   gaps = distance_attack.search(images, labels, *dataset.train).gaps
   some = slice(0, num_attacked)
   attacked = distance_attack.attack(
-    scaled(images[some]),
+    projections.from_bytes(images[some]),
     labels[some],
-    scaled(dataset.train.images),
+    projections.from_bytes(dataset.train.images),
     dataset.train.labels,
     epsilon=epsilon,
   )
@@ -137,28 +112,29 @@ def lemma_checks(
   `radius`, and one is found by the attack on g.
   """
   images, labels = some_of(dataset.train, num_examples, seed)
-  images = scaled(images)
+  images = projections.from_bytes(images)
+  refs = projections.from_bytes(dataset.train.images), dataset.train.labels
   size = JUST_INSIDE * radius
   noise = np.random.default_rng(seed).uniform(-size, size, images.shape)
+  attacked = distance_attack.attack(images, labels, *refs, epsilon=size)
   moved = {
     'sampled': np.clip(images + noise, 0, 1).astype(np.float32),
-    'attacked': distance_attack.attack(
-      images,
-      labels,
-      scaled(dataset.train.images),
-      dataset.train.labels,
-      epsilon=size,
-    ).points,
+    'attacked': attacked.points,
   }
-  before = theory.values(class_distances(images, dataset), radius=radius)
+
+  def distances(inputs):
+    num_classes = len(dataset.class_names)
+    return theory.class_distances(inputs, *refs, num_classes=num_classes)
+
+  before = theory.values(distances(images), radius=radius)
   result = {'num_examples': len(labels)}
   for name, points in moved.items():
-    distances = class_distances(points, dataset)
-    after = theory.values(distances, radius=radius)
+    around = distances(points)
+    after = theory.values(around, radius=radius)
     moves = np.abs(points - images).reshape(len(images), -1).max(axis=1)
     ratios = theory.lipschitz_ratio(before, after, moves)
     result[name] = {
       'largest_ratio_times_r': ratios.max() * radius,
-      'astute': np.mean(theory.gaps(distances, labels) > 0),
+      'astute': np.mean(theory.gaps(around, labels) > 0),
     }
   return result

@@ -45,11 +45,6 @@ class Config:
 
   def __post_init__(self):
     """Raises ValueError for settings that cannot be trained with."""
-    if self.batch_size % self.accumulate:
-      raise ValueError(
-        f'--batch_size={self.batch_size} does not split into '
-        f'--accumulate={self.accumulate} equal parts'
-      )
     for name in ('epsilon', 'learning_rate', 'momentum'):
       if not math.isfinite(value := getattr(self, name)):
         raise ValueError(f'--{name} must be finite, got {value}')

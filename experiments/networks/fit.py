@@ -59,7 +59,8 @@ def recipe(
   return training.Recipe(
     module=module,
     method=table[config.protocol][config.method],
-    optimizer=training.OPTIMIZERS[config.optimizer](
+    optimizer=training.optimizer(
+      config.optimizer,
       momentum=config.momentum,
       milestones=tuple(m for m in config.milestones if m < config.epochs),
       steps_per_epoch=steps_per_epoch,

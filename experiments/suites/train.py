@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import numpy as np
-from flax import jax_utils
 
 from experiments.suites import Candidate, Case, problem
 from robustlip import methods, training
@@ -59,7 +58,9 @@ def ours(
   recipe = training.Recipe(
     module=task.module,
     method=methods.METHODS['rst'],
-    optimizer=training.sgd(momentum=0.9, milestones=(), steps_per_epoch=1),
+    optimizer=training.optimizer(
+      'sgd', momentum=0.9, milestones=(), steps_per_epoch=1
+    ),
     augment=AUGMENTATIONS['none'],
   )
   settings = methods.Settings(
@@ -74,9 +75,9 @@ def ours(
   order = np.arange(steps * batch_size, dtype=np.int32)
   order = order.reshape(steps, devices, -1).swapaxes(0, 1)
   order = np.stack([order] * num_runs, axis=1)
-  images, labels = jax_utils.replicate(tuple(task.split))
+  images, labels = training.replicate(tuple(task.split))
   epoch = training.Epoch(images, labels, order)
-  states = [jax_utils.replicate(state)]
+  states = [training.replicate(state)]
   arguments = settings, epoch, 0, steps
   program = training.trainer(recipe).lower(states[0], *arguments).compile()
   needs = program.memory_analysis()

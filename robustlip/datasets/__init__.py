@@ -98,14 +98,13 @@ def _load_published(
   *splits, source = (
     prepared
     or _from_files(name, data_dir)
-    or _from_tfds(facts, data_dir)
+    or tfds_source.read(facts, data_dir)
     or _from_network(name, data_dir, download=download)
   )
   where = str(cache.folder(name, data_dir)) if prepared else source
   train, test = _checked(facts, *splits, where)
   if not prepared:
-    names = facts.class_names
-    cache.write(name, data_dir, train, test, class_names=names, source=source)
+    cache.write(name, data_dir, train, test, source=source)
   logging.info(
     '%s: %d + %d images from %s%s',
     name,
@@ -140,11 +139,6 @@ def _from_files(name: str, data_dir: pathlib.Path) -> _Found | None:
     if splits is not None:
       return *splits, str(data_dir / folder)
   return None
-
-
-def _from_tfds(facts: Facts, data_dir: pathlib.Path) -> _Found | None:
-  found = tfds_source.read(facts, data_dir)
-  return found and (*found[:2], str(found[2]))
 
 
 def _from_network(

@@ -1,11 +1,10 @@
 """Prepared arrays on disk: memory-mapped, so ready at once.
 
-A folder `<data_dir>/prepared/<name>` holds four .npy files and info.json. It
+A folder `<data_dir>/prepared/<name>` holds four .npy files and source.txt. It
 is written under another name and moved in place, so it is whole or absent;
 deleting it has the set prepared again.
 """
 
-import json
 import pathlib
 import shutil
 import uuid
@@ -38,11 +37,8 @@ def read(
       np.load(path / f'{key}.npy', mmap_mode='r', allow_pickle=False)
       for key in _ARRAYS
     ]
-    info = json.loads((path / 'info.json').read_text())
-    for key, array in zip(_ARRAYS, arrays, strict=True):
-      if list(array.shape) != info['shapes'][key]:
-        raise ValueError(f'{key}.npy has shape {array.shape}')
-    return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), info['source']
+    source = (path / 'source.txt').read_text()
+    return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), source
   except Exception as error:  # whatever the damage happens to cause
     logging.warning(
       'Ignored the damaged prepared arrays in %s: %s', path, error
@@ -56,7 +52,6 @@ def write(
   train: splits.Split,
   test: splits.Split,
   *,
-  class_names: tuple[str, ...],
   source: str,
 ) -> None:
   """Keeps the arrays for the next time; one log line where that cannot be."""
@@ -64,32 +59,12 @@ def write(
   partial = path.with_name(f'.{name}.{uuid.uuid4().hex}.partial')
   try:
     partial.mkdir(parents=True)
-    _fill(partial, (*train, *test), class_names=class_names, source=source)
+    for key, array in zip(_ARRAYS, (*train, *test), strict=True):
+      np.save(partial / f'{key}.npy', array, allow_pickle=False)
+    (partial / 'source.txt').write_text(source)
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
   except OSError as error:
     logging.info('%s: prepared arrays are not kept: %s', name, error)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def _fill(
-  path: pathlib.Path,
-  arrays: tuple[np.ndarray, ...],
-  *,
-  class_names: tuple[str, ...],
-  source: str,
-) -> None:
-  for key, array in zip(_ARRAYS, arrays, strict=True):
-    np.save(path / f'{key}.npy', array, allow_pickle=False)
-  present = set(np.unique(arrays[1])) & set(np.unique(arrays[3]))
-  missing = [c for i, c in enumerate(class_names) if i not in present]
-  info = {
-    'class_names': class_names,
-    'missing_classes': missing,
-    'source': source,
-    'shapes': {
-      key: array.shape for key, array in zip(_ARRAYS, arrays, strict=True)
-    },
-  }
-  (path / 'info.json').write_text(json.dumps(info, indent=2) + '\n')

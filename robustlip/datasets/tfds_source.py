@@ -29,7 +29,7 @@ _PROBE_SECONDS = 8.0
 
 def read(
   facts: Facts, data_dir: pathlib.Path
-) -> tuple[Split, Split, pathlib.Path] | None:
+) -> tuple[Split, Split, str] | None:
   """Train, test and folder of a prepared set; None where there is none.
 
   Looks into `data_dir`, then into $TFDS_DATA_DIR or ~/tensorflow_datasets. A
@@ -45,7 +45,7 @@ def read(
     if any(folder.glob('**/dataset_info.json')):
       splits = _read_folder(facts, root)
       if splits is not None:
-        return *splits, folder
+        return *splits, str(folder)
   return None
 
 

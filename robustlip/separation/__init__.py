@@ -128,52 +128,40 @@ def closest_pairs(
 def class_matrix(
   inputs: chex.Array,
   labels: chex.Array,
-  ref_inputs: chex.Array | None = None,
-  ref_labels: chex.Array | None = None,
   *,
   num_classes: int,
   norm: str = 'linf',
   neighbors: Neighbors | None = None,
 ) -> np.ndarray:
-  """Smallest distance between each pair of classes, [C, C] float32.
+  """Smallest distance between each pair of classes of one set, [C, C] float32.
 
-  Rows are classes of the inputs, columns of the reference inputs, labels are
-  0 to C - 1. The diagonal and classes without examples are inf.
+  Labels are 0 to C - 1. The diagonal and classes without examples are inf.
 
   Args:
     neighbors: what `nearest_opposite` returned for the same arrays.
   """
-  queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
-  given = np.asarray(labels)
-  ref_given = given if refs is queries else np.asarray(ref_labels)
-  for values in (given, ref_given):
-    if len(values) and not 0 <= values.min() <= values.max() < num_classes:
-      raise ValueError(f'labels must be in 0 to {num_classes - 1}.')
+  labels = np.asarray(labels)
+  if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    raise ValueError(f'labels must be in 0 to {num_classes - 1}.')
   if neighbors is None:
-    neighbors = nearest_opposite(
-      inputs, labels, ref_inputs, ref_labels, norm=norm
-    )
-  gaps = _neighbor_gaps(queries, refs, norm, neighbors)
+    neighbors = nearest_opposite(inputs, labels, norm=norm)
+  examples, _ = _sets(inputs, labels, None, None, norm)
+  gaps = _neighbor_gaps(examples, examples, norm, neighbors)
   known = np.isfinite(gaps)
   matrix = np.full((num_classes, num_classes), np.inf)
-  pairs = given[known], ref_given[neighbors.indices[known]]
+  pairs = labels[known], labels[neighbors.indices[known]]
   np.minimum.at(matrix, pairs, gaps[known])
-  if refs is queries:
-    matrix = np.minimum(matrix, matrix.T)
+  matrix = np.minimum(matrix, matrix.T)
   for label in range(num_classes):
-    # Within one set, half of the matrix is enough.
-    rows = given < label if refs is queries else given != label
-    bounds = search.bounded(matrix[given[rows], label])
+    lower = labels < label
     best = search.run(
-      _part(queries, rows),
-      _part(refs, ref_given == label),
+      _part(examples, lower),
+      _part(examples, labels == label),
       norm=norm,
-      start=bounds,
+      start=search.bounded(matrix[labels[lower], label]),
     )
-    np.minimum.at(matrix, (given[rows], label), best.gaps)
-  if refs is queries:
-    matrix = np.minimum(matrix, matrix.T)
-  return _distances(matrix, queries, norm)
+    np.minimum.at(matrix, (labels[lower], label), best.gaps)
+  return _distances(np.minimum(matrix, matrix.T), examples, norm)
 
 
 def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:

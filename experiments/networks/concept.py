@@ -5,25 +5,14 @@ import time
 from typing import Any
 
 from experiments import common, paper
-from experiments.comparison import table_record
 from experiments.networks import remeasure, runs, train_flags
 from experiments.networks.config import Config
-from robustlip import datasets, separation, theory
+from robustlip import separation, theory
 from robustlip.datasets import Dataset
 
 NOTE = (
   'The test set was trained on, together with the training set: the numbers '
   'say that such a network exists, not how well one generalizes.'
-)
-COLUMNS = (
-  'train_acc',
-  'test_acc',
-  'adv_train_acc',
-  'adv_test_acc',
-  'mt_adv_train_acc',
-  'mt_adv_test_acc',
-  'certified_train',
-  'certified_test',
 )
 
 
@@ -81,21 +70,3 @@ def record(dataset: Dataset, root: pathlib.Path) -> dict[str, Any]:
     found['seconds'] = time.monotonic() - began
     common.write_json(found, output)
   return {'note': NOTE, **remeasure.merged(path)}
-
-
-def panel(root: pathlib.Path) -> dict[str, Any]:
-  """One row for each data set that the flags ask for."""
-  names = list(paper.PROOF_OF_CONCEPT)
-  if train_flags.PRESET.value == 'quick' or common.DATASET.present:
-    names = [common.DATASET.value]
-  rows, seconds = {}, 0.0
-  loaded = [datasets.load(n, data_dir=common.DATA_DIR.value) for n in names]
-  for name, dataset in zip(names, loaded, strict=True):
-    found = record(dataset, root)
-    seconds += found['seconds']
-    rows[name] = {
-      'label': f'{name}, {found["arch"]}, RST({found["lam"]:g})',
-      'provenance': [table_record.provenance(found)],
-      'columns': {x: table_record.cell([found[x]], None) for x in COLUMNS},
-    }
-  return table_record.plain_panel(rows, seconds=seconds, notes=[NOTE])
