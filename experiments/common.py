@@ -81,10 +81,10 @@ COORDINATOR = flags.DEFINE_string(
   'host:port of process 0 when several processes train one run together.',
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', 1, 'Number of those processes.', lower_bound=1
+  'num_processes', 1, 'Number of processes that train together.', lower_bound=1
 )
 PROCESS_ID = flags.DEFINE_integer(
-  'process_id', 0, 'Which of them this one is.', lower_bound=0
+  'process_id', 0, 'Index of this process, from 0.', lower_bound=0
 )
 
 
@@ -121,7 +121,8 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
   """Refuses to replace a record that is of something else.
 
   Args:
-    owner: what the record has to have, None for what it may lack.
+    owner: keys and values that the record must have; None also accepts a
+      missing key.
 
   Raises:
     ValueError: if `path` has a record of other values.
@@ -137,7 +138,7 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-  """The first name of `wanted` whose value `found` has not; None is as good."""
+  """The first key whose values differ, a missing key counting as None."""
   differing = (k for k, v in wanted.items() if found.get(k) != v)
   return next(differing, None)
 
@@ -243,7 +244,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   except MemoryError as error:
     fail(f'out of memory: {error}')
   except KeyboardInterrupt:
-    _say('interrupted; the same command goes on from what was saved, if any')
+    _say('interrupted; run the same command again to go on')
     sys.stdout.flush()
     os._exit(1)  # an ordinary end crashes while XLA compiles in a thread
 

@@ -35,7 +35,7 @@ def from_bytes(images: chex.Array) -> chex.Array:
 def check_images(inputs: chex.Array) -> None:
   """Raises ValueError unless images are floats in [0, 1].
 
-  Values are looked at where they are known: not of an argument of `jax.jit`.
+  Values are checked only where they are known, that is outside `jax.jit`.
   """
   if not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(

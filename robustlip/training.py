@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
   optimizer: Callable[[chex.Numeric], optax.GradientTransformation]
   augment: Augment
   attack_in_training_mode: bool = False  # as the authors' code for at, rst
-  fresh_masks: bool = False  # as the authors' code: each call of a loss its own
+  fresh_masks: bool = False  # as the authors' code: a dropout mask per call
   accumulate: int = 1  # slices of the batch computed one after the other
 
 

@@ -1,4 +1,4 @@
-"""The named callables and containers that every other module speaks of."""
+"""Type aliases and containers shared by all modules."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -28,7 +28,7 @@ def postponed(asked: threading.Event) -> Iterator[None]:
   def ask(*_) -> None:
     asked.set()
     restore()
-    logging.info('Stopping after these steps; once more stops at once.')
+    logging.info('Stopping after these steps; interrupt again to stop at once.')
 
   for number in handlers:
     signal.signal(number, ask)

@@ -1,4 +1,4 @@
-"""Measurements of trained networks beside those that end a run.
+"""Further measurements of finished runs.
 
 Each is kept in the run's `evaluations/` folder and made once.
 """

@@ -81,7 +81,7 @@ def _in_short(record: dict[str, Any]) -> str:
 
 
 def _check(config: Config, dataset: Dataset) -> None:
-  """Raises what can be raised before anything is written."""
+  """Raises ValueError for settings that cannot work; nothing is written yet."""
   devices, parts = jax.device_count(), config.accumulate
   if config.batch_size % (devices * parts):
     raise ValueError(

@@ -99,7 +99,7 @@ def _shape(inputs, kernel, *, padding):
 
 
 def _inputs_gradient(cotangent, inputs, kernel, *, padding):
-  """Every gradient is spread by the kernel, turned round."""
+  """Transpose in the inputs: convolution with the flipped kernel."""
   del inputs
   pads = tuple(
     (length - 1 - before, length - 1 - after)
@@ -112,7 +112,7 @@ def _inputs_gradient(cotangent, inputs, kernel, *, padding):
 
 
 def _kernel_gradient(cotangent, inputs, kernel, *, padding):
-  """Inputs meet gradients: examples are summed over as channels are."""
+  """Transpose in the kernel: the batch takes the role of the channels."""
   del kernel
   images, filters = lax.optimization_barrier(
     (inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
@@ -122,7 +122,7 @@ def _kernel_gradient(cotangent, inputs, kernel, *, padding):
 
 
 def _mapped(arguments, axes, *, padding):
-  """One kernel for all: one larger batch. A kernel each: one by one."""
+  """vmap: one larger batch for a shared kernel, else a loop over kernels."""
   (inputs, kernel), (inputs_axis, kernel_axis) = arguments, axes
   if kernel_axis is None:
     inputs = jnp.moveaxis(inputs, inputs_axis, 0)
