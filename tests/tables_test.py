@@ -332,6 +332,8 @@ def test_departures_of_single_rows_name_them():
   trades = shared | {'dropout': 0.0, 'beta': 6.0, 'attack_mode': 'eval'}
   (mask,) = found({'trades6': trades | {'protocol': 'reference'}})
   assert mask == "dropout 0, not the network's own"
+  (_, start) = found({'trades6': trades})
+  assert start == 'training attacks that start within the pixel range'
   llr = shared | {'protocol': 'reference', 'attack_mode': 'eval', 'mu': 3.0}
   assert found({'llr_reference': llr | {'lam': 4.0}}) == []
   (mode,) = found({'llr_reference': llr | {'lam': 4.0, 'attack_mode': 'train'}})

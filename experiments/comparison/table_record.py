@@ -150,6 +150,8 @@ def _of_row(
   drops = run['arch'].startswith('cnn') or run['dropout']
   if row.method in ('rst', 'trades') and drops and run['protocol'] == 'text':
     yield 'one dropout mask for clean and attacked inputs'
+  if row.method == 'trades' and run['protocol'] == 'text':
+    yield 'training attacks that start within the pixel range'
   if run['attack_mode'] != _ATTACK_MODES.get(row.method, run['attack_mode']):
     mode = {'eval': 'inference', 'train': 'training'}[run['attack_mode']]
     yield f'training attacks with the network in {mode} mode'
