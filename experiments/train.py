@@ -55,8 +55,8 @@ def configs(dataset: datasets.Dataset) -> list[Config]:
   """
   method = METHOD.value
   shared = train_flags.fields(dataset, method, train_flags.setup(dataset.name))
-  choices = {'lam': LAM, 'beta': BETA, 'mu': MU}
-  for name, flag in choices.items():
+  choices = {}
+  for name, flag in {'lam': LAM, 'beta': BETA, 'mu': MU}.items():
     values = common.numbers(flag, float)
     if values is not None and name not in WEIGHTS.get(method, {}):
       raise ValueError(f'--{name} means nothing to --method={method}')

@@ -23,7 +23,7 @@ LLR_STEPS = 2
 OFFSET = 1e-6  # added to every pixel of x - x' in the ratio
 
 
-def walk(
+def _walk(
   direction: Callable[[chex.Array], chex.Array],
   inputs: chex.Array,
   key: chex.PRNGKey,
@@ -97,7 +97,7 @@ def llr(settings: methods.Settings) -> methods.Method:
       largest = jnp.maximum(projections.sizes(slope), 1e-30)
       return slope / projections.per_example(largest, slope)
 
-    return walk(
+    return _walk(
       direction,
       batch.inputs,
       key,
@@ -120,7 +120,7 @@ def trades(settings: methods.Settings) -> methods.Method:
   """
 
   def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
-    return walk(
+    return _walk(
       _sign_of(losses.divergence(logits_fn, batch)),
       batch.inputs,
       key,
@@ -163,7 +163,7 @@ def lipschitz_estimate(
     rise = jnp.abs(clean - logits_fn(points)).sum(axis=-1)
     return rise / projections.sizes(inputs - points + OFFSET)
 
-  points = walk(
+  points = _walk(
     _sign_of(lambda points: -ratio(points)),
     inputs,
     key,
