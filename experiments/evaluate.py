@@ -66,7 +66,6 @@ def main() -> None:
     common.EPSILON.value,
     common.PROTOCOL.value if common.PROTOCOL.present else None,
   )
-  evaluator = measure.evaluator(run, dataset, attack)
   checkpoints = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
   step, variables = folder.newest_variables(root / checkpoints)
   state = {'finished': (root / 'result.json').exists(), 'step': step}
@@ -78,6 +77,7 @@ def main() -> None:
     if common.difference(record, state) is None:
       logging.info('%s was measured before', output)
       return common.print_json(record)
+  evaluator = measure.evaluator(run, dataset, attack)
   record = measure.record(run, dataset, variables, evaluator, attack)
   record |= {'checkpoint': CHECKPOINT.value, **state}
   record['seconds'] = time.monotonic() - began

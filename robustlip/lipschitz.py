@@ -20,7 +20,10 @@ class Estimate(NamedTuple):
   points: chex.Array  # [B, H, W, C]
 
 
-def _ratio(clean, logits, deltas):
+def slope(
+  clean: chex.Array, logits: chex.Array, deltas: chex.Array
+) -> chex.Array:
+  """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0."""
   rise = jnp.abs(clean - logits).sum(axis=-1)
   run = projections.sizes(deltas)
   still = run == 0
@@ -40,7 +43,7 @@ def ratio(
   chex.assert_equal_shape([inputs, points])
   projections.check_images(inputs)
   projections.check_images(points)
-  return _ratio(logits_fn(inputs), logits_fn(points), inputs - points)
+  return slope(logits_fn(inputs), logits_fn(points), inputs - points)
 
 
 def estimate(
@@ -74,7 +77,7 @@ def estimate(
   clean = logits_fn(inputs)
 
   def objective(points):
-    return _ratio(clean, logits_fn(points), inputs - points)
+    return slope(clean, logits_fn(points), inputs - points)
 
   points = attacks.ascend(
     objective,

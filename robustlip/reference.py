@@ -53,7 +53,7 @@ def _walk(
 def _sign_of(objective):
   """The direction in which `objective`, [B, ...] -> [B], rises."""
   gradient = jax.grad(lambda points: objective(points).sum())
-  return lambda points: jnp.sign(gradient(points))
+  return lambda points: projections.steepest(gradient(points))
 
 
 def _shrunk(points, inputs, *, epsilon):
@@ -160,8 +160,7 @@ def lipschitz_estimate(
   clean = logits_fn(inputs)
 
   def ratio(points):
-    rise = jnp.abs(clean - logits_fn(points)).sum(axis=-1)
-    return rise / projections.sizes(inputs - points + OFFSET)
+    return lipschitz.slope(clean, logits_fn(points), inputs - points + OFFSET)
 
   points = _walk(
     _sign_of(lambda points: -ratio(points)),

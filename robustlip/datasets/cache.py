@@ -1,10 +1,11 @@
 """Prepared arrays on disk: memory-mapped, so ready at once.
 
-A folder `<data_dir>/prepared/<name>` holds four .npy files and source.txt. It
+A folder `<data_dir>/prepared/<name>` holds four .npy files and info.json. It
 is written under another name and moved in place, so it is whole or absent;
 deleting it has the set prepared again.
 """
 
+import json
 import pathlib
 import shutil
 import uuid
@@ -37,8 +38,11 @@ def read(
       np.load(path / f'{key}.npy', mmap_mode='r', allow_pickle=False)
       for key in _ARRAYS
     ]
-    source = (path / 'source.txt').read_text()
-    return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), source
+    info = json.loads((path / 'info.json').read_text())
+    for key, array in zip(_ARRAYS, arrays, strict=True):
+      if list(array.shape) != info['shapes'][key]:
+        raise ValueError(f'{key}.npy has shape {array.shape}')
+    return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), info['source']
   except Exception as error:  # whatever the damage happens to cause
     logging.warning(
       'Ignored the damaged prepared arrays in %s: %s', path, error
@@ -59,9 +63,11 @@ def write(
   partial = path.with_name(f'.{name}.{uuid.uuid4().hex}.partial')
   try:
     partial.mkdir(parents=True)
+    info = {'source': source, 'shapes': {}}
     for key, array in zip(_ARRAYS, (*train, *test), strict=True):
       np.save(partial / f'{key}.npy', array, allow_pickle=False)
-    (partial / 'source.txt').write_text(source)
+      info['shapes'][key] = array.shape
+    (partial / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
   except OSError as error:

@@ -140,12 +140,12 @@ def class_matrix(
   Args:
     neighbors: what `nearest_opposite` returned for the same arrays.
   """
+  examples, _ = _sets(inputs, labels, None, None, norm)
   labels = np.asarray(labels)
   if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
     raise ValueError(f'labels must be in 0 to {num_classes - 1}.')
   if neighbors is None:
     neighbors = nearest_opposite(inputs, labels, norm=norm)
-  examples, _ = _sets(inputs, labels, None, None, norm)
   gaps = _neighbor_gaps(examples, examples, norm, neighbors)
   known = np.isfinite(gaps)
   matrix = np.full((num_classes, num_classes), np.inf)
