@@ -4,6 +4,7 @@ import datetime
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -74,10 +75,13 @@ def machine() -> str:
   """Processors and memory, as far as the system tells."""
   model = platform.processor() or platform.machine()
   cpuinfo = pathlib.Path('/proc/cpuinfo')
-  if cpuinfo.exists():
-    lines = cpuinfo.read_text().splitlines()
-    names = (x.split(':')[1] for x in lines if x.startswith('model name'))
-    model = next(names, model).strip()
+  if cpuinfo.exists():  # virtual machines leave generations out of the name
+    fields = dict(
+      re.findall(r'^([\w ]+?)\s*: (.*)$', cpuinfo.read_text(), re.MULTILINE)
+    )
+    model = fields.get('model name', model)
+    if 'cpu family' in fields:
+      model += f' (family {fields["cpu family"]}, model {fields["model"]})'
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
   return f'{os.cpu_count()} cores of {model}, {memory:.0f} GB'
 
