@@ -1,11 +1,11 @@
-r"""The tables of README.md, rendered from the records in experiments/results.
+r"""The tables of the pages, rendered from the records in experiments/results.
 
   python -m experiments.readme
   python -m experiments.readme --check
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME
-is one of `TABLES`. `--check` writes nothing and fails if a table differs from
-its records.
+The pages are README.md and experiments/results/README.md. A table stands between
+`<!-- results: NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`.
+`--check` writes nothing and fails if a table differs from its records.
 """
 
 import pathlib
@@ -18,8 +18,10 @@ from absl import flags
 from experiments import common, paper_tables, provenance
 
 CHECK = flags.DEFINE_bool('check', False, 'Compare instead of writing.')
-ROOT = pathlib.Path(__file__).parents[1]
-README = ROOT / 'README.md'
+PAGES = (
+  pathlib.Path(__file__).parents[1] / 'README.md',
+  provenance.RESULTS / 'README.md',
+)
 BLOCK = re.compile(r'(<!-- results: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
 
 DATASETS = {
@@ -198,8 +200,13 @@ TABLES = {
 }
 
 
+def names(text: str) -> list[str]:
+  """The tables that a page has."""
+  return [match[1] for match in BLOCK.findall(text)]
+
+
 def rendered(text: str) -> str:
-  """README.md with every table rendered anew.
+  """A page with every table rendered anew.
 
   Raises:
     ValueError: for a table that is not one of `TABLES`.
@@ -208,28 +215,32 @@ def rendered(text: str) -> str:
   def render(match):
     begin, name, _, end = match.groups()
     if name not in TABLES:
-      raise ValueError(f'README.md has no table {name}; {", ".join(TABLES)}')
+      raise ValueError(f'there is no table {name}; {", ".join(TABLES)}')
     return f'{begin}\n{TABLES[name]()}\n{end}'
 
   return BLOCK.sub(render, text)
 
 
 def main() -> None:
-  """Writes README.md, or compares it.
+  """Writes the pages, or compares them.
 
   Raises:
     ValueError: with --check, if a table is not what its records say.
   """
-  text = README.read_text()
-  new = rendered(text)
-  if CHECK.value and new != text:
-    raise ValueError(
-      'README.md differs from its records; run python -m experiments.readme'
-    )
-  if not CHECK.value:
-    common.write_text(new, README)
-  tables = [match[1] for match in BLOCK.findall(text)]
-  common.print_json({'tables': tables, 'changed': new != text})
+  tables, changed = [], []
+  for page in PAGES:
+    text = page.read_text()
+    new = rendered(text)
+    tables += names(text)
+    if new == text:
+      continue
+    if CHECK.value:
+      raise ValueError(
+        f'{page} differs from its records; run python -m experiments.readme'
+      )
+    common.write_text(new, page)
+    changed.append(str(page))
+  common.print_json({'tables': tables, 'changed': changed})
 
 
 if __name__ == '__main__':
