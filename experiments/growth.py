@@ -74,9 +74,7 @@ def measure(images: np.ndarray, labels: np.ndarray) -> float:
 
 def draw(record: dict, path: pathlib.Path) -> None:
   """Time over examples and over features, both axes logarithmic."""
-  import matplotlib.figure
-
-  figure = matplotlib.figure.Figure((8, 3.2), layout='constrained')
+  figure = plots.figure(8, 3.2)
   for axes, name in zip(
     figure.subplots(1, 2), ('examples', 'features'), strict=True
   ):

@@ -1,7 +1,14 @@
-"""How every figure is saved, and the curves of a training run."""
+"""How every figure begins and is saved, and the curves of a training run."""
 
 import pathlib
 from typing import Any
+
+
+def figure(width: float, height: float):
+  """An empty figure, in inches; matplotlib is imported where one is drawn."""
+  import matplotlib.figure
+
+  return matplotlib.figure.Figure((width, height), layout='constrained')
 
 
 def save(figure, path: pathlib.Path) -> None:
@@ -14,10 +21,8 @@ def save(figure, path: pathlib.Path) -> None:
 
 def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Loss and accuracies over epochs, to `path`.png and `path`.pdf."""
-  import matplotlib.figure
-
-  figure = matplotlib.figure.Figure((8, 3.2), layout='constrained')
-  left, right = figure.subplots(1, 2)
+  canvas = figure(8, 3.2)
+  left, right = canvas.subplots(1, 2)
   epochs = [line['epoch'] for line in metrics]
   left.plot(epochs, [line['loss'] for line in metrics], '.-', color='0.2')
   left.set(xlabel='epoch', ylabel='training loss', yscale='log')
@@ -37,4 +42,4 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[['top', 'right']].set_visible(False)
-  save(figure, path)
+  save(canvas, path)

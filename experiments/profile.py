@@ -108,9 +108,7 @@ def profile(task: problem.Problem, convolve) -> dict[str, float]:
 
 def draw(record: dict, path: pathlib.Path) -> None:
   """One bar for each way to write the convolutions."""
-  import matplotlib.figure
-
-  figure = matplotlib.figure.Figure((8, 2.8), layout='constrained')
+  figure = plots.figure(8, 2.8)
   axes = figure.subplots()
   names = list(record['milliseconds'])[::-1]
   left = dict.fromkeys(names, 0.0)

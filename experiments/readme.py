@@ -3,9 +3,10 @@ r"""The tables of the pages, rendered from the records in experiments/results.
   python -m experiments.readme
   python -m experiments.readme --check
 
-The pages are README.md and experiments/results/README.md. A table stands between
-`<!-- results: NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`.
-`--check` writes nothing and fails if a table differs from its records.
+The pages are README.md and experiments/results/README.md. A table stands
+between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is one of
+`TABLES`. `--check` writes nothing and fails if a table differs from its
+records.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-r"""Table 1, Figure 3 and Appendix D: how far apart the classes are.
+r"""Table 1, Figures 1 and 3, Appendix D: how far apart the classes are.
 
   python -m experiments.separation --dataset=mnist
 
@@ -7,8 +7,9 @@ training example of another class. Expected on MNIST: 188/255 = 0.737 and
 207/255 = 0.812; on CIFAR-10: 54/255 = 0.212 and 56/255 = 0.220. In the work
 folder, with the data set and any --norm, --random_labels and --drop for NAME:
 `separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
-distances and indices), `histogram_NAME`, `closest_pairs_NAME` and
-`class_matrix_NAME` as PNG and PDF. An interrupted run goes on where it was.
+distances and indices), `histogram_NAME`, `closest_pairs_NAME`,
+`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF. An interrupted
+run goes on where it was.
 
 On two cores of an AMD EPYC (Zen 3): MNIST 25 s, CIFAR-10 27 s, with figures and
 class matrix (the two searches: 16 s and 14 s).

@@ -14,7 +14,7 @@ from robustlip import separation
 from robustlip.datasets import splits
 from robustlip.separation import search
 
-FIGURES = ('histogram', 'closest_pairs', 'class_matrix')
+FIGURES = ('histogram', 'closest_pairs', 'class_matrix', 'moved')
 
 
 def run(capsys, **values):

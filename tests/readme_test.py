@@ -20,7 +20,9 @@ def test_an_unknown_table_is_named():
     readme.rendered('<!-- results: other -->\nx<!-- end -->')
 
 
-@pytest.mark.parametrize('page', readme.PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize(
+  'page', readme.PAGES, ids=lambda page: page.parent.name
+)
 def test_every_link_of_a_page_leads_somewhere(page):
   links = re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text())
   assert links

@@ -147,8 +147,6 @@ def comma_separated(record: dict[str, Any]) -> str:
 
 def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   """Every column as a strip of points, ours beside the paper's."""
-  import matplotlib.figure
-
   panels = filled(record)
   if not panels:
     return
@@ -156,7 +154,8 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   heights = [_ROW * len(panel['rows']) for panel in panels]
   width = _LEFT + _COLUMN * count
   height = sum(heights) + (_ABOVE + _BELOW) * len(panels)
-  figure = matplotlib.figure.Figure((width, height))
+  figure = plots.figure(width, height)
+  figure.set_layout_engine(None)
   top = height
   for panel, tall in zip(panels, heights, strict=True):
     bottom = top - _ABOVE - tall

@@ -1,9 +1,13 @@
-"""Pictures of a separation search: Figure 3, closest pairs, class matrix."""
+"""Pictures of a separation search: Figures 1 and 3, closest pairs, classes."""
 
 from typing import Any
 
 import numpy as np
 
+from experiments import plots
+from robustlip import projections
+
+MOST_COLUMNS = 6
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
@@ -14,13 +18,12 @@ def figures(data, train, test, found, pairs, matrix, record) -> dict[str, Any]:
     'histogram': _histograms(found, record),
     'closest_pairs': _pairs(shown, pairs, data.class_names),
     'class_matrix': _matrix(matrix, data.class_names),
+    'moved': _moved(train, record, data.class_names),
   }
 
 
 def _histograms(found, record):
-  import matplotlib.figure
-
-  figure = matplotlib.figure.Figure((8, 3.3), layout='constrained')
+  figure = plots.figure(8, 3.3)
   for axes, (part, neighbors) in zip(
     figure.subplots(1, 2), found.items(), strict=True
   ):
@@ -57,12 +60,8 @@ def _histograms(found, record):
 
 def _pairs(shown, pairs, class_names):
   """One column for each pair, one above the other; both comparisons."""
-  import matplotlib.figure
-
-  count = min(6, *(len(found.rows) for found in pairs.values()))
-  figure = matplotlib.figure.Figure(
-    (1 + 1.5 * max(count, 1), 8), layout='constrained'
-  )
+  count = min(MOST_COLUMNS, *(len(found.rows) for found in pairs.values()))
+  figure = plots.figure(1 + 1.5 * max(count, 1), 8)
   halves = figure.subfigures(2, 1)
   for half, (part, found) in zip(halves, pairs.items(), strict=True):
     half.suptitle(f'Closest pairs, {PART_TITLES[part]}')
@@ -74,27 +73,65 @@ def _pairs(shown, pairs, class_names):
       for axes, side, index in zip(
         grid[:, place], shown[part], indices, strict=True
       ):
-        image = side[0][index]
-        gray = image.shape[-1] == 1
-        axes.imshow(
-          image[..., 0] if gray else image,
-          cmap='gray' if gray else None,
-          interpolation='nearest',
-        )
-        axes.set_axis_off()
-        axes.set_title(class_names[side[1][index]], fontsize=9)
-      grid[0, place].set_title(
-        f'{found.distances[place]:.3f}\n' + grid[0, place].get_title(),
-        fontsize=9,
-      )
+        name = class_names[side[1][index]]
+        if axes is grid[0, place]:
+          name = f'{found.distances[place]:.3f}\n{name}'
+        _show(axes, side[0][index], name)
+  return figure
+
+
+def _show(axes, image, title):
+  gray = image.shape[-1] == 1
+  axes.imshow(
+    image[..., 0] if gray else image,
+    cmap='gray' if gray else None,
+    interpolation='nearest',
+    vmin=0,
+    vmax=255 if image.dtype == np.uint8 else 1,
+  )
+  axes.set_axis_off()
+  axes.set_title(title, fontsize=9)
+
+
+def _moved(train, record, class_names):
+  """Figure 1: the first image of each class moved by 2r towards the next's.
+
+  On the straight line, as the paper seems to, and to the nearest point of the
+  ball. 2r is the smallest distance between two classes.
+  """
+  images, labels = train
+  present, firsts = np.unique(labels, return_index=True)
+  count = min(MOST_COLUMNS, len(present))
+  figure = plots.figure(1 + 1.5 * count, 7)
+  distance, norm = record['train_train_min'], record['norm']
+  if distance is None:
+    return figure
+  figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
+  starts = projections.from_bytes(images[firsts])
+  ends = np.roll(starts, -1, axis=0)
+  lengths = projections.sizes(ends - starts, norm=norm)
+  shares = distance / np.maximum(lengths, 1e-12)  # images may be equal
+  shares = projections.per_example(shares, starts)
+  rows = {
+    '{0}': starts,
+    'on the line\nto {1}': starts + shares * (ends - starts),
+    'as near {1}\nas it gets': projections.ball(
+      ends, starts, epsilon=distance, norm=norm
+    ),
+    '{1}': ends,
+  }
+  names = [class_names[label] for label in present]
+  both = list(zip(names, np.roll(names, -1), strict=True))
+  grid = figure.subplots(len(rows), count, squeeze=False)
+  for line, (title, moved) in zip(grid, rows.items(), strict=True):
+    for axes, image, pair in zip(line, moved, both, strict=False):
+      _show(axes, np.asarray(image), title.format(*pair))
   return figure
 
 
 def _matrix(matrix, class_names):
-  import matplotlib.figure
-
   size = len(class_names)
-  figure = matplotlib.figure.Figure((7, 6), layout='constrained')
+  figure = plots.figure(7, 6)
   axes = figure.subplots()
   finite = np.where(np.isfinite(matrix), matrix, np.nan)
   image = axes.imshow(finite, cmap='viridis')

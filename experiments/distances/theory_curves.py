@@ -6,7 +6,6 @@ Both functions write `path`.png and .pdf.
 import pathlib
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 
 from experiments import plots
@@ -24,7 +23,7 @@ def not_separated(path: pathlib.Path, seed: int) -> dict[str, Any]:
 
   sizes = np.geomspace(50, 10000, 12).astype(int)
   result = {'sizes': sizes, 'num_draws': 3}
-  figure = matplotlib.figure.Figure((6.4, 4.2), layout='constrained')
+  figure = plots.figure(6.4, 4.2)
   axes = figure.subplots()
   for num_weak, agreement in ((4, 0.95), (16, 0.95), (64, 0.95), (4, 1.0)):
     minima = []
@@ -57,7 +56,7 @@ def accuracies(path: pathlib.Path, name: str, test: dict[str, Any]) -> None:
   Args:
     test: what `distance_table.test_table` returns.
   """
-  figure = matplotlib.figure.Figure((5.6, 3.8), layout='constrained')
+  figure = plots.figure(5.6, 3.8)
   axes = figure.subplots()
   subset = test['attacked_subset']
   curve = subset['curve']

@@ -7,7 +7,6 @@ is also what the figure says. Distances are l-inf; points are [N, 2] float32.
 import pathlib
 from typing import Any
 
-import matplotlib.figure
 import matplotlib.lines
 import matplotlib.patches
 import numpy as np
@@ -71,7 +70,7 @@ def spirals(path: pathlib.Path, seed: int) -> dict[str, Any]:
     'test_accuracy': np.mean(test_gaps > 0),
     'test_certified_at_r': np.mean(test_gaps / 2 >= radius),
   }
-  figure = matplotlib.figure.Figure((6.4, 5.6), layout='constrained')
+  figure = plots.figure(6.4, 5.6)
   axes = figure.subplots()
   mesh = _heat_map(axes, points, labels, radius, (-15, 15, -15, 15))
   figure.colorbar(mesh, label='f(x)', extend='both')
@@ -110,7 +109,7 @@ def existence(path: pathlib.Path, seed: int) -> dict[str, Any]:
   points, labels = _separated_points(np.random.default_rng(seed), 40, 0.09)
   nearest = separation.nearest_opposite(points, labels).distances
   radius = nearest.min() / 2
-  figure = matplotlib.figure.Figure((9, 4.8), layout='constrained')
+  figure = plots.figure(9, 4.8)
   result = {'separation': nearest.min(), 'r': radius}
   for axes, factor in zip(figure.subplots(1, 2), (0.9, 1.6), strict=True):
     size = factor * radius
@@ -189,7 +188,7 @@ def two_classifiers(path: pathlib.Path, seed: int) -> dict[str, Any]:
     values = theory.binary_values(distances, radius=radius)
     return values.reshape(inputs.shape[:-1])
 
-  figure = matplotlib.figure.Figure((7, 6), layout='constrained')
+  figure = plots.figure(7, 6)
   axes = figure.subplots()
   _balls(axes, points, labels, radius, fc='none', lw=1)
   for label, color in enumerate(COLORS):

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import matplotlib.figure
 import numpy as np
 
 from experiments import plots
@@ -24,7 +23,7 @@ def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
   """
   grid = np.linspace(-splines.SHIFT, 9 + splines.SHIFT, 600)
   features = splines.BASIS(grid)
-  figure = matplotlib.figure.Figure((12, 7), layout='constrained')
+  figure = plots.figure(12, 7)
   axes = figure.subplots(len(panels), len(FAMILIES), sharex=True, sharey=True)
   for row, (num_examples, (coefficients, data)) in zip(
     axes, panels.items(), strict=True
