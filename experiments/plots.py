@@ -4,11 +4,15 @@ import pathlib
 from typing import Any
 
 
-def figure(width: float, height: float):
-  """An empty figure, in inches; matplotlib is imported where one is drawn."""
+def figure(width: float, height: float, layout: str | None = 'constrained'):
+  """An empty figure, in inches; matplotlib is imported where one is drawn.
+
+  Args:
+    layout: None where the axes are placed by hand.
+  """
   import matplotlib.figure
 
-  return matplotlib.figure.Figure((width, height), layout='constrained')
+  return matplotlib.figure.Figure((width, height), layout=layout)
 
 
 def save(figure, path: pathlib.Path) -> None:

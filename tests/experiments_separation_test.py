@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import separation as script
-from experiments.distances import separation_state
+from experiments.distances import separation_figures, separation_state
 from robustlip import separation
 from robustlip.datasets import splits
 from robustlip.separation import search
@@ -83,6 +83,34 @@ def test_record_and_files(tmp_path, capsys, drop):
       arrays['train_train_distances'], expected.min(axis=1), atol=1e-6
     )
     np.testing.assert_array_equal(arrays['kept'], kept)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_images_are_moved_by_the_distance_and_towards_the_other(
+  monkeypatch, norm
+):
+  rng = np.random.default_rng(1)
+  images = rng.integers(0, 256, (6, 3, 3, 1)).astype(np.uint8)
+  labels, distance = np.arange(6, dtype=np.int32) // 2, 0.3
+  shown = []
+  monkeypatch.setattr(
+    separation_figures, '_show', lambda axes, image, title: shown.append(image)
+  )
+  record = {'train_train_min': distance, 'norm': norm}
+  separation_figures._moved((images, labels), record, ['a', 'b', 'c'])
+  starts, on_line, nearest, ends = np.array(shown, float).reshape(4, 3, 9)
+  np.testing.assert_allclose(starts, images[::2].reshape(3, 9) / 255, atol=1e-6)
+  np.testing.assert_array_equal(ends, starts[[1, 2, 0]])
+  order = {'linf': np.inf, 'l2': 2}[norm]
+
+  def size(deltas):
+    return np.linalg.norm(deltas, order, axis=1)
+
+  np.testing.assert_allclose(size(on_line - starts), distance, atol=1e-5)
+  np.testing.assert_allclose(size(nearest - starts), distance, atol=1e-5)
+  left = size(ends - starts) - distance
+  np.testing.assert_allclose(size(ends - on_line), left, atol=1e-5)
+  np.testing.assert_allclose(size(ends - nearest), left, atol=1e-5)
 
 
 def test_random_labels_change_the_distances(tmp_path, capsys):

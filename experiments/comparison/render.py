@@ -154,8 +154,7 @@ def picture(record: dict[str, Any], path: pathlib.Path) -> None:
   heights = [_ROW * len(panel['rows']) for panel in panels]
   width = _LEFT + _COLUMN * count
   height = sum(heights) + (_ABOVE + _BELOW) * len(panels)
-  figure = plots.figure(width, height)
-  figure.set_layout_engine(None)
+  figure = plots.figure(width, height, layout=None)
   top = height
   for panel, tall in zip(panels, heights, strict=True):
     bottom = top - _ABOVE - tall
