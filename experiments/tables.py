@@ -198,6 +198,7 @@ def networks(path: pathlib.Path) -> dict[str, Any]:
 
   output, failures = path.with_name(f'{path.name}.json'), []
   check_kept(output, collect(path, targets, loaded))
+  common.output_folder(path.parent)
   for target, dataset, names in zip(targets, loaded, wanted, strict=True):
     for group in together(names):
       logging.info('%s: %s', target.name, ', '.join(group))

@@ -52,6 +52,7 @@ def test_flags_that_a_script_does_not_read_are_refused(tmp_path):
     ('separation', 'workdir'),
     ('theory', 'workdir'),
     ('staircase', 'workdir'),
+    ('tables', 'workdir'),
     ('benchmark', 'output'),
     ('growth', 'output'),
     ('profile', 'output'),
