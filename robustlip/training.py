@@ -64,6 +64,9 @@ class Epoch(NamedTuple):
 # Name -> optimizer of a learning rate, a number or a schedule, and a momentum.
 OPTIMIZERS = {
   'sgd': lambda rate, momentum: optax.sgd(rate, momentum=momentum or None),
+  'nesterov': lambda rate, momentum: optax.sgd(
+    rate, momentum=momentum, nesterov=True
+  ),
   'adam': lambda rate, momentum: optax.adam(rate, b1=momentum),
 }
 
@@ -74,13 +77,21 @@ def optimizer(
   momentum: float,
   milestones: tuple[int, ...],
   steps_per_epoch: int,
+  onecycle_epochs: int = 0,
 ) -> Callable[[chex.Numeric], optax.GradientTransformation]:
   """The optimizer as a function of its base rate, tenfold less at milestones.
 
   Args:
     name: one of `OPTIMIZERS`.
     milestones: epochs at whose start the rate falls.
+    onecycle_epochs: instead of milestones, the rate rises to the base rate over
+      the first 30 % of that many epochs and falls to 0 by a cosine; 0 for off.
   """
+  if onecycle_epochs:
+    steps = onecycle_epochs * steps_per_epoch
+    return lambda rate: OPTIMIZERS[name](
+      optax.cosine_onecycle_schedule(steps, rate), momentum
+    )
   scales = {epoch * steps_per_epoch: 0.1 for epoch in milestones}
   return lambda rate: OPTIMIZERS[name](
     optax.piecewise_constant_schedule(rate, scales), momentum

@@ -38,6 +38,7 @@ class Config:
   precision: str
   holdout: int
   accumulate: int = 1
+  schedule: str = 'milestones'  # or 'onecycle'
   remat: bool = False
   train_on: str = 'train'  # or 'train+test' for the proof of concept
   eval_examples: int = 0  # of each split measured at the end; 0 for all

@@ -64,6 +64,7 @@ def recipe(
       momentum=config.momentum,
       milestones=tuple(m for m in config.milestones if m < config.epochs),
       steps_per_epoch=steps_per_epoch,
+      onecycle_epochs=(config.epochs if config.schedule == 'onecycle' else 0),
     ),
     augment=AUGMENTATIONS[config.augment],
     attack_in_training_mode=config.attack_mode == 'train',

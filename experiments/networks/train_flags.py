@@ -63,6 +63,12 @@ MILESTONES = flags.DEFINE_list(
   None,
   'Epochs at which the learning rate falls tenfold; `--milestones=`: none.',
 )
+SCHEDULE = flags.DEFINE_enum(
+  'schedule',
+  'milestones',
+  ['milestones', 'onecycle'],
+  'How the learning rate falls: tenfold at --milestones, or up and down once.',
+)
 AUGMENT = flags.DEFINE_enum(
   'augment', None, sorted(AUGMENTATIONS), 'Augmentation of training images.'
 )
@@ -114,6 +120,7 @@ _NOT_NAMED = (
   LEARNING_RATE,
   MOMENTUM,
   MILESTONES,
+  SCHEDULE,
   AUGMENT,
   ATTACK_MODE,
   PRECISION,
@@ -168,6 +175,7 @@ def fields(dataset: Dataset, method: str, setup: paper.Setup) -> dict[str, Any]:
     ),
     momentum=chosen(MOMENTUM, setup.momentum),
     milestones=tuple(setup.milestones if milestones is None else milestones),
+    schedule=SCHEDULE.value,
     augment=chosen(AUGMENT, setup.augment),
     dropout=DROPOUT.value,
     protocol=common.PROTOCOL.value,
