@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustlip import losses, projections
+from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn, Objective
 
 KEEP = ('last', 'best')
@@ -50,7 +51,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   _check(epsilon=epsilon, step_size=step_size, num_steps=num_steps)
-  projections.check_images(inputs)
+  check_images(inputs)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
@@ -62,7 +63,9 @@ def ascend(
     values, pullback = jax.vjp(objective, points)
     (gradients,) = pullback(jnp.ones_like(values))
     best = _better(best, values, points)
-    moved = points + step_size * projections.steepest(gradients, norm=norm)
+    moved = points + step_size * projections.normalize_direction(
+      gradients, norm=norm
+    )
     return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
 
   best = None

@@ -17,8 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustlip import progress, projections
+from robustlip import progress
 from robustlip.datasets import Split
+from robustlip.images import from_bytes
 from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
 
 # (variables, batch, keys [B]) -> [B], and attempts [B] where there are several
@@ -41,7 +42,7 @@ def over_devices(measure: Measure) -> Callable[..., chex.Array]:
 
   def on_images(variables, images, labels, indices, key, attempts):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-    batch = Batch(projections.from_bytes(images), labels)
+    batch = Batch(from_bytes(images), labels)
     return measure(variables, batch, keys, *attempts)
 
   return jax.jit(

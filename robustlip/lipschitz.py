@@ -10,6 +10,7 @@ import chex
 import jax.numpy as jnp
 
 from robustlip import attacks, projections
+from robustlip.images import check_images
 from robustlip.types import LogitsFn
 
 
@@ -25,7 +26,7 @@ def slope(
 ) -> chex.Array:
   """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0."""
   rise = jnp.abs(clean - logits).sum(axis=-1)
-  run = projections.sizes(deltas)
+  run = projections.norms(deltas)
   still = run == 0
   return jnp.where(still, 0.0, rise / jnp.where(still, 1.0, run))
 
@@ -41,8 +42,8 @@ def ratio(
   Source: the paper's Eq. (3), inside the maximum.
   """
   chex.assert_equal_shape([inputs, points])
-  projections.check_images(inputs)
-  projections.check_images(points)
+  check_images(inputs)
+  check_images(points)
   return slope(logits_fn(inputs), logits_fn(points), inputs - points)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from robustlip import projections
+from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn, Objective
 
 
@@ -214,8 +215,10 @@ def gradient_step(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  projections.check_images(batch.inputs)
+  check_images(batch.inputs)
   gradients = jax.grad(  # log odds have the same direction
     lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
   )(batch.inputs)
-  return batch.inputs + step_size * projections.steepest(gradients, norm='l2')
+  return batch.inputs + step_size * projections.normalize_direction(
+    gradients, norm='l2'
+  )

@@ -10,7 +10,6 @@ key, not on the batch or the device that it sits in.
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 NORMS = ('linf', 'l2')
 
@@ -21,44 +20,12 @@ def check_norm(norm: str) -> None:
     raise ValueError(f'norm must be one of {NORMS}, got {norm!r}.')
 
 
-def from_bytes(images: chex.Array) -> chex.Array:
-  """uint8 images as float32 in [0, 1].
-
-  Raises:
-    ValueError: for images of another type, which may be scaled already.
-  """
-  if images.dtype != jnp.uint8:
-    raise ValueError(f'images must be uint8, 0 to 255, got {images.dtype}.')
-  return images.astype(jnp.float32) / 255
-
-
-def check_images(inputs: chex.Array) -> None:
-  """Raises ValueError unless images are floats in [0, 1].
-
-  Values are checked only where they are known, that is outside `jax.jit`.
-  """
-  if not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(
-      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
-      'are divided by 255 first.'
-    )
-  if isinstance(inputs, jax.core.Tracer) or not inputs.size:
-    return
-  known = np.asarray(inputs)
-  lowest, highest = float(known.min()), float(known.max())
-  if not (lowest >= 0 and highest <= 1):
-    raise ValueError(
-      f'inputs must be in [0, 1], got {lowest:g} to {highest:g}; a network '
-      'that wants others has to scale them itself.'
-    )
-
-
 def per_example(values: chex.Array, like: chex.Array) -> chex.Array:
   """[B] -> [B, 1, ..., 1] with the rank of `like`."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
-def sizes(deltas: chex.Array, *, norm: str = 'linf') -> chex.Array:
+def norms(deltas: chex.Array, *, norm: str = 'linf') -> chex.Array:
   """Norm of each example of `deltas`, [B, ...] -> [B]."""
   check_norm(norm)
   flat = deltas.reshape(len(deltas), -1)
@@ -90,12 +57,14 @@ def ball(
   if norm == 'linf':
     deltas = jnp.clip(deltas, -epsilon, epsilon)
   else:
-    lengths = jnp.maximum(sizes(deltas, norm='l2'), 1e-12)
+    lengths = jnp.maximum(norms(deltas, norm='l2'), 1e-12)
     deltas *= per_example(jnp.minimum(1.0, epsilon / lengths), deltas)
   return jnp.clip(centers + deltas, 0.0, 1.0)
 
 
-def steepest(gradients: chex.Array, *, norm: str = 'linf') -> chex.Array:
+def normalize_direction(
+  gradients: chex.Array, *, norm: str = 'linf'
+) -> chex.Array:
   """Direction of unit size that ascends fastest: the sign, or g / ||g||_2.
 
   An example whose gradient is zero does not move.
@@ -104,9 +73,9 @@ def steepest(gradients: chex.Array, *, norm: str = 'linf') -> chex.Array:
   if norm == 'linf':
     return jnp.sign(gradients)
   # The squares of small gradients would underflow, their directions do not.
-  largest = per_example(sizes(gradients), gradients)
+  largest = per_example(norms(gradients), gradients)
   scaled = gradients / jnp.where(largest > 0, largest, 1.0)
-  lengths = jnp.maximum(sizes(scaled, norm='l2'), 1.0)
+  lengths = jnp.maximum(norms(scaled, norm='l2'), 1.0)
   return scaled / per_example(lengths, scaled)
 
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustlip import models, projections
+from robustlip import models
+from robustlip.images import from_bytes
 from robustlip.methods import Method, Settings
 from robustlip.types import DEVICES, Batch, LogitsFn
 
@@ -210,7 +211,7 @@ def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
   """Mean loss and its gradients on one device's examples; keys: [B, 3]."""
   augment_keys, attack_keys, dropout_keys = keys.T
   images = recipe.augment(images, augment_keys)
-  batch = Batch(projections.from_bytes(images), labels)
+  batch = Batch(from_bytes(images), labels)
   method = recipe.method(settings)
   other_key = jax.random.fold_in(dropout_keys[0], 1)  # than that of the loss
   network = _attacked_mode(recipe, params, batch_stats, other_key)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, projections, reference
+from robustlip import attacks, projections, released
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -95,7 +95,7 @@ class AttacksTest(chex.TestCase):
   def test_points_stay_in_ball_and_box(self, norm):
     batch = Batch(jnp.round(INPUTS), LABELS)
     points = attacks.pgd(linear, batch, KEY, epsilon=0.1, norm=norm)
-    deltas = projections.sizes(points - batch.inputs, norm=norm)
+    deltas = projections.norms(points - batch.inputs, norm=norm)
     assert (deltas <= 0.1 + 1e-6).all()
     assert points.min() >= 0 and points.max() <= 1
 
@@ -201,7 +201,7 @@ def test_wrong_settings_are_named(settings, message):
 
 
 @pytest.mark.parametrize(
-  'attack', [attacks.multi_targeted, reference.multi_targeted]
+  'attack', [attacks.multi_targeted, released.multi_targeted]
 )
 def test_the_number_of_classes_is_the_networks(attack):
   for num_classes in (2, 4):

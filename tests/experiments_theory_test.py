@@ -11,7 +11,8 @@ from experiments.distances import (
   distance_table,
   theory_figures,
 )
-from robustlip import datasets, projections, theory
+from robustlip import datasets, theory
+from robustlip.images import from_bytes
 
 
 @pytest.fixture(scope='module')
@@ -56,8 +57,8 @@ def test_search_finds_the_gaps_of_the_class_distances(dataset):
 
 
 def test_reported_gaps_are_those_of_the_points(dataset):
-  images = projections.from_bytes(dataset.test.images)
-  refs = projections.from_bytes(dataset.train.images)
+  images = from_bytes(dataset.test.images)
+  refs = from_bytes(dataset.train.images)
   labels = dataset.test.labels
   found = distance_attack.attack(
     images, labels, refs, dataset.train.labels, epsilon=0.02

@@ -12,11 +12,11 @@ LAYERS = {
   robustlip: [
     {'types', 'progress'},
     {'projections'},
-    {'augmentations', 'datasets', 'models', 'separation'},
+    {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
     {'lipschitz', 'methods'},
-    {'reference'},
+    {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, lipschitz, methods, reference
+from robustlip import attacks, lipschitz, methods, released
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -112,9 +112,9 @@ class LipschitzTest(chex.TestCase):
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)
     before = lipschitz.ratio(linear, INPUTS, start)
-    released = reference.lipschitz_estimate(linear, INPUTS, KEY, epsilon=0.1)
+    theirs = released.lipschitz_estimate(linear, INPUTS, KEY, epsilon=0.1)
     ours = lipschitz.estimate(linear, INPUTS, KEY, epsilon=0.1)
-    assert released.ratios.mean() < before.mean() < ours.ratios.mean()
+    assert theirs.ratios.mean() < before.mean() < ours.ratios.mean()
 
   @parameterized.parameters(0.5, 0.0)  # black: half the start is out of the box
   def test_the_released_procedure_takes_ten_short_steps(self, level):
@@ -126,7 +126,7 @@ class LipschitzTest(chex.TestCase):
       return rise / jnp.abs(inputs - points + 1e-6).reshape(6, 4).max(1)
 
     inputs = jnp.full_like(INPUTS, level)
-    found = reference.lipschitz_estimate(shallow, inputs, KEY, epsilon=0.1)
+    found = released.lipschitz_estimate(shallow, inputs, KEY, epsilon=0.1)
     points = methods.near(inputs, KEY)
     for _ in range(10):
       slope = jax.grad(lambda points: ratio(points).sum())(points)
@@ -146,7 +146,7 @@ def test_reference_multi_targeted_returns_the_best_scored_target():
 
   batch = Batch(jnp.full((2, 1, 1, 1), 0.5), jnp.zeros(2, int))
   run = dict(epsilon=0.1, num_classes=5)
-  released = reference.multi_targeted(logits_fn, batch, KEY, **run)
+  theirs = released.multi_targeted(logits_fn, batch, KEY, **run)
   worst = attacks.multi_targeted(logits_fn, batch, KEY, **run)
   chex.assert_trees_all_close(worst, jnp.full((2, 1, 1, 1), 0.4), atol=1e-6)
-  chex.assert_trees_all_close(released, jnp.full((2, 1, 1, 1), 0.6), atol=1e-6)
+  chex.assert_trees_all_close(theirs, jnp.full((2, 1, 1, 1), 0.6), atol=1e-6)

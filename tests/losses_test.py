@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 from scipy import special, stats
 
-from robustlip import attacks, losses, methods, projections, reference
+from robustlip import attacks, losses, methods, projections, released
 from robustlip.types import Batch
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3))
@@ -82,7 +82,7 @@ class MethodsTest(chex.TestCase):
 
   def test_the_probe_of_gr_is_as_long_as_its_divisor(self):
     points = methods.METHODS['gr'](WEIGHTED).maximize(linear, BATCH, None)
-    lengths = projections.sizes(points - BATCH.inputs, norm='l2')
+    lengths = projections.norms(points - BATCH.inputs, norm='l2')
     chex.assert_trees_all_close(lengths, jnp.full(5, 1.0), rtol=1e-5)
 
   @parameterized.parameters(
@@ -156,7 +156,7 @@ class LossesTest(chex.TestCase):
       return linear(inputs) + certainty * jax.nn.one_hot(BATCH.labels, 3)
 
     points = losses.gradient_step(certain, BATCH, step_size=0.5)
-    lengths = projections.sizes(points - BATCH.inputs, norm='l2')
+    lengths = projections.norms(points - BATCH.inputs, norm='l2')
     chex.assert_trees_all_close(lengths, jnp.full(5, 0.5), rtol=1e-5)
 
   def test_the_inner_problem_of_trades_rises(self):
@@ -204,7 +204,7 @@ class ReferenceTest(chex.TestCase):
       return jnp.stack([score, -score], axis=1)
 
     labels = jnp.array([0, 1, 0, 1, 0])
-    points = reference.METHODS['llr'](RUN).maximize(
+    points = released.METHODS['llr'](RUN).maximize(
       two, Batch(BATCH.inputs, labels), jax.random.key(0)
     )
     away = np.where(labels == 0, -1, 1)[:, None] * weights / 2  # by the largest
@@ -225,7 +225,7 @@ class ReferenceTest(chex.TestCase):
       return (jnp.exp(p) * (p - q)).sum()
 
     dark, key = jnp.zeros_like(BATCH.inputs), jax.random.key(0)
-    points = reference.METHODS['trades'](RUN).maximize(
+    points = released.METHODS['trades'](RUN).maximize(
       linear, Batch(dark, BATCH.labels), key
     )
     expected = methods.near(dark, key)
@@ -241,7 +241,7 @@ class ReferenceTest(chex.TestCase):
       called.append('x' if inputs is BATCH.inputs else "x'")
       return linear(inputs)
 
-    loss = reference.METHODS['trades'](WEIGHTED).loss(recorded, BATCH, MOVED)
+    loss = released.METHODS['trades'](WEIGHTED).loss(recorded, BATCH, MOVED)
     divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
     chex.assert_trees_all_close(
       loss, (CLEAN + 5 * divergence).astype(np.float32), rtol=1e-4
@@ -251,7 +251,7 @@ class ReferenceTest(chex.TestCase):
 
   def test_gr_counts_the_clean_loss_twice(self):
     settings = RUN._replace(lam=1.0)
-    method = reference.METHODS['gr'](settings)
+    method = released.METHODS['gr'](settings)
     points = method.maximize(linear, BATCH, jax.random.key(0))
     moved = cross_entropy(np.asarray(points, np.float64))
     expected = 2 * CLEAN + 0.5 * (moved - CLEAN) ** 2
@@ -262,7 +262,7 @@ class ReferenceTest(chex.TestCase):
     )
 
   def test_llr_is_a_weighted_attack_loss(self):
-    method = reference.METHODS['llr'](RUN._replace(lam=4.0))
+    method = released.METHODS['llr'](RUN._replace(lam=4.0))
     points = method.maximize(linear, BATCH, jax.random.key(0))
     assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
     moved = cross_entropy(np.asarray(points, np.float64))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import paper, paper_tables
-from robustlip import augmentations, methods, models, training
+from robustlip import images, methods, models, training
 from robustlip.datasets import catalogue
 
 PANELS = [
@@ -123,7 +123,7 @@ SETUPS = [*paper.SETUPS.values(), *paper.PROOF_OF_CONCEPT.values()]
 def test_setups_can_be_built(setup):
   models.build(setup.arch, 10, dropout_rate=setup.dropout)
   assert setup.optimizer in training.OPTIMIZERS
-  assert setup.augment in augmentations.AUGMENTATIONS
+  assert setup.augment in images.AUGMENTATIONS
   assert list(setup.milestones) == sorted(setup.milestones)
   assert setup.milestones[-1] < setup.epochs
   for method, settings in setup.method_settings.items():

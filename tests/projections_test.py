@@ -36,7 +36,7 @@ class ProjectionsTest(chex.TestCase):
   @parameterized.parameters('linf', 'l2')
   def test_results_are_in_ball_and_box_and_fixed(self, norm):
     moved = projections.ball(POINTS, CENTERS, epsilon=0.2, norm=norm)
-    assert (projections.sizes(moved - CENTERS, norm=norm) <= 0.2 + 1e-6).all()
+    assert (projections.norms(moved - CENTERS, norm=norm) <= 0.2 + 1e-6).all()
     assert moved.min() >= 0 and moved.max() <= 1
     again = projections.ball(moved, CENTERS, epsilon=0.2, norm=norm)
     chex.assert_trees_all_close(again, moved, atol=1e-6)
@@ -45,7 +45,7 @@ class ProjectionsTest(chex.TestCase):
   def test_random_start_fills_the_ball(self, norm):
     centers = jnp.full((4000, 3), 0.5)
     start = projections.random_start(centers, KEY, epsilon=0.1, norm=norm)
-    sizes = np.sort(projections.sizes(start - centers, norm=norm)) / 0.1
+    sizes = np.sort(projections.norms(start - centers, norm=norm)) / 0.1
     # Of a uniform draw from a ball in three dimensions, P(size <= s) = s^3.
     quantiles = (np.arange(4000) + 0.5) / 4000
     np.testing.assert_allclose(sizes**3, quantiles, atol=0.03)
@@ -58,13 +58,13 @@ class ProjectionsTest(chex.TestCase):
 
   def test_steepest_of_zero_stays(self):
     for norm in projections.NORMS:
-      steps = projections.steepest(jnp.zeros((2, 3)), norm=norm)
+      steps = projections.normalize_direction(jnp.zeros((2, 3)), norm=norm)
       chex.assert_trees_all_equal(steps, jnp.zeros((2, 3)))
 
   @parameterized.parameters(1e-37, 1e-25, 1e-10, 1.0, 1e25)
   def test_steepest_has_unit_size_whatever_the_gradient(self, scale):
     gradients = np.float32(scale) * np.array([[3.0, -4.0]], np.float32)
-    steps = projections.steepest(jnp.asarray(gradients), norm='l2')
+    steps = projections.normalize_direction(jnp.asarray(gradients), norm='l2')
     chex.assert_trees_all_close(steps, jnp.array([[0.6, -0.8]]), rtol=1e-6)
 
 

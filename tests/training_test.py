@@ -11,8 +11,8 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from robustlip import methods, reference, training
-from robustlip.augmentations import AUGMENTATIONS
+from robustlip import methods, released, training
+from robustlip.images import AUGMENTATIONS
 from robustlip.models import layers
 from robustlip.types import DEVICES
 
@@ -96,7 +96,7 @@ def train(plan, runs, *, devices, chunks=((0, STEPS),), data=(IMAGES, LABELS)):
 class TrainingTest(chex.TestCase):
   @parameterized.parameters(
     *methods.METHODS.values(),
-    *(reference.METHODS[m] for m in ('gr', 'llr', 'trades')),
+    *(released.METHODS[m] for m in ('gr', 'llr', 'trades')),
   )
   def test_two_devices_are_one(self, method):
     assert jax.device_count() >= 2

@@ -11,8 +11,9 @@ import numpy as np
 from absl import logging
 
 from experiments.distances import distance_attack
-from robustlip import projections, separation, theory
+from robustlip import separation, theory
 from robustlip.datasets import Dataset, Split
+from robustlip.images import from_bytes
 
 JUST_INSIDE = 0.999  # of a ball's radius: certificates hold in the open ball
 
@@ -85,9 +86,9 @@ def test_table(
   gaps = distance_attack.search(images, labels, *dataset.train).gaps
   some = slice(0, num_attacked)
   attacked = distance_attack.attack(
-    projections.from_bytes(images[some]),
+    from_bytes(images[some]),
     labels[some],
-    projections.from_bytes(dataset.train.images),
+    from_bytes(dataset.train.images),
     dataset.train.labels,
     epsilon=epsilon,
   )
@@ -112,8 +113,8 @@ def lemma_checks(
   `radius`, and one is found by the attack on g.
   """
   images, labels = some_of(dataset.train, num_examples, seed)
-  images = projections.from_bytes(images)
-  refs = projections.from_bytes(dataset.train.images), dataset.train.labels
+  images = from_bytes(images)
+  refs = from_bytes(dataset.train.images), dataset.train.labels
   size = JUST_INSIDE * radius
   noise = np.random.default_rng(seed).uniform(-size, size, images.shape)
   attacked = distance_attack.attack(images, labels, *refs, epsilon=size)

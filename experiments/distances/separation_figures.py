@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import plots
 from robustlip import projections
+from robustlip.images import from_bytes
 
 MOST_COLUMNS = 6
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
@@ -107,9 +108,9 @@ def _moved(train, record, class_names):
   if distance is None:
     return figure
   figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
-  starts = projections.from_bytes(images[firsts])
+  starts = from_bytes(images[firsts])
   ends = np.roll(starts, -1, axis=0)
-  lengths = projections.sizes(ends - starts, norm=norm)
+  lengths = projections.norms(ends - starts, norm=norm)
   shares = distance / np.maximum(lengths, 1e-12)  # images may be equal
   shares = projections.per_example(shares, starts)
   rows = {

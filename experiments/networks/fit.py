@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 from experiments.networks import feed, interruption
 from experiments.networks.config import Config, numeric
 from experiments.networks.folder import Folder
-from robustlip import checkpoints, methods, progress, reference, training
-from robustlip.augmentations import AUGMENTATIONS
+from robustlip import checkpoints, methods, progress, released, training
 from robustlip.datasets import Split
+from robustlip.images import AUGMENTATIONS
 
 CHECKPOINT_SECONDS = flags.DEFINE_float(
   'checkpoint_seconds',
@@ -55,7 +55,7 @@ def recipe(
   config: Config, module: nn.Module, steps_per_epoch: int
 ) -> training.Recipe:
   """The static part of the program that trains with `config`."""
-  table = {'text': methods.METHODS, 'reference': reference.METHODS}
+  table = {'text': methods.METHODS, 'reference': released.METHODS}
   return training.Recipe(
     module=module,
     method=table[config.protocol][config.method],

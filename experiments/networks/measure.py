@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments import provenance
 from experiments.networks.config import Config
-from robustlip import attacks, evaluation, lipschitz, models, reference
+from robustlip import attacks, evaluation, lipschitz, models, released
 from robustlip.datasets import Dataset, Split
 
 EVAL_BATCH_SIZE = flags.DEFINE_integer(
@@ -81,7 +81,7 @@ class Attack(NamedTuple):
         num_steps=self.num_steps,
         num_restarts=self.num_restarts,
       )
-    sources = {'text': attacks, 'reference': reference}
+    sources = {'text': attacks, 'reference': released}
     source = sources[self.definitions(config)]
     return partial(
       source.multi_targeted,
@@ -98,7 +98,7 @@ def evaluator(
   epsilon = attack.radius(config)
   source = {
     'text': lipschitz.estimate,
-    'reference': reference.lipschitz_estimate,
+    'reference': released.lipschitz_estimate,
   }[attack.definitions(config)]
   module, num_classes = network(config, dataset), len(dataset.class_names)
   attempts, copies = attack.attempts(config, num_classes)

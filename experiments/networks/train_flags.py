@@ -9,8 +9,8 @@ from absl import flags
 
 from experiments import common, paper
 from experiments.networks import measure
-from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
+from robustlip.images import AUGMENTATIONS
 from robustlip.methods import WEIGHTS
 from robustlip.training import OPTIMIZERS
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.suites import Candidate, Case, problem
 from robustlip import methods, training
-from robustlip.augmentations import AUGMENTATIONS
+from robustlip.images import AUGMENTATIONS
 
 STEPS = 4  # to one run of a candidate
 # An attack of ten steps with the gradient of the inputs, then the logits of the

@@ -1,7 +1,7 @@
-"""Random crops and flips of uint8 images, on the device.
+"""Images: bytes to floats, checks of what is given, random crops and flips.
 
-Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
-per example ([B]).
+Shared arguments of the augmentations: `images` are uint8 [B, H, W, C]; `key` is
+one PRNG key or one per example ([B]).
 """
 
 from collections.abc import Callable
@@ -9,8 +9,41 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustlip import projections
+
+
+def from_bytes(images: chex.Array) -> chex.Array:
+  """uint8 images as float32 in [0, 1].
+
+  Raises:
+    ValueError: for images of another type, which may be scaled already.
+  """
+  if images.dtype != jnp.uint8:
+    raise ValueError(f'images must be uint8, 0 to 255, got {images.dtype}.')
+  return images.astype(jnp.float32) / 255
+
+
+def check_images(inputs: chex.Array) -> None:
+  """Raises ValueError unless images are floats in [0, 1].
+
+  Values are checked only where they are known, that is outside `jax.jit`.
+  """
+  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    raise ValueError(
+      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
+      'are divided by 255 first.'
+    )
+  if isinstance(inputs, jax.core.Tracer) or not inputs.size:
+    return
+  known = np.asarray(inputs)
+  lowest, highest = float(known.min()), float(known.max())
+  if not (lowest >= 0 and highest <= 1):
+    raise ValueError(
+      f'inputs must be in [0, 1], got {lowest:g} to {highest:g}; a network '
+      'that wants others has to scale them itself.'
+    )
 
 
 def crop(images: chex.Array, key: chex.PRNGKey, *, padding: int) -> chex.Array:

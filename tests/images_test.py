@@ -3,15 +3,15 @@
 import jax
 import numpy as np
 
-from robustlip import augmentations
-from robustlip.augmentations import AUGMENTATIONS
+from robustlip import images
+from robustlip.images import AUGMENTATIONS
 
 IMAGE = np.arange(1, 13, dtype=np.uint8).reshape(1, 3, 4, 1)
 MANY = np.repeat(IMAGE, 300, axis=0)
 
 
 def test_crops_are_the_windows_of_the_padded_image():
-  crops = augmentations.crop(MANY, jax.random.key(0), padding=1)
+  crops = images.crop(MANY, jax.random.key(0), padding=1)
   padded = np.pad(IMAGE[0], ((1, 1), (1, 1), (0, 0)))
   windows = {
     padded[i : i + 3, j : j + 4].tobytes() for i in range(3) for j in range(3)
@@ -20,7 +20,7 @@ def test_crops_are_the_windows_of_the_padded_image():
 
 
 def test_flips_are_the_mirror_image_half_of_the_time():
-  flips = np.asarray(augmentations.flip(MANY, jax.random.key(0)))
+  flips = np.asarray(images.flip(MANY, jax.random.key(0)))
   same = (flips == IMAGE).all(axis=(1, 2, 3))
   mirrored = (flips == IMAGE[:, :, ::-1]).all(axis=(1, 2, 3))
   assert (same ^ mirrored).all() and 110 < mirrored.sum() < 190

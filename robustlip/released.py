@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import attacks, lipschitz, losses, methods, projections
+from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
 LIPSCHITZ_STEP = 0.003  # fixed, whatever the radius
@@ -53,13 +54,13 @@ def _walk(
 def _sign_of(objective):
   """The direction in which `objective`, [B, ...] -> [B], rises."""
   gradient = jax.grad(lambda points: objective(points).sum())
-  return lambda points: projections.steepest(gradient(points))
+  return lambda points: projections.normalize_direction(gradient(points))
 
 
 def _shrunk(points, inputs, *, epsilon):
   """Cut to the box, then scaled as a whole to the radius."""
   deltas = jnp.clip(points, 0.0, 1.0) - inputs
-  sizes = jnp.maximum(projections.sizes(deltas), 1e-30)
+  sizes = jnp.maximum(projections.norms(deltas), 1e-30)
   shares = jnp.minimum(1.0, epsilon / sizes)
   return inputs + projections.per_example(shares, deltas) * deltas
 
@@ -94,7 +95,7 @@ def llr(settings: methods.Settings) -> methods.Method:
 
     def direction(points):
       slope = gradient(points)
-      largest = jnp.maximum(projections.sizes(slope), 1e-30)
+      largest = jnp.maximum(projections.norms(slope), 1e-30)
       return slope / projections.per_example(largest, slope)
 
     return _walk(
@@ -156,7 +157,7 @@ def lipschitz_estimate(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  projections.check_images(inputs)
+  check_images(inputs)
   clean = logits_fn(inputs)
 
   def ratio(points):
