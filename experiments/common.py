@@ -28,6 +28,9 @@ from absl import app, flags, logging
 import experiments
 import robustlip
 from robustlip import datasets
+from robustlip.models import convolution
+
+convolution.enable_fast_cpu()
 
 DATASET = flags.DEFINE_string(
   'dataset',
