@@ -30,6 +30,9 @@ from absl import app, flags, logging
 
 import robustlip
 from robustlip import datasets
+from robustlip.models import convolution
+
+convolution.enable_fast_cpu()
 
 FLAGS = flags.FLAGS
 RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
