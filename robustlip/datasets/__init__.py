@@ -72,7 +72,8 @@ def load(
     path = pathlib.Path(name).expanduser().absolute()
     train, test, class_names = arrays.read(path)
     digest = fingerprint(*train, *test)
-    return Dataset(path.stem, train, test, class_names, None, digest, str(path))
+    short = path.name if path.stem in NAMES else path.stem
+    return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '
