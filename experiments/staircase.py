@@ -30,29 +30,30 @@ NUM_SEEDS = flags.DEFINE_integer(
 
 def main() -> None:
   """Both tables, the spread over seeds, the figure and the record."""
-  from experiments.regression import staircase_figure, staircase_table
+  from experiments import staircase_figures
+  from experiments.staircase_fits import methods
 
   start = time.monotonic()
   seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
   seeds = range(seed, seed + NUM_SEEDS.value)
-  average = staircase_table.spread(40, seeds)
+  average = methods.spread(40, seeds)
   tables, panels = {}, {}
   for num_examples, digits in ((40, 4), (30000, 3)):
-    rows, coefficients, train = staircase_table.table(num_examples, seed)
+    rows, coefficients, train = methods.table(num_examples, seed)
     panels[num_examples] = coefficients, train
-    published = staircase_table.PUBLISHED[num_examples]
+    published = methods.PUBLISHED[num_examples]
     tables[f'n={num_examples}'] = {
       'rows': rows,
       'published': published,
-      'equals_published': staircase_table.agreements(rows, published, digits),
+      'equals_published': methods.agreements(rows, published, digits),
     }
     over_seeds = average if num_examples == 40 else None
-    staircase_table.show(num_examples, rows, over_seeds)
-  staircase_figure.draw(panels, folder / 'staircase')
+    methods.show(num_examples, rows, over_seeds)
+  staircase_figures.draw(panels, folder / 'staircase')
   record = {
     'job': 'staircase',
     'seed': seed,
-    'columns': staircase_table.COLUMNS,
+    'columns': methods.COLUMNS,
     'tables': tables,
     'over_seeds': {'n=40': average, 'seeds': list(seeds)},
     'seconds': time.monotonic() - start,

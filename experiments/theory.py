@@ -55,20 +55,20 @@ FIGURES = flags.DEFINE_bool(
 
 def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
-  from experiments.distances import distance_table
+  from experiments import distance_classifier
 
   result = {'name': dataset.name}
   if SEPARATION.value:
-    distances = distance_table.train_distances(dataset)
-    result['train'] = distance_table.train_certificate(distances)
+    distances = distance_classifier.train_distances(dataset)
+    result['train'] = distance_classifier.train_certificate(distances)
     if 0 < result['train']['r'] < math.inf and NUM_CHECKED.value:
-      result['lemma_4_1'] = distance_table.lemma_checks(
+      result['lemma_4_1'] = distance_classifier.lemma_checks(
         dataset,
         radius=result['train']['r'],
         num_examples=NUM_CHECKED.value,
         seed=common.SEED.value,
       )
-  result['test'] = distance_table.test_table(
+  result['test'] = distance_classifier.test_table(
     dataset,
     num_test=NUM_TEST.value or len(dataset.test.labels),
     num_attacked=NUM_ATTACKED.value,
@@ -80,7 +80,7 @@ def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
 
 def draw(folder: pathlib.Path, seed: int) -> dict:
   """Draws the figures of the plane, returns what was measured for them."""
-  from experiments.distances import theory_curves, theory_figures
+  from experiments import theory_curves, theory_figures
 
   return {
     'figure_2': theory_figures.existence(folder / 'figure_2', seed),
@@ -94,7 +94,7 @@ def draw(folder: pathlib.Path, seed: int) -> dict:
 
 def main() -> None:
   """The measurements, the figures, the record."""
-  from experiments.distances import theory_curves
+  from experiments import theory_curves
 
   start = time.monotonic()
   seed = common.SEED.value

@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments.distances import (
-  distance_attack,
-  distance_table,
-  theory_figures,
-)
-from robustlip import datasets, theory
+from experiments import distance_classifier, theory_figures
+from robustlip import datasets, distance_attack, theory
 from robustlip.images import from_bytes
 
 
@@ -75,7 +71,7 @@ def test_reported_gaps_are_those_of_the_points(dataset):
 
 @pytest.mark.parametrize('epsilon', [0.0, 0.02, 0.05, 0.2])
 def test_certified_attacked_clean_are_ordered(dataset, epsilon):
-  table = distance_table.test_table(
+  table = distance_classifier.test_table(
     dataset, num_test=30, num_attacked=20, epsilon=epsilon, seed=0
   )
   subset = table['attacked_subset']
@@ -86,13 +82,13 @@ def test_certified_attacked_clean_are_ordered(dataset, epsilon):
 
 
 def test_certificate_on_the_training_set(dataset):
-  distances = distance_table.train_distances(dataset)
+  distances = distance_classifier.train_distances(dataset)
   images = dataset.train.images.astype(int)
   gaps = np.abs(images[:, None] - images[None]).max(axis=(2, 3, 4)) / 255
   labels = dataset.train.labels
   gaps[labels[:, None] == labels[None]] = np.inf
   np.testing.assert_allclose(distances, gaps.min(axis=1), rtol=1e-6)
-  result = distance_table.train_certificate(distances)
+  result = distance_classifier.train_certificate(distances)
   assert result['r'] == pytest.approx(gaps.min() / 2)
   assert result['accuracy'] == result['astute_in_open_ball'] == 1
   # The closest pair itself ties on the boundary.
@@ -101,8 +97,8 @@ def test_certificate_on_the_training_set(dataset):
 
 
 def test_lemma_4_1_holds_around_training_images(dataset):
-  radius = distance_table.train_distances(dataset).min() / 2
-  result = distance_table.lemma_checks(
+  radius = distance_classifier.train_distances(dataset).min() / 2
+  result = distance_classifier.lemma_checks(
     dataset, radius=radius, num_examples=20, seed=0
   )
   for name in ('sampled', 'attacked'):

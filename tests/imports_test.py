@@ -15,14 +15,17 @@ LAYERS = {
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
-    {'lipschitz', 'methods'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
     {'common', 'paper', 'paper_tables', 'plots'},
     {'provenance'},
-    {'distances', 'networks', 'regression', 'suites'},
+    {'distance_classifier', 'theory_curves', 'theory_figures'},
+    {'staircase_fits'},
+    {'staircase_figures'},
+    {'distances', 'networks', 'benchmarks'},
     {'comparison'},
   ],  # the scripts above
 }

@@ -8,24 +8,22 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from experiments.regression import (
+from experiments.staircase_fits import (
   convex_fits,
   gradient_fits,
+  methods,
   splines,
-  staircase_table,
 )
 from robustlip.datasets import synthetic
 
 CONVEX = [
-  name
-  for name in staircase_table.PUBLISHED[40]
-  if not name.startswith(('GR', 'LLR'))
+  name for name in methods.PUBLISHED[40] if not name.startswith(('GR', 'LLR'))
 ]
 
 
 @pytest.fixture(scope='module')
 def rows():
-  return staircase_table.table(40, 1)[0]
+  return methods.table(40, 1)[0]
 
 
 @pytest.fixture(scope='module')
@@ -185,8 +183,8 @@ def test_llr_gradient_is_the_derivative(data):
 
 @pytest.mark.parametrize('name', CONVEX)
 def test_convex_rows_are_the_published_ones(name, rows):
-  published = staircase_table.PUBLISHED[40][name]
-  got = [rows[name][column] for column in staircase_table.COLUMNS]
+  published = methods.PUBLISHED[40][name]
+  got = [rows[name][column] for column in methods.COLUMNS]
   # The recorded RST(2) came from a solver that stopped early: 1e-4 off.
   tolerance = 1.1e-4 if name == 'RST(2)' else 5e-5
   np.testing.assert_allclose(got, published, atol=tolerance)
@@ -194,16 +192,16 @@ def test_convex_rows_are_the_published_ones(name, rows):
 
 
 def test_trades_on_30000_examples_is_the_published_one():
-  train, test = staircase_table.draw(30000, 1)
+  train, test = methods.draw(30000, 1)
   fit = convex_fits.trades(train, beta=6.0)
-  row = staircase_table.measure(fit, train, test)
-  published = staircase_table.PUBLISHED[30000]['TRADES(6)']
-  got = [row[column] for column in staircase_table.COLUMNS[:4]]
+  row = methods.measure(fit, train, test)
+  published = methods.PUBLISHED[30000]['TRADES(6)']
+  got = [row[column] for column in methods.COLUMNS[:4]]
   np.testing.assert_allclose(got, published, atol=5.1e-4)
 
 
 def test_train_and_test_are_drawn_in_turn():
-  train, test = staircase_table.draw(40, 1)
+  train, test = methods.draw(40, 1)
   random = np.random.RandomState(1)
   synthetic.staircase(40, random)
   np.testing.assert_array_equal(

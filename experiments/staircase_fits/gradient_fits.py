@@ -10,8 +10,8 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from experiments.regression import convex_fits, splines
-from experiments.regression.convex_fits import Fit
+from experiments.staircase_fits import convex_fits, splines
+from experiments.staircase_fits.convex_fits import Fit
 
 
 def gr_reference(data: splines.Data, *, beta: float) -> Fit:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.regression import convex_fits, gradient_fits, splines
+from experiments.staircase_fits import convex_fits, gradient_fits, splines
 from robustlip.datasets import synthetic
 
 NUM_TEST = {40: 10000, 30000: 15000}

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from experiments import plots
-from experiments.regression import splines
+from experiments.staircase_fits import splines
 
 FAMILIES = {
   'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),

@@ -54,7 +54,7 @@ def accuracies(path: pathlib.Path, name: str, test: dict[str, Any]) -> None:
   """Accuracy of g on the attacked test images of `name` against the radius.
 
   Args:
-    test: what `distance_table.test_table` returns.
+    test: what `distance_classifier.test_table` returns.
   """
   figure = plots.figure(5.6, 3.8)
   axes = figure.subplots()

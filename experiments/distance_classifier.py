@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from experiments.distances import distance_attack
-from robustlip import separation, theory
+from robustlip import distance_attack, separation, theory
 from robustlip.datasets import Dataset, Split
 from robustlip.images import from_bytes
 
