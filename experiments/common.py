@@ -338,3 +338,15 @@ def finish(record: dict[str, Any], path: str | os.PathLike) -> None:
   """Writes the record of a finished job to `path` and prints it, last."""
   write_json(record, path)
   print_json(record)
+
+
+def draw(function: Callable[..., Any], *args: Any) -> None:
+  """Calls a function that draws; a picture that fails is one warning.
+
+  The record is written before, so that no picture costs a measurement.
+  """
+  try:
+    function(*args)
+  except Exception as error:
+    text = ' '.join(str(error).split())
+    logging.warning('no picture: %s: %s', type(error).__name__, text)

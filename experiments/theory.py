@@ -9,10 +9,10 @@ every training image and certified in the open ball of radius r around it
 images, where the theorem promises nothing, the accuracy of g, its certified
 accuracy and what an attack leaves of it: certified <= attacked <= clean.
 
-Figures, in PNG and PDF: figure_2, figure_4 (r = 0.353, accuracy 1 with seed 0,
-the published draw), figure_5, not_separated (the distribution of Tsipras et
-al.) and accuracies. The train-train separation takes a time quadratic in the
-number of images: `--noseparation` leaves out what depends on it.
+Figures, in PNG: figure_2, figure_4 (r = 0.353, accuracy 1 with seed 0, the
+published draw), figure_5, not_separated (the distribution of Tsipras et al.)
+and accuracies. The train-train separation takes a time quadratic in the number
+of images: `--noseparation` leaves out what depends on it.
 
 Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
 """
@@ -21,10 +21,10 @@ import math
 import pathlib
 import time
 
-from absl import flags
+from absl import flags, logging
 
-from experiments import common, provenance
-from robustlip import datasets
+from experiments import common, distance_classifier, provenance, theory_figures
+from robustlip import datasets, separation
 
 flags.declare_key_flag(common.DATASET)
 flags.declare_key_flag(common.DATA_DIR)
@@ -40,7 +40,7 @@ NUM_TEST = flags.DEFINE_integer(
   lower_bound=1,
 )
 NUM_ATTACKED = flags.DEFINE_integer(
-  'num_attacked', 500, 'Of these, the first are attacked.', lower_bound=1
+  'num_attacked', 500, 'How many of these are attacked.', lower_bound=1
 )
 NUM_CHECKED = flags.DEFINE_integer(
   'num_checked', 100, 'Training images to check Lemma 4.1 at.', lower_bound=0
@@ -53,51 +53,31 @@ FIGURES = flags.DEFINE_bool(
 )
 
 
-def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
+def on_data(dataset: datasets.Dataset, epsilon: float, seed: int) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
-  from experiments import distance_classifier
-
   result = {'name': dataset.name}
   if SEPARATION.value:
-    distances = distance_classifier.train_distances(dataset)
+    logging.info('separation of %d training images', len(dataset.train.labels))
+    distances = separation.nearest_opposite(*dataset.train).distances
     result['train'] = distance_classifier.train_certificate(distances)
-    if 0 < result['train']['r'] < math.inf and NUM_CHECKED.value:
+    radius = result['train']['r']
+    if 0 < radius < math.inf and NUM_CHECKED.value:
       result['lemma_4_1'] = distance_classifier.lemma_checks(
-        dataset,
-        radius=result['train']['r'],
-        num_examples=NUM_CHECKED.value,
-        seed=common.SEED.value,
+        dataset, radius=radius, num_examples=NUM_CHECKED.value, seed=seed
       )
   result['test'] = distance_classifier.test_table(
     dataset,
     num_test=NUM_TEST.value or len(dataset.test.labels),
     num_attacked=NUM_ATTACKED.value,
     epsilon=epsilon,
-    seed=common.SEED.value,
+    seed=seed,
   )
   return result
 
 
-def draw(folder: pathlib.Path, seed: int) -> dict:
-  """Draws the figures of the plane, returns what was measured for them."""
-  from experiments import theory_curves, theory_figures
-
-  return {
-    'figure_2': theory_figures.existence(folder / 'figure_2', seed),
-    'figure_4': theory_figures.spirals(folder / 'figure_4', seed),
-    'figure_5': theory_figures.two_classifiers(folder / 'figure_5', seed),
-    'not_separated': theory_curves.not_separated(
-      folder / 'not_separated', seed
-    ),
-  }
-
-
 def main() -> None:
-  """The measurements, the figures, the record."""
-  from experiments import theory_curves
-
-  start = time.monotonic()
-  seed = common.SEED.value
+  """The measurements, the record, the figures."""
+  start, seed = time.monotonic(), common.SEED.value
   dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
   name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
   common.check_classes(dataset)
@@ -105,18 +85,23 @@ def main() -> None:
   output = folder / f'theory_{name}.json'
   owner = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
   common.check_owner(output, owner)
-  data = on_data(dataset, epsilon)
-  theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {
     'job': 'theory',
     **owner,
     'seed': seed,
-    'data': data,
+    'data': on_data(dataset, epsilon, seed),
   }
+  figures = {}
   if FIGURES.value:
-    record['figures'] = draw(folder, seed)
+    for figure, compute in theory_figures.FIGURES.items():
+      figures[figure] = compute(seed)
+    record['figures'] = {key: numbers for key, (numbers, _) in figures.items()}
   record |= {'seconds': time.monotonic() - start, **provenance.record()}
   common.finish(record, output)
+  for figure, (_, draw) in figures.items():
+    common.draw(draw, folder / figure)
+  test, path = record['data']['test'], folder / f'accuracies_{name}'
+  common.draw(theory_figures.accuracies, name, test, path)
 
 
 if __name__ == '__main__':

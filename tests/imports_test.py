@@ -22,7 +22,7 @@ LAYERS = {
   experiments: [
     {'common', 'paper', 'paper_tables', 'plots'},
     {'provenance'},
-    {'distance_classifier', 'theory_curves', 'theory_figures'},
+    {'distance_classifier', 'theory_figures'},
     {'staircase_fits'},
     {'staircase_figures'},
     {'distances', 'networks', 'benchmarks'},
