@@ -1,1 +1,1 @@
-"""The staircase: splines, the ten fits, their table and figure."""
+"""The staircase: splines, the fits by name, what is measured of them."""
