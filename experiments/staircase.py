@@ -17,16 +17,22 @@ import time
 
 from absl import flags
 
-from experiments import common, provenance, staircase_figures
+from experiments import common, staircase_figures
 from experiments.staircase_fits import methods
 
-flags.declare_key_flag(common.SEED)
-WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/staircase', 'Folder for the record and the figure.'
-)
-NUM_SEEDS = flags.DEFINE_integer(
-  'num_seeds', 20, 'Draws of 40 examples to average over.', lower_bound=2
-)
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """The flags of this script."""
+  common.define_seed()
+  FLAGS.set_default('seed', 1)  # the published draw
+  flags.DEFINE_string(
+    'workdir', 'runs/staircase', 'Folder for the record and the figure.'
+  )
+  flags.DEFINE_integer(
+    'num_seeds', 20, 'Draws of 40 examples to average over.', 2
+  )
 
 
 def show(num_examples: int, rows: dict, average: dict | None) -> None:
@@ -51,8 +57,8 @@ def show(num_examples: int, rows: dict, average: dict | None) -> None:
 def main() -> None:
   """Both tables, the spread over seeds, the record and the figure."""
   start = time.monotonic()
-  seed, folder = common.SEED.value, common.output_folder(WORKDIR.value)
-  seeds = range(seed, seed + NUM_SEEDS.value)
+  seed, folder = FLAGS.seed, common.output_folder(FLAGS.workdir)
+  seeds = range(seed, seed + FLAGS.num_seeds)
   averages = {40: methods.over_seeds(40, seeds)}
   tables, panels = {}, {}
   for num_examples, digits in ((40, 4), (30000, 3)):
@@ -72,12 +78,11 @@ def main() -> None:
     'tables': tables,
     'over_seeds': {'n=40': averages[40], 'seeds': list(seeds)},
     'seconds': time.monotonic() - start,
-    **provenance.record(),
+    **common.provenance(),
   }
   common.finish(record, folder / 'staircase.json')
   common.draw(staircase_figures.draw, panels, folder / 'staircase')
 
 
 if __name__ == '__main__':
-  flags.FLAGS.set_default('seed', 1)  # the published draw
-  common.run(main)
+  common.run(main, define)

@@ -18,57 +18,53 @@ Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
 """
 
 import math
-import pathlib
 import time
 
 from absl import flags, logging
 
-from experiments import common, distance_classifier, provenance, theory_figures
+from experiments import common, distance_classifier, theory_figures
 from robustlip import datasets, separation
 
-flags.declare_key_flag(common.DATASET)
-flags.declare_key_flag(common.DATA_DIR)
-flags.declare_key_flag(common.EPSILON)
-flags.declare_key_flag(common.SEED)
-WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/theory', 'Folder for the record and the figures.'
-)
-NUM_TEST = flags.DEFINE_integer(
-  'num_test',
-  None,
-  'Test images, drawn at random. Default: all.',
-  lower_bound=1,
-)
-NUM_ATTACKED = flags.DEFINE_integer(
-  'num_attacked', 500, 'How many of these are attacked.', lower_bound=1
-)
-NUM_CHECKED = flags.DEFINE_integer(
-  'num_checked', 100, 'Training images to check Lemma 4.1 at.', lower_bound=0
-)
-SEPARATION = flags.DEFINE_bool(
-  'separation', True, 'Measure the train-train separation.'
-)
-FIGURES = flags.DEFINE_bool(
-  'figures', True, 'Draw what does not depend on the data set.'
-)
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """The flags of this script."""
+  common.define_dataset()
+  common.define_epsilon()
+  common.define_seed()
+  flags.DEFINE_string(
+    'workdir', 'runs/theory', 'Folder for the record and the figures.'
+  )
+  flags.DEFINE_integer(
+    'num_test', None, 'Test images, drawn at random. Default: all.', 1
+  )
+  flags.DEFINE_integer('num_attacked', 500, 'How many of these to attack.', 1)
+  flags.DEFINE_integer(
+    'num_checked', 100, 'Training images to check Lemma 4.1 at.', 0
+  )
+  flags.DEFINE_bool('separation', True, 'Measure the train-train separation.')
+  flags.DEFINE_bool(
+    'figures', True, 'Draw what does not depend on the data set.'
+  )
 
 
 def on_data(dataset: datasets.Dataset, epsilon: float, seed: int) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
   result = {'name': dataset.name}
-  if SEPARATION.value:
+  if FLAGS.separation:
     logging.info('separation of %d training images', len(dataset.train.labels))
     distances = separation.nearest_opposite(*dataset.train).distances
     result['train'] = distance_classifier.train_certificate(distances)
     radius = result['train']['r']
-    if 0 < radius < math.inf and NUM_CHECKED.value:
+    if 0 < radius < math.inf and FLAGS.num_checked:
       result['lemma_4_1'] = distance_classifier.lemma_checks(
-        dataset, radius=radius, num_examples=NUM_CHECKED.value, seed=seed
+        dataset, radius=radius, num_examples=FLAGS.num_checked, seed=seed
       )
   result['test'] = distance_classifier.test_table(
     dataset,
-    num_test=NUM_TEST.value or len(dataset.test.labels),
-    num_attacked=NUM_ATTACKED.value,
+    num_test=FLAGS.num_test or len(dataset.test.labels),
+    num_attacked=FLAGS.num_attacked,
     epsilon=epsilon,
     seed=seed,
   )
@@ -77,13 +73,13 @@ def on_data(dataset: datasets.Dataset, epsilon: float, seed: int) -> dict:
 
 def main() -> None:
   """The measurements, the record, the figures."""
-  start, seed = time.monotonic(), common.SEED.value
-  dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
+  start, seed = time.monotonic(), FLAGS.seed
+  dataset = common.load_dataset()
+  name, epsilon = dataset.name, common.radius(dataset)
   common.check_classes(dataset)
-  folder = common.output_folder(WORKDIR.value)
+  folder = common.output_folder(FLAGS.workdir)
   output = folder / f'theory_{name}.json'
-  owner = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
+  owner = {'dataset': name, 'fingerprint': dataset.fingerprint}
   common.check_owner(output, owner)
   record = {
     'job': 'theory',
@@ -92,11 +88,11 @@ def main() -> None:
     'data': on_data(dataset, epsilon, seed),
   }
   figures = {}
-  if FIGURES.value:
+  if FLAGS.figures:
     for figure, compute in theory_figures.FIGURES.items():
       figures[figure] = compute(seed)
     record['figures'] = {key: numbers for key, (numbers, _) in figures.items()}
-  record |= {'seconds': time.monotonic() - start, **provenance.record()}
+  record |= {'seconds': time.monotonic() - start, **common.provenance()}
   common.finish(record, output)
   for figure, (_, draw) in figures.items():
     common.draw(draw, folder / figure)
@@ -105,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -21,11 +23,9 @@ LAYERS = {
   ],
   experiments: [
     {'common', 'paper', 'paper_tables', 'plots'},
-    {'provenance'},
-    {'distance_classifier', 'theory_figures'},
-    {'staircase_fits'},
-    {'staircase_figures'},
-    {'distances', 'networks', 'benchmarks'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks'},
+    {'runs', 'distances'},
     {'comparison'},
   ],  # the scripts above
 }
@@ -70,3 +70,14 @@ def test_the_package_imports_no_script():
   for name, tree in modules(robustlip):
     assert name in known
     assert not list(imported(tree, 'experiments')), name
+
+
+def test_importing_the_library_changes_nothing():
+  program = (
+    'import os, importlib, jax\n'
+    'before = dict(os.environ), dict(jax.config.values)\n'
+    f'for name in {sorted(set().union(*LAYERS[robustlip]))!r}:\n'
+    "  importlib.import_module(f'robustlip.{name}')\n"
+    'assert (dict(os.environ), dict(jax.config.values)) == before'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
