@@ -17,14 +17,15 @@ LAYERS = {
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
-    {'lipschitz', 'methods'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
     {'common', 'paper', 'paper_tables', 'plots'},
-    {'provenance'},
-    {'distances', 'networks', 'regression', 'suites'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks'},
+    {'runs', 'distances'},
     {'comparison'},
   ],  # the scripts above
 }
