@@ -77,7 +77,7 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   if arch:
     chosen['arch'] = arch
   if FLAGS.preset == 'quick':
-    chosen = QUICK | config.given() | chosen
+    chosen |= {k: v for k, v in QUICK.items() if not FLAGS[k].present}
   if FLAGS.table == '4':
     rate = chosen.pop('dropout', FLAGS.dropout)
     if rate is None:
@@ -92,13 +92,18 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   return found
 
 
+def bare(dataset: str) -> bool:
+  """Whether numbers without augmentation, of the appendix, stand beside."""
+  return dataset == 'cifar10' and FLAGS.augment == 'none'
+
+
 def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:
   """Whose numbers stand beside ours, and the numbers: row -> column -> value.
 
   They are of the same network if the paper has it, else of the data set.
   """
-  bare = dataset == 'cifar10' and FLAGS.augment == 'none'
-  known = paper.panels('no_augmentation' if bare else FLAGS.table)
+  table = 'no_augmentation' if bare(dataset) else FLAGS.table
+  known = paper.panels(table)
   name = STANDS_FOR.get(dataset, dataset)
   same = sorted((x for x in known if x[0] == name), key=lambda x: x[1] != arch)
   return (same[0], known[same[0]]) if same else (None, {})
@@ -117,8 +122,9 @@ def paper_settings(
   theirs['epsilon'] = FACTS[of[0]].epsilon
   if row != base:
     theirs['dropout'] = paper.DROPOUT[of[0]]
-  if 'learning_rate' in rows[row]:  # without augmentation, another
-    theirs |= dict(augment='none', learning_rate=rows[row]['learning_rate'])
+  if bare(dataset.name):
+    rate = rows[row].get('learning_rate', theirs['learning_rate'])
+    theirs |= dict(augment='none', learning_rate=rate)
   theirs = config.Config(**theirs).to_json()
   ours = found.to_json()
   unsaid = {'seed', 'fingerprint', 'eval_examples', 'accumulate', 'remat'}

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 
 from experiments import common, report, table_figures
@@ -177,3 +178,15 @@ def test_every_link_of_a_page_leads_somewhere(page):
   links = re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text())
   assert links
   assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_script_refuses_in_one_line(tmp_path):
+  finished = scripts.run(
+    'experiments.report', '--publish=/nowhere/at/all.json', folder=tmp_path
+  )
+  assert '/nowhere/at/all.json' in scripts.error(finished)
+
+
+def test_the_script_checks_the_pages(tmp_path):
+  finished = scripts.run('experiments.report', '--check', folder=tmp_path)
+  assert scripts.last_json(finished) == {'published': None, 'changed': []}
