@@ -114,7 +114,8 @@ def heading(column: str) -> str:
   if column in HEADINGS:
     return HEADINGS[column]
   attack, what = column.split('_adv')
-  return f'{HEADINGS[f"adv{what}"]}, {attack.replace("_", " ")}'
+  attack = attack.replace('multi_targeted', 'multi-targeted')
+  return f'{HEADINGS[f"adv{what}"]}, {attack.replace("_", ", ")}'
 
 
 def cell(row: dict[str, Any], column: str, beside: bool) -> str:

@@ -31,7 +31,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   panels = report.panels(record)
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]
-  heights = [0.25 * len(rows) + 2.4 for rows in panels.values()]
+  heights = [0.25 * len(rows) + 2.6 for rows in panels.values()]
   figure = plots.figure(1.6 + 3.8 * len(kinds), sum(heights))
   axes = figure.subplots(
     len(panels), len(kinds), squeeze=False, height_ratios=heights
@@ -71,10 +71,10 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
     theirs = [rows[y]['paper'][column] for y in lines]
     ax.plot(theirs, lines, 'D', mfc='none', ms=7, **style)
     positive &= bool((means > 0).all())
-  for y, row in enumerate(rows):  # from gap to gap under attack
-    gaps = [np.mean(x) for c, x in row['ours'].items() if kind(c) == 'gap']
-    if columns and kind(columns[0]) == 'gap' and gaps:
-      ax.plot([min(gaps), max(gaps)], [y, y], color='0.75', lw=2)
+  if {'gap', 'adv_gap'} <= set(columns):  # what the attack does to it
+    for y, row in enumerate(rows):
+      ends = [np.mean(row['ours'].get(c, np.nan)) for c in ('gap', 'adv_gap')]
+      ax.plot(ends, [y, y], color='0.75', lw=2)
   if known:
     ax.plot([], [], 'D', mfc='none', ms=7, color='0.3', label='paper')
   if columns and kind(columns[0]) == '_lipschitz' and positive:
@@ -85,7 +85,8 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
   if columns:
     ax.legend(
       loc='upper center',
-      bbox_to_anchor=(0.5, -0.5 / len(rows) ** 0.5),
+      bbox_to_anchor=(0.5, 0),
+      borderaxespad=5,
       frameon=False,
       fontsize='small',
     )

@@ -180,6 +180,15 @@ def kept(output: pathlib.Path, loaded: dict[str, Dataset]) -> dict:
   return {(row['dataset'], row['arch'], row['row']): row for row in rows}
 
 
+def joined(
+  before: dict[str, Any] | None, row: dict[str, Any]
+) -> dict[str, Any]:
+  """A row with what other attacks found of the same runs."""
+  if before is None or before['seeds'] != row['seeds']:
+    return row
+  return row | {part: before[part] | row[part] for part in ('ours', 'paper')}
+
+
 def networks(output: pathlib.Path) -> dict[str, Any]:
   """The record of a table of networks, written whenever a row is finished.
 
@@ -206,7 +215,8 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
       failures.append(str(error))
       continue
     rows = kept(output, loaded)  # another process may have added some
-    rows[found['dataset'], found['arch'], row] = found
+    key = found['dataset'], found['arch'], row
+    rows[key] = joined(rows.get(key), found)
     record = table(list(rows.values())) | common.provenance()
     write(record, output)
   if failures:
