@@ -300,10 +300,8 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
       for i, case in enumerate(cases)
     ]
   dataset = found.get('dataset') or found['data']['name']
-  more = {
-    'name': DATASETS[dataset],
-    'place': (list(DATASETS).index(dataset), stem),
-  }
+  place = [*DATASETS, dataset].index(dataset), stem
+  more = {'name': DATASETS.get(dataset, dataset), 'place': place}
   more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
   if 'train_train_min' in found:
     more['name'] += stem.removeprefix(f'separation_{dataset}')
@@ -336,11 +334,18 @@ def rendered(text: str) -> str:
   )
 
 
+def run_name(path: pathlib.Path) -> str:
+  """NAME of runs/NAME; of a table's run data set, network, row and seed."""
+  folders = path.resolve().parts
+  return '-'.join(folders[-3 if re.fullmatch(r'seed\d+', path.name) else -1 :])
+
+
 def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   """Copies a record, its Markdown and its picture into the results.
 
-  A run is published as `train_<its folder>`, an evaluation of it as
-  `evaluation_<folder>_<evaluation>`, everything else under its own name.
+  A run is published as `train_<run>`, where the run is named by its folder (in
+  a table of the paper by three), an evaluation of it as
+  `evaluation_<run>_<evaluation>`, everything else under its own name.
 
   Raises:
     ValueError: if it does not say where it comes from, or if another record
@@ -348,9 +353,9 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   """
   source, name = path, path.stem
   if path.is_dir():
-    source, name = path / 'result.json', f'train_{path.name}'
+    source, name = path / 'result.json', f'train_{run_name(path)}'
   elif path.parent.name == 'evaluations':
-    name = f'evaluation_{path.parents[1].name}_{path.stem}'
+    name = f'evaluation_{run_name(path.parents[1])}_{path.stem}'
   found, target = common.read_json(source), common.RESULTS / f'{name}.json'
   if missing := {'command', 'commit', 'machine', 'date'} - found.keys():
     raise ValueError(

@@ -22,7 +22,7 @@ def kind(column: str) -> str:
 
 
 def draw(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes to `path` a line of axes for each network and data set.
+  """Writes to `path`.png a line of axes for each network and data set.
 
   A row of the table is a line, a column a colour; full marks are ours with the
   range over seeds, hollow ones the paper's. Above the axes stand the findings
@@ -46,7 +46,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
       found = record['findings'].get(title, {})
       _verdicts(ax, {k: v for k, v in found.items() if _beside(k) == end})
     line[0].set_title(title, loc='left', fontweight='bold')
-  figure.savefig(path, dpi=150)
+  plots.save(figure, path)
 
 
 def _beside(finding: str) -> str:

@@ -79,7 +79,7 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   if FLAGS.preset == 'quick':
     chosen |= {k: v for k, v in QUICK.items() if not FLAGS[k].present}
   if FLAGS.table == '4':
-    rate = chosen.pop('dropout', FLAGS.dropout)
+    rate = FLAGS.dropout
     if rate is None:
       rate = paper.DROPOUT.get(dataset.name, 0.2)
     chosen['dropout'] = rate if row.endswith('_dropout') else None

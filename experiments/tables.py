@@ -306,7 +306,7 @@ def write(record: dict[str, Any], output: pathlib.Path) -> str:
     raise ValueError(f'{output} is no record of a table: {error!r}') from None
   common.write_json(record, output)
   common.write_text(text, output.with_suffix('.md'))
-  common.draw(table_figures.draw, record, output.with_suffix('.png'))
+  common.draw(table_figures.draw, record, output.with_suffix(''))
   return text
 
 

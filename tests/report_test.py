@@ -69,7 +69,7 @@ def test_a_setting_of_some_rows_names_them(record):
 
 
 def test_the_picture_shows_every_kind_of_number(record, tmp_path):
-  table_figures.draw(record, tmp_path / 'table.png')
+  table_figures.draw(record, tmp_path / 'table')
   with Image.open(tmp_path / 'table.png') as picture:
     pixels = np.asarray(picture.convert('RGB'))
   for colour in ((31, 119, 180), (214, 39, 40)):  # a column, a false finding
@@ -100,6 +100,10 @@ def test_a_finished_run_is_published_under_the_name_of_its_folder(
   common.write_json(ORIGIN, evaluation)
   target = report.publish(evaluation, overwrite=False)
   assert target.name == 'evaluation_mnist-rst_pgd-newest.json'
+  row = tmp_path / 'runs' / 'mnist-cnn2' / 'at' / 'seed0'
+  common.write_json(ORIGIN, row / 'result.json')
+  target = report.publish(row, overwrite=False)
+  assert target.name == 'train_mnist-cnn2-at-seed0.json'
 
 
 def test_a_table_is_published_with_its_markdown_and_picture(tmp_path, results):
