@@ -241,8 +241,10 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
     name, theirs = record['dataset'], paper.separation(record)
     if not theirs or (name in rows and not record['dropped']):
       continue
-    facts, dropped = FACTS[name], len(record['dropped'])
-    whole = {'num_train': facts.num_train - dropped, 'num_test': facts.num_test}
+    whole = {
+      'num_train': sum(FACTS[name].train_counts) - len(record['dropped']),
+      'num_test': sum(FACTS[name].test_counts),
+    }
     rows[name] = {
       'dataset': name,
       'arch': '',
