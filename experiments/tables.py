@@ -49,6 +49,7 @@ TITLES = {
   'svhn': 'Appendix: SVHN',
 }
 ATTACKS = {'mt': ['multi_targeted_released', 'multi_targeted']}
+MORE = ('_adv_test_acc', '_adv_gap')  # of another attack
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
@@ -111,11 +112,12 @@ def row_record(
 ) -> dict[str, Any]:
   """Runs of a row, one for each seed, beside the paper's."""
   label = ROWS[row.removesuffix('_dropout')][0]
-  known = [c for c in found[0] if c in report.HEADINGS or '_adv_' in c]
-  columns = [  # null: not finite
-    c for c in known if all(x.get(c) is not None for x in found)
+  columns = [
+    column
+    for column in found[0]
+    if (column in report.HEADINGS or column.endswith(MORE))
+    and all(run.get(column) is not None for run in found)  # null: not finite
   ]
-  columns.remove('epsilon')
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
   theirs = table_rows.published(dataset.name, base.arch)[1].get(row, {})
   return {
@@ -126,7 +128,7 @@ def row_record(
     'seeds': [run['seed'] for run in found],
     'settings': table_rows.settings_of(base) | measured,
     'paper_settings': table_rows.paper_settings(base, dataset, row),
-    'ours': {column: [run[column] for run in found] for column in columns},
+    'ours': {c: [run[c] for run in found] for c in columns if c != 'epsilon'},
     'paper': {c: x for c, x in theirs.items() if c in columns},
     'seconds': sum(run['seconds'] for run in found),
     'runs': [{key: run[key] for key in PROVENANCE} for run in found],
@@ -157,26 +159,30 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
   }
 
 
-def kept(output: pathlib.Path, loaded: dict[str, Dataset]) -> dict:
+def kept(
+  output: pathlib.Path, asked: list[tuple[Dataset, str, str]]
+) -> dict[tuple[str, str, str], dict[str, Any]]:
   """Rows that the record has already, by data set, network and name.
 
   Raises:
-    ValueError: if some are of other settings or seeds than those asked for.
+    ValueError: if some have other settings than those asked for, or seeds that
+      would be lost.
   """
+  loaded = {pathlib.Path(dataset.name).stem: dataset for dataset, *_ in asked}
   rows = common.read_json(output)['rows'] if output.exists() else []
-  for row in rows:
-    if dataset := loaded.get(row['dataset']):
-      wanted = table_rows.settings_of(
-        table_rows.settings(dataset, row['arch'], row['row'])
+  for row in (row for row in rows if row['dataset'] in loaded):
+    dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
+    wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
+    found = table_rows.settings_of(config.from_json(row['settings']))
+    other = common.difference(found, wanted)
+    if any(asked_for[1:] == (arch, name) for asked_for in asked):
+      if not set(row['seeds']) <= set(config.seeds()):
+        other = other or 'seeds'
+    if other:
+      raise ValueError(
+        f'{output} has a row {name} of other settings ({other}); name another '
+        '--workdir'
       )
-      name = common.difference(row['settings'], wanted)
-      if name is None and not set(row['seeds']) <= set(config.seeds()):
-        name = 'seed'
-      if name:
-        raise ValueError(
-          f'{output} has a row {row["row"]} of other settings ({name}); name '
-          'another --workdir'
-        )
   return {(row['dataset'], row['arch'], row['row']): row for row in rows}
 
 
@@ -203,8 +209,7 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
     for row in table_rows.row_names(known):
       runs.check(table_rows.settings(dataset, arch, row), dataset)
       asked.append((dataset, arch, row))
-  loaded = {pathlib.Path(d.name).stem: d for d, _, _ in asked}
-  kept(output, loaded)  # refuses what cannot be joined before any training
+  kept(output, asked)  # refuses what cannot be joined before any training
   common.output_folder(output.parent)
   for dataset, arch, row in asked:
     logging.info('%s on %s: %s', arch, dataset.name, row)
@@ -214,7 +219,7 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
       logging.error('%s', error)
       failures.append(str(error))
       continue
-    rows = kept(output, loaded)  # another process may have added some
+    rows = kept(output, asked)  # another process may have added some
     key = found['dataset'], found['arch'], row
     rows[key] = joined(rows.get(key), found)
     record = table(list(rows.values())) | common.provenance()

@@ -156,6 +156,49 @@ def test_cifar10_without_augmentation_has_settings_of_its_own(given):
   assert differing('at') == {'learning_rate': 0.064}
 
 
+def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
+  given('--table=2', '--epsilon=0.1')
+  dataset, output = datasets.load('mnist5k'), tmp_path / 'table.json'
+  rows = {
+    name: {
+      'dataset': 'mnist5k',
+      'arch': 'cnn1',
+      'row': name,
+      'seeds': [0, 1, 2],
+      'settings': table_rows.settings_of(
+        table_rows.settings(dataset, 'cnn1', name)
+      ),
+    }
+    for name in ('natural', 'at')
+  }
+  for row in rows.values():
+    del row['settings']['remat']  # as if the record were older than a setting
+  common.write_json({'rows': list(rows.values())}, output)
+  asked = [(dataset, 'cnn1', 'gr'), (dataset, 'cnn1', 'natural')]
+  assert set(tables.kept(output, asked[:1])) == {
+    ('mnist5k', 'cnn1', 'natural'),
+    ('mnist5k', 'cnn1', 'at'),
+  }
+  with pytest.raises(ValueError, match=r'natural of other settings \(seeds\)'):
+    tables.kept(output, asked)
+  given('--table=2', '--epsilon=0.1', '--seeds=4')
+  assert tables.kept(output, asked)
+  given('--table=2', '--epsilon=0.1', '--epochs=9', '--seeds=4')
+  with pytest.raises(ValueError, match=r'other settings \(epochs\)'):
+    tables.kept(output, asked)
+
+
+def test_other_attacks_of_the_same_runs_are_kept():
+  before = {'seeds': [0], 'ours': {'a': [1.0]}, 'paper': {'a': 2.0}}
+  row = {'seeds': [0], 'ours': {'b': [3.0]}, 'paper': {}}
+  both = tables.joined(before, row)
+  assert both['ours'] == {'a': [1.0], 'b': [3.0]}
+  assert both['paper'] == {'a': 2.0}
+  more = row | {'seeds': [0, 1]}
+  assert tables.joined(before, more) == more
+  assert tables.joined(None, row) == row
+
+
 def test_bad_requests_are_one_line(tmp_path):
   for words, message in (
     (['--lam=1'], "Unknown command line flag 'lam'"),
