@@ -21,6 +21,9 @@ def define() -> None:
   measure.define()
   flags.DEFINE_string('workdir', None, 'Folder of the run.')
   flags.DEFINE_string(
+    'dataset', None, 'Where its data are now, if they have been moved.'
+  )
+  flags.DEFINE_string(
     'attack',
     'pgd',
     'One of pgd, multi_targeted, multi_targeted_released, strong, autoattack, '
@@ -53,7 +56,7 @@ def main() -> None:
   if not FLAGS.workdir:
     raise ValueError('--workdir is needed: the folder of a run')
   path = pathlib.Path(FLAGS.workdir)
-  dataset = common.load_dataset(config.read(path).dataset)
+  dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
   attack = measure.Attack(
     FLAGS.attack, FLAGS.num_steps, FLAGS.num_restarts, FLAGS.epsilon
   )
