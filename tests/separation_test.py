@@ -104,21 +104,6 @@ class ManyTiles(parameterized.TestCase):
         all_distances(images[part], labels[part], images[:size], labels[:size]),
       )
 
-  def test_resumed_search_equals_the_whole(self):
-    rng = np.random.default_rng(2)
-    images, labels = random_set(rng, 2100, (4, 4, 1), 256, 3, np.uint8)
-    states = []
-    whole = separation.nearest_opposite(
-      images,
-      labels,
-      report=lambda best: states.append(type(best)(*map(np.array, best))),
-    )
-    assert [int(state.next_query) for state in states] == [1024, 2048, 2100]
-    for state in states:
-      again = separation.nearest_opposite(images, labels, start=state)
-      np.testing.assert_array_equal(again.distances, whole.distances)
-      np.testing.assert_array_equal(again.indices, whole.indices)
-
 
 def test_nearest_ignores_classes():
   rng = np.random.default_rng(3)
