@@ -13,6 +13,9 @@ import numpy as np
 
 from robustlip import projections
 
+# (uint8 images [B, H, W, C], keys [B]) -> uint8 images
+Augment = Callable[[chex.Array, chex.PRNGKey], chex.Array]
+
 
 def from_bytes(images: chex.Array) -> chex.Array:
   """uint8 images as float32 in [0, 1].
@@ -74,7 +77,7 @@ def _cifar(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 # Flag value -> function; the paper's for CIFAR-10 and Restricted ImageNet.
-AUGMENTATIONS: dict[str, Callable[[chex.Array, chex.PRNGKey], chex.Array]] = {
+AUGMENTATIONS: dict[str, Augment] = {
   'none': lambda images, key: images,
   'crop4_flip': _cifar,
   'crop8': lambda images, key: crop(images, key, padding=8),

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -67,3 +69,14 @@ def test_the_package_imports_no_script():
   for name, tree in modules(robustlip):
     assert name in known
     assert not list(imported(tree, 'experiments')), name
+
+
+def test_importing_the_library_changes_nothing():
+  program = (
+    'import os, importlib, jax\n'
+    'before = dict(os.environ), dict(jax.config.values)\n'
+    f'for name in {sorted(set().union(*LAYERS[robustlip]))!r}:\n'
+    "  importlib.import_module(f'robustlip.{name}')\n"
+    'assert (dict(os.environ), dict(jax.config.values)) == before'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
