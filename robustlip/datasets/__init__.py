@@ -82,8 +82,8 @@ def load(
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)
     return Dataset(name, train, test, class_names, FACTS['mnist'].epsilon)
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-  train, test = _load_published(name, root.expanduser(), download=download)
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
+  train, test = _load_published(name, root, download=download)
   facts, digest = FACTS[name], None
   if not _is_whole(facts, train, test):
     digest = fingerprint(*train, *test)  # tomorrow it can be another part
