@@ -252,6 +252,7 @@ class DoubtsTest(chex.TestCase):
     attacked = evaluation.Attacked(broken_by < 0, broken_by < 0, broken_by)
     facts = self.facts(linear, attacked=attacked, cascade=stages)
     assert facts['gradient_free'] == 0.5
+    assert evaluation.taken(attacked, stages) == {'pgd': 1, 'square': 2}
 
 
 def test_percent():
