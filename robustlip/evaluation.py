@@ -235,6 +235,8 @@ class Evaluator:
         break
       settings = dict(stage.settings)
       if epsilon is not None:
+        one = np.zeros(1, np.float32)
+        projections.check_radius(epsilon, one, norm=stage.norm)
         settings['epsilon'] = epsilon
       withstood, points = measure(
         self._attacks[stage.attack, keep_points],
