@@ -167,10 +167,11 @@ def normalize_direction(
   """Direction of unit size that ascends fastest: the sign, or g / ||g||_2.
 
   An example whose gradient is zero does not move. A component that is NaN
-  counts as zero, an infinite one as the largest finite number.
+  counts as zero, an infinite one as a very large number.
   """
   check_norm(norm)
-  gradients = jnp.nan_to_num(gradients)
+  # Reciprocals of larger numbers are subnormal, which some devices call zero.
+  gradients = jnp.clip(jnp.nan_to_num(gradients), -1e30, 1e30)
   if norm == 'linf':
     return jnp.sign(gradients)
   # The squares of small gradients would underflow, their directions do not.

@@ -119,7 +119,8 @@ class LinearTest(chex.TestCase):
       robust = exact < 0  # it stops elsewhere once the network is fooled
       gained = (margins - clean) / (exact - clean)
       assert (gained[robust] > share).all() and (gained < 1 + 1e-5).all()
-      assert (np.asarray(margins)[exact > 0.2] > 0).all()
+      if norm == 'linf':
+        np.testing.assert_array_equal(margins > 0, exact > 0)
 
   def test_square_finds_colours(self):
     images = np.full((4, 6, 5, 3), 0.5, np.float32)
