@@ -78,12 +78,12 @@ def initial_state(
   """A state with freshly drawn parameters, before the first step.
 
   Raises:
-    ValueError: if the module is not one that `step` can train.
+    ValueError: if the module is not one that `step` can train (`models.init`).
   """
 
   def init(key):
     image = jnp.zeros((1, *image_shape))
-    variables = recipe.module.init(jax.random.fold_in(key, 0), image)
+    variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
     params = variables['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),

@@ -22,11 +22,11 @@ LAYERS = {
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
-    {'common', 'paper', 'paper_tables', 'plots'},
+    {'common', 'findings', 'paper', 'plots'},
     {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
-    {'measure', 'staircase_figures', 'benchmarks'},
-    {'runs', 'distances'},
-    {'comparison'},
+    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
+    {'table_figures', 'table_rows'},
+    {'runs'},
   ],  # the scripts above
 }
 
