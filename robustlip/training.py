@@ -141,7 +141,8 @@ def _refuse_device_statistics(call, args, kwargs, context):
   """Refuses BatchNorm over the examples of one device of several."""
   module = context.module
   if isinstance(module, nn.BatchNorm) and module.axis_name is None:
-    if models.layers.devices_axis() and jax.device_count() > 1:
+    running = kwargs.get('use_running_average', module.use_running_average)
+    if not running and models.layers.devices_axis() and jax.device_count() > 1:
       raise ValueError(
         f'{module.name} would normalise by the examples of one device of '
         f'{jax.device_count()}: write models.layers.batch_norm(...) or '
