@@ -17,6 +17,7 @@ values that are not finite or so large that the squares of a difference cannot
 be added up in float32. Differences below 1e-38 may count as 0.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def nearest_opposite(
   """Nearest reference example of another class; the set itself by default.
 
   Args:
-    progress: called with the number of queries done after each block of them.
+    progress: called after each block of queries with their number.
   """
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
   best = search.nearest(queries, refs, norm=norm, progress=progress)
@@ -163,12 +164,30 @@ def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
   """Identical images of one set, and those of them whose labels disagree."""
   examples, _ = _sets(inputs, labels, None, None, 'linf')
   same = {}
-  for index, image in enumerate(examples.images):
-    # Adding 0 makes -0.0 and 0.0 the same bytes.
-    same.setdefault((image + image.dtype.type(0)).tobytes(), []).append(index)
+  for index, digest in enumerate(_digests(examples.images)):
+    same.setdefault(digest, []).append(index)
   groups = [np.array(group) for group in same.values() if len(group) > 1]
   mixed = [g for g in groups if len(set(examples.labels[g].tolist())) > 1]
   return Duplicates(groups, mixed)
+
+
+def shared(inputs: chex.Array, ref_inputs: chex.Array) -> np.ndarray:
+  """Inputs that are references too: [K, 2], their and the first's index."""
+  first = {}
+  for index, digest in enumerate(_digests(ref_inputs)):
+    first.setdefault(digest, index)
+  pairs = [(i, first.get(d, -1)) for i, d in enumerate(_digests(inputs))]
+  pairs = np.array(pairs, int).reshape(-1, 2)
+  return pairs[pairs[:, 1] >= 0]
+
+
+def _digests(images):
+  """A hash of each image; adding 0 makes -0.0 and 0.0 the same bytes."""
+  images = np.asarray(images)
+  return [
+    hashlib.blake2b(image + images.dtype.type(0), digest_size=16).digest()
+    for image in images
+  ]
 
 
 def _sets(inputs, labels, ref_inputs, ref_labels, norm):

@@ -218,7 +218,7 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       is called by two threads at a time.
     rows, cols: ascending indices of the examples; all by default, where in one
       set each two blocks are compared once.
-    progress: called with the number of rows done after each block.
+    progress: called after each block of rows with their number.
   """
   once = rows is None and sets.refs is sets.queries
   if rows is None:
@@ -242,7 +242,7 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       columns = range(row if once else 0, len(cols), block)
       list(pool.map(compare, itertools.repeat(row), columns, devices))
       if progress:
-        progress(min(row + block, len(rows)))
+        progress(len(rows[row : row + block]))
 
 
 def _first_bounds(best, sets) -> None:
