@@ -111,7 +111,6 @@ def closest_pairs(
   limit = np.sort(gaps)[enough - 1] if enough <= len(gaps) else np.inf
   limit = min(limit, 1e38)  # leaves out infinite gaps only
   near = np.flatnonzero(gaps <= limit)
-  candidates = _part(queries, near)
   closest = np.zeros((0, 3))  # gap, row, column
 
   def keep(rows, cols, gaps):
@@ -121,8 +120,9 @@ def closest_pairs(
       found[:, 1:].sort(axis=1)
     closest = np.unique(np.concatenate([closest, found]), axis=0)[:k]
 
-  others = candidates if same else refs
-  search.pairs_within(candidates, others, limit, keep, norm=norm)
+  queries = search.Examples(queries.images[near], queries.labels[near])
+  refs = queries if same else refs
+  search.pairs_within(queries, refs, limit, keep, norm=norm)
   gaps, rows, cols = closest.T
   distances = _distances(gaps, queries, norm)
   return Pairs(distances, rows.astype(np.int32), cols.astype(np.int32))
@@ -150,13 +150,12 @@ def class_matrix(
   if neighbors is None:
     neighbors = nearest_opposite(inputs, labels, norm=norm)
   gaps = _neighbor_gaps(examples, examples, norm, neighbors)
-  known = np.isfinite(gaps)
   matrix = np.full((num_classes, num_classes), np.inf)
-  pairs = labels[known], labels[neighbors.indices[known]]
-  np.minimum.at(matrix, pairs, gaps[known])
-  matrix = np.minimum(matrix, matrix.T)
-  examples = examples._replace(labels=labels)
-  search.tighten(matrix, examples, gaps, norm=norm)
+  known = np.isfinite(gaps)
+  others = labels[neighbors.indices[known]]
+  np.minimum.at(matrix, (labels[known], others), gaps[known])
+  np.minimum(matrix, matrix.T, out=matrix)
+  search.tighten(matrix, examples._replace(labels=labels), gaps, norm=norm)
   return _distances(matrix, examples, norm)
 
 
@@ -212,14 +211,10 @@ def _sets(inputs, labels, ref_inputs, ref_labels, norm):
       f'{ref_inputs.shape[1:]}; the shapes must agree.'
     )
   # As objects, since NumPy makes int64 and uint64 together float64.
-  values = set(queries.labels.tolist()) | set(refs.labels.tolist())
-  codes = {label: code for code, label in enumerate(sorted(values))}
-  return tuple(
-    side._replace(
-      labels=np.array([codes[x] for x in side.labels.tolist()], np.int32)
-    )
-    for side in (queries, refs)
-  )
+  labels = [side.labels.tolist() for side in (queries, refs)]
+  codes = {label: code for code, label in enumerate(set().union(*labels))}
+  here, there = (np.array([codes[x] for x in y], np.int32) for y in labels)
+  return queries._replace(labels=here), refs._replace(labels=there)
 
 
 def _examples(inputs, labels) -> search.Examples:
@@ -244,10 +239,6 @@ def _examples(inputs, labels) -> search.Examples:
         f'{largest}.'
       )
   return search.Examples(inputs.reshape(len(inputs), num_values), labels)
-
-
-def _part(examples, rows):
-  return search.Examples(examples.images[rows], examples.labels[rows])
 
 
 def _neighbor_gaps(queries, refs, norm, neighbors):
