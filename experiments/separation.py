@@ -8,7 +8,8 @@ training example of another class. Expected on MNIST: 188/255 = 0.737 and
 folder, with the data set and any --norm, --random_labels and --drop for NAME:
 `separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
 distances and indices), `histogram_NAME`, `closest_pairs_NAME`,
-`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF.
+`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF. Several
+processes (`--coordinator`) divide the searches, process 0 does the rest.
 """
 
 import hashlib
@@ -18,8 +19,10 @@ import re
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from experiments import common, separation_figures
 from robustlip import progress, projections, separation
@@ -34,6 +37,7 @@ def define() -> None:
   common.define_dataset()
   common.define_epsilon()
   common.define_seed()
+  common.define_processes()
   flags.DEFINE_enum('norm', 'linf', projections.NORMS, 'Distance.')
   flags.DEFINE_string(
     'drop',
@@ -70,6 +74,8 @@ def main() -> None:
   sets = {'train_train': train, 'test_train': (*test, *train)}
   began = time.perf_counter()
   found = {part: search(part, *arrays) for part, arrays in sets.items()}
+  if jax.process_index():  # process 0 has it all
+    return
   search_seconds = time.perf_counter() - began
   pairs = {
     part: separation.closest_pairs(
@@ -199,12 +205,24 @@ def without(
   return kept
 
 
-def search(part: str, *arrays: np.ndarray) -> separation.Neighbors:
-  """The nearest opponents of one part, with a progress bar."""
-  with progress.bar(len(arrays[0]), part) as bar:
-    return separation.nearest_opposite(
+def search(
+  part: str, images: np.ndarray, labels: np.ndarray, *refs: np.ndarray
+) -> separation.Neighbors:
+  """The nearest opponents of one part, of which each process has a share."""
+  arrays, share = (images, labels, *refs), len(labels)
+  if jax.process_count() > 1:
+    share = -(-len(labels) // jax.process_count())
+    rows = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    arrays = (images[rows], labels[rows], *(refs or (images, labels)))
+  with progress.bar(len(arrays[1]), part) as bar:
+    found = separation.nearest_opposite(
       *arrays, norm=FLAGS.norm, progress=bar.update
     )
+  if jax.process_count() > 1:
+    parts = [np.pad(values, (0, share - len(values))) for values in found]
+    parts = multihost_utils.process_allgather(parts)
+    found = (values.reshape(-1)[: len(labels)] for values in parts)
+  return separation.Neighbors(*found)
 
 
 def radius(data) -> float | None:
