@@ -308,7 +308,8 @@ def from_flags(dataset: Dataset, **overrides: Any) -> Config:
   method = chosen.get('method', Config.method)
   if method not in released.METHODS:
     raise ValueError(f'--method={method}: one of {", ".join(released.METHODS)}')
-  chosen['dataset'], chosen['fingerprint'] = dataset.name, dataset.fingerprint
+  chosen['dataset'] = dataset.source
+  chosen['fingerprint'] = dataset.fingerprint
   if 'epsilon' not in chosen:
     chosen['epsilon'] = common.radius(dataset)
   base = preset(FLAGS.preset, dataset, method)

@@ -77,7 +77,7 @@ def record(dataset: Dataset, path: pathlib.Path) -> dict[str, Any]:
   attack = measure.Attack('multi_targeted')
   stronger = measure.evaluate(path, dataset, attack)
   for name in ('adv_train_acc', 'adv_test_acc', 'adv_gap'):
-    found[f'mt_{name}'] = stronger[name]
+    found[f'multi_targeted_{name}'] = stronger[name]
   return found | certificate(dataset, chosen.epsilon)
 
 

@@ -345,6 +345,8 @@ def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
 def check_settings(path: pathlib.Path, settings: Config) -> None:
   """Raises ValueError if the run in the folder has other settings."""
   found, asked = config.read(path).to_json(), settings.to_json()
+  if found['fingerprint']:  # says which data they are, wherever they lie
+    found['dataset'] = asked['dataset']
   name = common.difference(found, asked)
   if name == 'fingerprint':
     raise ValueError(

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
-from experiments import common, separation_figures
+from experiments import common, paper, separation_figures
 from robustlip import progress, projections, separation
 
 FLAGS = flags.FLAGS
@@ -286,7 +286,7 @@ def save_arrays(path, found, matrix, kept) -> None:
 
 
 def sentence(record: dict[str, Any]) -> str:
-  """What was found, for people."""
+  """What was found, and what the paper has, for people."""
   name = record['dataset'].encode(errors='replace').decode()
   smallest = record['train_train_min'], record['test_train_min']
   if None in smallest:
@@ -298,6 +298,10 @@ def sentence(record: dict[str, Any]) -> str:
   )
   if 'ratio_to_epsilon' in record:
     text += f'; the first is {record["ratio_to_epsilon"]:.1f} times epsilon'
+  if published := paper.separation(record):
+    text += ' (paper: {train_train_min:.3f} and {test_train_min:.3f})'.format(
+      **published
+    )
   return text + '.'
 
 

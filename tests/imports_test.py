@@ -17,15 +17,16 @@ LAYERS = {
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
-    {'lipschitz', 'methods'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
-    {'common', 'paper', 'paper_tables', 'plots'},
-    {'provenance'},
-    {'distances', 'networks', 'regression', 'suites'},
-    {'comparison'},
+    {'common', 'findings', 'paper', 'plots'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
+    {'table_figures', 'table_rows'},
+    {'runs'},
   ],  # the scripts above
 }
 
