@@ -94,7 +94,7 @@ def finished(
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  name, found = pathlib.Path(dataset.name).stem, []
+  name, found = dataset.name, []
   for seed in config.seeds():
     path = root / f'{name}-{base.arch}' / row / f'seed{seed}'
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
@@ -121,7 +121,7 @@ def row_record(
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
   theirs = table_rows.published(dataset.name, base.arch)[1].get(row, {})
   return {
-    'dataset': pathlib.Path(dataset.name).stem,
+    'dataset': dataset.name,
     'arch': base.arch,
     'row': row,
     'label': label + (' + dropout' if row.endswith('_dropout') else ''),
@@ -168,7 +168,7 @@ def kept(
     ValueError: if some have other settings than those asked for, or seeds that
       would be lost.
   """
-  loaded = {pathlib.Path(dataset.name).stem: dataset for dataset, *_ in asked}
+  loaded = {dataset.name: dataset for dataset, *_ in asked}
   rows = common.read_json(output)['rows'] if output.exists() else []
   for row in (row for row in rows if row['dataset'] in loaded):
     dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
