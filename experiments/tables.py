@@ -49,7 +49,7 @@ TITLES = {
   'svhn': 'Appendix: SVHN',
 }
 ATTACKS = {'mt': ['multi_targeted_released', 'multi_targeted']}
-MORE = ('_adv_test_acc', '_adv_gap')  # of another attack
+UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
@@ -100,9 +100,9 @@ def finished(
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
       more = measure.evaluate(path, dataset, measure.Attack(attack))
+      run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
-      for column in ('adv_test_acc', 'adv_gap'):
-        run[f'{attack}_{column}'] = more[column]
+      run = more | run  # what only the evaluation has, such as certificates
     found.append(run)
   return row_record(dataset, base, row, found)
 
@@ -115,7 +115,7 @@ def row_record(
   columns = [
     column
     for column in found[0]
-    if (column in report.HEADINGS or column.endswith(MORE))
+    if (column in report.HEADINGS or column.endswith(UNDER_ATTACK))
     and all(run.get(column) is not None for run in found)  # null: not finite
   ]
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
