@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import common, config, measure
+from experiments import common, config, measure, plots
 
 FLAGS = flags.FLAGS
 
@@ -39,8 +39,20 @@ def define() -> None:
     ['newest', 'best'],
     'The newest, or the best on the held-out examples.',
   )
-  common.define_number(
-    'epsilon', None, 'Radius; default: that of training.', 0.0, 1.0
+  flags.DEFINE_list(
+    'epsilon',
+    None,
+    'Radius, or several, such as 2/255,4/255; default: that of training.',
+  )
+  flags.DEFINE_enum(
+    'certify',
+    '',
+    ['', 'interval', 'linear', 'alpha'],
+    'Bound what can happen in the ball too: certified accuracy, and an upper '
+    'bound on the Lipschitz constant.',
+  )
+  flags.DEFINE_bool(
+    'save_examples', False, 'Write the adversarial test images beside it.'
   )
   flags.DEFINE_integer(
     'eval_examples',
@@ -51,6 +63,16 @@ def define() -> None:
   )
 
 
+def epsilons() -> tuple[float, ...]:
+  """The radii that the flag names.
+
+  Raises:
+    ValueError: unless they are in [0, 1] and no two are equal.
+  """
+  parse = common.Number(0.0, 1.0).parse
+  return tuple(config.numbers('epsilon', parse) or ())
+
+
 def main() -> None:
   """Loads the run, measures it, prints the record."""
   if not FLAGS.workdir:
@@ -58,7 +80,11 @@ def main() -> None:
   path = pathlib.Path(FLAGS.workdir)
   dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
   attack = measure.Attack(
-    FLAGS.attack, FLAGS.num_steps, FLAGS.num_restarts, FLAGS.epsilon
+    FLAGS.attack,
+    FLAGS.num_steps,
+    FLAGS.num_restarts,
+    epsilons(),
+    FLAGS.certify,
   )
   record = measure.evaluate(
     path,
@@ -66,7 +92,11 @@ def main() -> None:
     attack,
     checkpoint=FLAGS.checkpoint,
     eval_examples=FLAGS.eval_examples,
+    save_examples=FLAGS.save_examples,
   )
+  if len(attack.epsilons) > 1:
+    name = measure.label(config.from_json(record), attack, FLAGS.checkpoint)
+    common.draw(plots.accuracy_curve, record, path / 'evaluations' / name)
   common.print_json(record)
 
 

@@ -161,7 +161,7 @@ def lipschitz_estimate(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  check_images(inputs)
+  inputs = check_images(inputs)
   clean = logits_fn(inputs)
 
   def ratio(points):
@@ -195,20 +195,18 @@ def multi_targeted(
   label's probability at x, which is the same for every target.)
   """
 
-  def objective(points, targets):
-    logits = attacks.class_logits(logits_fn, points, num_classes)
-    return -losses.cross_entropy(logits, targets)
+  def attack(targets):
+    return attacks.ascend(
+      lambda points: -losses.cross_entropy(logits_fn(points), targets),
+      batch.inputs,
+      attacks.target_keys(key, batch, targets),
+      epsilon=epsilon,
+      step_size=epsilon / 10,
+      num_steps=num_steps,
+    )
 
+  attacks.check_num_classes(logits_fn, batch, num_classes)
   targets = attacks.wrong_classes(batch.labels, num_classes)
-  attack = partial(
-    attacks.toward,
-    objective,
-    batch,
-    key,
-    epsilon=epsilon,
-    num_classes=num_classes,
-    num_steps=num_steps,
-  )
   candidates = jax.vmap(attack)(targets)
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
   return attacks.highest(candidates, scores)
@@ -218,3 +216,14 @@ def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
   """Softmax of the logits at a class of each example: [B, C], [B] -> [B]."""
   probabilities = jax.nn.softmax(logits)
   return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
+
+
+def _multi_targeted_attack(num_classes, norm, steps) -> attacks.Attack:
+  if norm != 'linf':
+    raise ValueError(f"the released attack is of the norm 'linf', not {norm!r}")
+  return attacks.Attack(
+    partial(multi_targeted, num_classes=num_classes, **steps)
+  )
+
+
+attacks.ATTACKS['multi_targeted_released'] = _multi_targeted_attack

@@ -281,9 +281,7 @@ def test_wrong_image_size(tmp_path):
     num = published.IDX[f'{part}-labels-idx1-ubyte'][0]
     content = published.idx_bytes(np.zeros((num, 20, 20), np.uint8))
     (tmp_path / f'{part}-images-idx3-ubyte').write_bytes(content)
-  with pytest.raises(
-    ValueError, match=r'\(7, 20, 20, 1\), expected .*\(28, 28, 1\)'
-  ):
+  with pytest.raises(ValueError, match=r'20, 20, 1.*, expected .*28, 28, 1'):
     datasets.load('mnist', data_dir=tmp_path)
 
 

@@ -17,14 +17,15 @@ LAYERS = {
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
-    {'lipschitz', 'methods'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
     {'common', 'findings', 'paper', 'plots'},
-    {'config', 'distances', 'regression', 'report', 'suites'},
-    {'measure', 'table_figures', 'table_rows'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
+    {'table_figures', 'table_rows'},
     {'runs'},
   ],  # the scripts above
 }

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 from robustlip import models
-from robustlip.models import convolution, resnet, wide_resnet
+from robustlip.models import cnn, convolution, resnet, wide_resnet
 from robustlip.types import DEVICES
 
 KEY = jax.random.key(0)
@@ -247,25 +247,28 @@ def test_running_statistics_move_by_a_tenth():
 
 
 @pytest.mark.parametrize(
-  'name, shape',
+  'network, shape',
   [
-    ('cnn1', (8, 8, 1)),
-    ('cnn2', (16, 16, 1)),
-    ('wrn_10_1', (8, 8, 3)),
-    ('resnet26', (32, 32, 3)),
+    (cnn.CNN1, (8, 8, 1)),
+    (cnn.CNN2, (16, 16, 1)),
+    (functools.partial(wide_resnet.WideResNet, depth=10, width=1), (8, 8, 3)),
+    (functools.partial(resnet.ResNet, stage_sizes=(1,)), (32, 32, 3)),
   ],
 )
-def test_activations(name, shape):
-  def primitives(**settings):
-    module = models.build(name, 3, **settings)
+def test_activations(network, shape):
+  def activations(**settings):
+    module = network(3, **settings)
     variables = jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
     jaxpr = jax.make_jaxpr(module.apply)(variables, jnp.zeros((1, *shape)))
     return str(jaxpr).count('relu'), str(jaxpr).count('logistic')
 
-  relus, _ = primitives()
-  assert relus and primitives() == primitives(activation='relu')
-  relus, logistics = primitives(activation='silu')
+  relus, logistics = activations()
+  assert relus and not logistics
+  relus, logistics = activations(activation=models.ACTIVATIONS['silu'])
   assert logistics and not relus
+  built = models.build('cnn1', 3, activation='silu')
+  assert built == cnn.CNN1(3, activation=jax.nn.silu)
+  assert models.build('cnn1', 3) == cnn.CNN1(3, activation=jax.nn.relu)
 
 
 class Training(nn.Module):

@@ -102,7 +102,7 @@ def _load_published(
     _download(name, root, allowed=download)
     read, paths = _find(name, root)
     stamp = cache.stamp(paths, root)
-  where = os.path.dirname(paths[0])
+  where = os.path.commonpath((paths[0], paths[-1]))
   train, test = _checked(facts, *read(paths), where)
   if _is_whole(facts, train, test) and facts.checksum:
     if checksum(train, test) != facts.checksum:
@@ -146,7 +146,7 @@ def _download(name: str, root: pathlib.Path, *, allowed: bool) -> None:
 
 def _is_whole(facts: Facts, train: Split, test: Split) -> bool:
   sizes = len(train.labels), len(test.labels)
-  return sizes == (sum(facts.train_counts), sum(facts.test_counts))
+  return sizes == (facts.num_train, facts.num_test)
 
 
 def _checked(

@@ -90,7 +90,7 @@ def check(
       'images.transpose(0, 2, 3, 1).'
     )
   if image_shape not in (None, shape):
-    raise ValueError(f'{found}, expected (N, *{image_shape}).')
+    raise ValueError(f'{found}, expected {("N", *image_shape)}.')
   labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
   if len(images) != len(labels):
     raise ValueError(

@@ -1,6 +1,6 @@
 """foolbox's PGD on a network of robustlip's or, in a process apart, of Flax's.
 
-  python -m experiments.suites.foolbox_peer cnn2 1000 64 float32
+  python -m experiments.benchmarks.foolbox_peer cnn2 1000 64 float32
 
 is that process: it attacks every image for each line that it reads and answers
 with a line. Its convolutions and pooling are those of `flax.linen`, and XLA has
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from experiments.suites import batches, problem
+from experiments.benchmarks import batches, problem
 from robustlip import models
 from robustlip.models import convolution, layers
 

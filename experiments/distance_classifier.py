@@ -1,8 +1,8 @@
-"""What the theorems say, computed on a data set: the distance classifier.
+"""The distance classifier on a data set: certified, checked and attacked.
 
 Shared arguments: `dataset` is a `datasets.Dataset`; g is the distance
 classifier whose classes are the training examples. Ties between classes count
-as errors. Accuracies are fractions of the examples named beside them.
+as errors. Accuracies are fractions of the examples counted beside them.
 """
 
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from experiments.distances import distance_attack
-from robustlip import separation, theory
+from robustlip import distance_attack, theory
 from robustlip.datasets import Dataset, Split
 from robustlip.images import from_bytes
 
@@ -27,11 +26,11 @@ def some_of(split: Split, count: int, seed: int) -> Split:
 def train_certificate(distances: np.ndarray) -> dict[str, Any]:
   """Theorem 4.2 on the training set itself, with r half its separation.
 
-  An example's distance to its own class is 0, so its certified radius is half
-  its distance to the nearest example of another class.
+  An example is at distance 0 from its own class, so its certified radius is
+  half its distance to the nearest example of another class.
 
   Args:
-    distances: those distances, [N].
+    distances: [N], to the nearest example of another class.
   """
   radius = distances.min() / 2
   return {
@@ -41,25 +40,20 @@ def train_certificate(distances: np.ndarray) -> dict[str, Any]:
     'accuracy': np.mean(distances > 0),
     'astute_in_open_ball': np.mean((distances / 2 >= radius) & (distances > 0)),
     'astute_in_closed_ball': np.mean(theory.certified(distances, radius)),
+    # In units of r, as in Lemma 4.1.
     'smallest_margin': distances.min() / radius if radius else None,
   }
 
 
-def train_distances(dataset: Dataset) -> np.ndarray:
-  """Distance of each training example to the nearest of another class."""
-  logging.info('train-train separation of %d images', len(dataset.train.labels))
-  return separation.nearest_opposite(*dataset.train).distances
-
-
-def _accuracies(gaps: np.ndarray, epsilon: float) -> dict[str, Any]:
+def _accuracies(margins: np.ndarray, epsilon: float) -> dict[str, Any]:
   radii = epsilon * np.linspace(0, 3, 61)
   return {
-    'accuracy': np.mean(gaps > 0),
-    'tied': np.mean(gaps == 0),
-    'certified': np.mean(theory.certified(gaps, epsilon)),
+    'accuracy': np.mean(margins > 0),
+    'tied': np.mean(margins == 0),
+    'certified': np.mean(theory.certified(margins, epsilon)),
     'curve': {
       'epsilons': radii,
-      'certified': [np.mean(theory.certified(gaps, r)) for r in radii],
+      'certified': [np.mean(theory.certified(margins, r)) for r in radii],
     },
   }
 
@@ -75,15 +69,14 @@ def test_table(
   """Accuracy of g on the test set: clean, certified and under attack.
 
   Args:
-    num_test: test examples, drawn without replacement, which the clean and
-      certified columns cover.
-    num_attacked: of these the first, which the attack covers.
+    num_test: test examples, drawn without replacement.
+    num_attacked: how many of these, the first ones, are attacked.
     epsilon: radius of certificate and attack.
     seed: of the draw.
   """
   images, labels = some_of(dataset.test, num_test, seed)
   logging.info('nearest training images of %d test images', len(labels))
-  gaps = distance_attack.search(images, labels, *dataset.train).gaps
+  found = distance_attack.nearest_references(images, labels, *dataset.train)
   some = slice(0, num_attacked)
   attacked = distance_attack.attack(
     from_bytes(images[some]),
@@ -95,11 +88,11 @@ def test_table(
   return {
     'epsilon': epsilon,
     'num_test': len(labels),
-    **_accuracies(gaps, epsilon),
+    **_accuracies(found.margins, epsilon),
     'attacked_subset': {
-      'num_attacked': len(attacked.gaps),
-      **_accuracies(gaps[some], epsilon),
-      'attacked': np.mean((gaps[some] > 0) & (attacked.gaps > 0)),
+      'num_attacked': len(attacked.margins),
+      **_accuracies(found.margins[some], epsilon),
+      'attacked': np.mean((found.margins[some] > 0) & (attacked.margins > 0)),
     },
   }
 
@@ -136,6 +129,6 @@ def lemma_checks(
     ratios = theory.lipschitz_ratio(before, after, moves)
     result[name] = {
       'largest_ratio_times_r': ratios.max() * radius,
-      'astute': np.mean(theory.gaps(around, labels) > 0),
+      'astute': np.mean(theory.margins(around, labels) > 0),
     }
   return result

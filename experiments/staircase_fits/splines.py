@@ -88,12 +88,12 @@ def errors(coefficients: np.ndarray, data: Data) -> np.ndarray:
 
 def evaluate(coefficients: np.ndarray, data: Data) -> Scores:
   """Mean squared errors and Lipschitz ratios of a spline on `data`."""
-  gaps = errors(coefficients, data)
-  moves = np.abs(gaps - gaps[1]).max(axis=0)
-  gaps = np.abs(gaps)
+  signed = errors(coefficients, data)
+  moves = np.abs(signed - signed[1]).max(axis=0)
+  sizes = np.abs(signed)
   return Scores(
-    error=np.mean(gaps[1] ** 2),
-    attacked_error=np.mean(gaps.max(axis=0) ** 2),
-    label_ratio=np.mean(gaps[::2].max(axis=0)) / SHIFT,
+    error=np.mean(sizes[1] ** 2),
+    attacked_error=np.mean(sizes.max(axis=0) ** 2),
+    label_ratio=np.mean(sizes[::2].max(axis=0)) / SHIFT,
     lipschitz=np.mean(moves) / SHIFT,
   )

@@ -1,4 +1,4 @@
-"""Staircase fits by GR and LLR: as published code has them, as papers do.
+"""Staircase fits by GR and LLR, as released code and as papers define them.
 
 Shared arguments: `data` is a `splines.Data`. Every objective is a sum over
 examples plus the roughness penalty of `splines`. With l = (f(x) - y)^2 the loss
@@ -10,14 +10,14 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from experiments.regression import convex_fits, splines
-from experiments.regression.convex_fits import Fit
+from experiments.staircase_fits import convex_fits, splines
+from experiments.staircase_fits.convex_fits import Fit
 
 
-def gr_reference(data: splines.Data, *, beta: float) -> Fit:
+def gr_released(data: splines.Data, *, beta: float) -> Fit:
   """Minimizes squared error + beta / 2 * sum |error| ||features||_2.
 
-  The published penalty: the gradient with respect to the coefficients. The
+  The released penalty: the gradient with respect to the coefficients. The
   variables beside the coefficients are the absolute errors.
   """
   lengths = np.linalg.norm(data.center, axis=1)[data.groups]
@@ -45,22 +45,22 @@ _FIRST = np.diff(np.eye(splines.NUM_COEFFICIENTS))
 _SLOPE_ROWS = _FIRST @ _FIRST.T
 
 
-def _published_slopes(data: splines.Data) -> np.ndarray:
-  """What the published code takes for f'(x), as features [K, 34].
+def _released_slopes(data: splines.Data) -> np.ndarray:
+  """What the released code takes for f'(x), as features [K, 34].
 
   Row k of D D', D the first differences: minus the second difference of the
   coefficients around the knot nearest to x.
   """
   points = np.zeros(len(data.counts))
   points[data.groups] = data.inputs
-  gaps = np.abs(points[:, None] - splines.INNER_KNOTS)
-  return _SLOPE_ROWS[np.argmin(gaps, axis=1) + 2]
+  distances = np.abs(points[:, None] - splines.INNER_KNOTS)
+  return _SLOPE_ROWS[np.argmin(distances, axis=1) + 2]
 
 
-def _published_sides(data: splines.Data, beta: float):
+def _released_sides(data: splines.Data, beta: float):
   """The two quadratics (H, g), less a constant, one for either shift."""
   hessian, gradient, _ = convex_fits.least_squares(data, 1 - beta)
-  slopes = _published_slopes(data)
+  slopes = _released_slopes(data)
   sums = np.bincount(data.groups, data.targets)
   cross = slopes.T @ (data.counts[:, None] * data.center)
 
@@ -75,15 +75,15 @@ def _published_sides(data: splines.Data, beta: float):
   return side(data.left, -splines.SHIFT), side(data.right, splines.SHIFT)
 
 
-def llr_reference(data: splines.Data, *, beta: float) -> Fit:
+def llr_released(data: splines.Data, *, beta: float) -> Fit:
   """Minimizes squared error + beta * max(l(-1/3), l(1/3)), sums over examples.
 
   l(d) is the summed error at x + d minus that at x minus d times the summed
-  "gradient", in which `_published_slopes` stands for f'(x). So the objective
+  "gradient", in which `_released_slopes` stands for f'(x). So the objective
   is the larger of two quadratics: its minimum is the largest minimum of their
   mixtures, if that mixture is convex; if not, the gap is None.
   """
-  sides = _published_sides(data, beta)
+  sides = _released_sides(data, beta)
 
   def value(coefficients, quadratic):
     hessian, gradient = quadratic

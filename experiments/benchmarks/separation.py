@@ -11,7 +11,7 @@ import logging
 import numpy as np
 
 from experiments import common
-from experiments.suites import Candidate, Case
+from experiments.benchmarks import Candidate, Case
 from robustlip import datasets, separation
 
 NAMES = 'mnist', 'cifar10'
@@ -63,7 +63,7 @@ def _scikit_learn(queries, others):
 def _torch(queries, others):
   import torch
 
-  from experiments.suites import torch_peer
+  from experiments.benchmarks import torch_peer
 
   where = torch_peer.device()
   left, right = (torch.from_numpy(x).to(where) for x in (queries, others))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.suites import Candidate
+from experiments.benchmarks import Candidate
 from robustlip import evaluation, models
 from robustlip.datasets import Split
 

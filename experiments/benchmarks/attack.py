@@ -1,6 +1,6 @@
 """Images a second of the evaluation under PGD-10."""
 
-from experiments.suites import Candidate, Case, problem
+from experiments.benchmarks import Candidate, Case, problem
 from robustlip import attacks, models
 
 # Ten steps, each with the gradient of the inputs, and the logits at the end.
@@ -28,7 +28,7 @@ def case(
   if peers:
     batch_size = batch_size or problem.PEERS_BATCH_SIZE
     candidates |= _torch(task, batch_size, compile_peer)
-    from experiments.suites import foolbox_peer
+    from experiments.benchmarks import foolbox_peer
 
     for name, start in (
       ('foolbox', foolbox_peer.attack),
@@ -43,7 +43,7 @@ def case(
 def _torch(task, batch_size, compile_peer):
   import torch
 
-  from experiments.suites import torch_peer
+  from experiments.benchmarks import torch_peer
 
   def prepare(network):
     network.eval()

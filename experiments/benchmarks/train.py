@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from experiments.suites import Candidate, Case, problem
+from experiments.benchmarks import Candidate, Case, problem
 from robustlip import methods, training
 from robustlip.images import AUGMENTATIONS
 
@@ -104,7 +104,7 @@ def _in_turn(task, batch_size, num_runs):
 def _torch(task, batch_size, compile_peer):
   import torch
 
-  from experiments.suites import torch_peer
+  from experiments.benchmarks import torch_peer
 
   def prepare(network):
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)

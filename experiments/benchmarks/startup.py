@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-from experiments.suites import Candidate, Case
+from experiments.benchmarks import Candidate, Case
 
 ARCH, BATCH_SIZE = 'cnn1', 64
 
@@ -33,13 +33,13 @@ def cases(peers: bool) -> list[Case]:
 def _start(cache: str) -> None:
   environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache)
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
-  command = [sys.executable, '-m', 'experiments.suites.startup']
+  command = [sys.executable, '-m', 'experiments.benchmarks.startup']
   subprocess.run(command, env=environment, check=True)
 
 
 def first_step() -> None:
   """What a newcomer waits for before the progress bar moves."""
-  from experiments.suites import problem, train
+  from experiments.benchmarks import problem, train
   from robustlip import datasets
 
   split = datasets.load('mnist5k').train

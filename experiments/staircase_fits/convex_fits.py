@@ -13,7 +13,7 @@ import clarabel
 import numpy as np
 import scipy.sparse
 
-from experiments.regression import splines
+from experiments.staircase_fits import splines
 
 
 class Fit(NamedTuple):

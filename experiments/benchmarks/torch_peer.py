@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.suites import Candidate, batches, problem
+from experiments.benchmarks import Candidate, batches, problem
 
 
 def device() -> torch.device:

@@ -5,10 +5,10 @@ import pathlib
 import numpy as np
 
 from experiments import plots
-from experiments.regression import splines
+from experiments.staircase_fits import splines
 
 FAMILIES = {
-  'Gradients': ('Natural', 'GR', 'LLR', 'GR (reference)', 'LLR (reference)'),
+  'Gradients': ('Natural', 'GR', 'LLR', 'GR (released)', 'LLR (released)'),
   'AT and RST': ('AT', 'RST(.5)', 'RST(1)', 'RST(2)'),
   'TRADES': ('TRADES(1)', 'TRADES(3)', 'TRADES(6)'),
 }
@@ -16,7 +16,7 @@ STYLES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
 
 
 def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
-  """Writes `path`.png and .pdf, one row per training set.
+  """Writes `path`.png, one row per training set.
 
   Args:
     panels: number of examples -> (coefficients by method, `splines.Data`).

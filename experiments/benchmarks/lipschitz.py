@@ -1,6 +1,6 @@
 """Images a second of the local Lipschitz estimate, ten steps."""
 
-from experiments.suites import Case, problem
+from experiments.benchmarks import Case, problem
 from robustlip import lipschitz, models
 
 # The logits of the image, ten steps with gradients, the ratio at the end.
@@ -36,7 +36,7 @@ def case(
 
 
 def _torch(task, batch_size, compile_peer):
-  from experiments.suites import torch_peer
+  from experiments.benchmarks import torch_peer
 
   def prepare(network):
     network.eval()
