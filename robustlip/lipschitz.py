@@ -28,10 +28,10 @@ def slope(
 ) -> chex.Array:
   """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0.
 
-  A logit that is infinite in both adds nothing.
+  A logit that is -inf in both, a class that is never predicted, adds nothing.
   """
   losses.check_logits(clean, fewest=1)
-  same = clean == logits
+  same = (clean == logits) & (clean < jnp.inf)
   change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
   rise = jnp.abs(change).sum(axis=-1)
   run = projections.norms(deltas)

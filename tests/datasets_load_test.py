@@ -316,6 +316,8 @@ def test_own_arrays(tmp_path):
   assert own.class_names == ('0', '1', '2')
   assert own.name == 'own'
   assert own.path == own.source == str(path)
+  np.savez(tmp_path / 'mnist.npz', **arrays)
+  assert datasets.load(tmp_path / 'mnist.npz').name == 'mnist.npz'
   assert own.epsilon is None
   np.savez(path, **own_arrays(class_names=np.array(['a', 'b', 'c', 'd'])))
   assert datasets.load(str(path)).class_names == ('a', 'b', 'c', 'd')

@@ -300,34 +300,31 @@ def test_modules_of_others():
   logits = models.logits_fn(module, variables)(inputs)
   np.testing.assert_array_equal(logits, module.apply(variables, inputs))
   with pytest.raises(ValueError, match='takes training .*expected train: wrap'):
-    models.check_trainable(module, variables)
+    models.init(module, KEY, inputs)
 
-  with pytest.raises(
-    ValueError, match='wants deterministic .*functools.partial'
-  ):
+  with pytest.raises(ValueError, match='wants deterministic .*functools.part'):
     models.logits_fn(Deterministic(), {})
   with pytest.raises(ValueError, match='takes deterministic'):
-    models.check_trainable(Deterministic(), {})
+    models.init(Deterministic(), KEY, inputs)
 
   variables = Counting().init(KEY, inputs, train=False)
   logits = models.logits_fn(Counting(), variables)(inputs)
   np.testing.assert_array_equal(logits, inputs)
-  with pytest.raises(
-    ValueError, match='has variables in counters; only params'
-  ):
-    models.check_trainable(Counting(), variables)
-  module = models.build('wrn_10_1', 3)
-  variables = jax.eval_shape(module.init, KEY, inputs)
-  models.check_trainable(module, variables)
+  with pytest.raises(ValueError, match='has variables in counters; only para'):
+    models.init(Counting(), KEY, inputs)
+  module = models.build('cnn2', 3)
+  inputs = images(1, 16, 16, 1)
+  chex.assert_trees_all_equal(
+    models.init(module, KEY, inputs), module.init(KEY, inputs)
+  )
 
 
 def test_networks_that_are_no_linen_modules():
   network = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-  for call in (models.logits_fn, models.check_trainable):
-    with pytest.raises(
-      ValueError, match='Linen module, got Linear: .* `lambda'
-    ):
-      call(network, {})
+  with pytest.raises(ValueError, match='Linen module, got Linear: .* `lambda'):
+    models.logits_fn(network, {})
+  with pytest.raises(ValueError, match='Linen module, got Linear'):
+    models.init(network, KEY, images(2, 3))
   with pytest.raises(ValueError, match='variables must be a dict .*got Linear'):
     models.logits_fn(Training(), network)
 

@@ -72,7 +72,8 @@ def load(
     path = pathlib.Path(name).expanduser().absolute()
     train, test, class_names = arrays.read(path)
     digest = fingerprint(*train, *test)
-    return Dataset(path.stem, train, test, class_names, None, digest, str(path))
+    short = path.name if path.stem in NAMES else path.stem
+    return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '
@@ -81,8 +82,8 @@ def load(
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)
     return Dataset(name, train, test, class_names, FACTS['mnist'].epsilon)
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-  train, test = _load_published(name, root.expanduser(), download=download)
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
+  train, test = _load_published(name, root, download=download)
   facts, digest = FACTS[name], None
   if not _is_whole(facts, train, test):
     digest = fingerprint(*train, *test)  # tomorrow it can be another part

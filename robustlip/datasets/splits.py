@@ -16,7 +16,7 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
   """A training and a test split over the same classes."""
 
-  name: str  # short: a published set's, or that of the file without .npz
+  name: str  # a published set's; else that of the file, without .npz if other
   train: Split
   test: Split
   class_names: tuple[str, ...]
