@@ -119,9 +119,7 @@ def _norm(columns) -> chex.Array:
   """
   classes = len(columns[0])
   if classes > _EXACT:
-    return sum(_sizes(column) for column in columns) * (
-      1 + gamma(len(columns))
-    )
+    return sum(_sizes(column) for column in columns) * (1 + gamma(len(columns)))
   signs = itertools.product((1.0, -1.0), repeat=classes - 1)
   signs = jnp.asarray([(1.0, *rest) for rest in signs])
 

@@ -304,7 +304,7 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     return [outward(image, count=_LIBRARY, absolute=_LIBRARY * UNIT)]
   raise ValueError(
     f'bounds have no rule for {step.name!r} of '
-    f'{[v.shape for v in step.variables]} in {step.where or "the network"}.'
+    f'{[v.shape for v in step.variables]} in {step.where}.'
   )
 
 
