@@ -85,7 +85,7 @@ class Network(NamedTuple):
 
 
 def evaluate(primitive, operands, params) -> list[chex.Array]:
-  """All outputs of a primitive, as a list; at once if all operands are known."""
+  """All outputs of a primitive, a list; at once if all operands are known."""
   known = not any(isinstance(v, jax.core.Tracer) for v in operands)
   with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
     outputs = primitive.bind(*operands, **params)

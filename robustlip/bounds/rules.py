@@ -247,7 +247,7 @@ def offset(
 
 
 def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
-  """Cotangents [K, ...] of the outputs -> of the variables, but for constants."""
+  """Cotangents [K, ...] of outputs -> of variables, for the linear part."""
 
   def linear(*values):
     def constant(array):
