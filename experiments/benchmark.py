@@ -25,7 +25,7 @@ import jax
 from absl import flags
 
 from experiments import common, provenance
-from experiments.suites import Case, measure, problem
+from experiments.benchmarks import Case, measure, problem
 from robustlip import models
 
 SUITES = ('separation', 'train', 'attack', 'lipschitz', 'startup')
@@ -90,7 +90,7 @@ def cases() -> list[Case]:
       could build, or without the peers.
   """
   name = SUITE.value
-  suite = importlib.import_module(f'experiments.suites.{name}')
+  suite = importlib.import_module(f'experiments.benchmarks.{name}')
   settings = {flag.name: flag.value for flag in SETTINGS.get(name, ())}
   for flag in (ARCH, *itertools.chain(*SETTINGS.values())):
     read = name in SETTINGS and flag.name in ('arch', *settings)

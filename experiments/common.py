@@ -1,19 +1,22 @@
-"""What the scripts share: flags, one-line errors, the JSON record.
+"""What the scripts share: the frame of `main`, records, where they come from.
 
-Every script is `common.run(main)`. Of the flags of other modules it declares as
-key flags those that it reads: `--help` shows them, all others are refused. A
-`ValueError` or `OSError` that reaches the top is bad input, a `JaxRuntimeError`
-a device that cannot go on: either is printed as one line and the exit code is 1
-(`--verbosity=1` shows where it was raised). Anything else is a bug and keeps
-its traceback.
+Every script is `common.run(main, define)`; `define` defines its flags, so that
+importing a script defines none. A `ValueError` or `OSError` that reaches the
+top is bad input, a `JaxRuntimeError` a device that cannot go on: either is
+printed as one line and the exit code is 1 (`--verbosity=1` shows where it was
+raised). Anything else is a bug and keeps its traceback.
 """
 
+import datetime
 import fractions
 import json
 import math
 import os
 import pathlib
 import platform
+import re
+import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,72 +28,95 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-import experiments
 import robustlip
 from robustlip import datasets
+from robustlip.models import convolution
 
-DATASET = flags.DEFINE_string(
-  'dataset',
-  'mnist5k',
-  'mnist5k, mnist, fashion_mnist, cifar10, svhn, restricted_imagenet, or the '
-  'path of an .npz file with train_images, train_labels, test_images and '
-  'test_labels.',
-)
-DATA_DIR = flags.DEFINE_string(
-  'data_dir',
-  None,
-  'Folder with the published files of the data sets; prepared arrays are kept '
-  'there too. Default: $ROBUSTLIP_DATA, else ~/.cache/robustlip.',
-)
-SEED = flags.DEFINE_integer(
-  'seed', 0, 'Seed of everything that is random.', 0, 2**32 - 1
-)
+convolution.enable_fast_cpu()
+
+FLAGS = flags.FLAGS
+RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 
 
-class _Fraction(flags.FloatParser):
-  """Floats, and fractions such as 8/255."""
+class Number(flags.FloatParser):
+  """Finite floats, and fractions such as 8/255."""
 
   def convert(self, argument):
+    """The number that a text names."""
     try:
       if isinstance(argument, str) and '/' in argument:
         return float(fractions.Fraction(argument))
     except ZeroDivisionError as error:
       raise ValueError(error) from None
-    return super().convert(argument)
+    value = super().convert(argument)
+    if not math.isfinite(value):
+      raise ValueError(f'{argument} must be a number')
+    return value
 
 
-EPSILON = flags.DEFINE(
-  _Fraction(lower_bound=0.0, upper_bound=1.0),
-  'epsilon',
-  None,
-  'Radius of the l-inf ball in units of the pixel range, such as 0.1 or 8/255. '
-  "Default: the paper's for the data set; in `evaluate` that of training.",
-)
-PROTOCOL = flags.DEFINE_enum(
-  'protocol',
-  'text',
-  ['text', 'reference'],
-  "`text` trains and measures as the papers say, `reference` as the authors' "
-  'released code does; the published Lipschitz column and the gr and llr rows '
-  'can only be compared with the latter. Default in `evaluate`: that of '
-  'training.',
-)
-COORDINATOR = flags.DEFINE_string(
-  'coordinator',
-  None,
-  'host:port of process 0 when several processes train one run together.',
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', 1, 'Number of processes that train together.', lower_bound=1
-)
-PROCESS_ID = flags.DEFINE_integer(
-  'process_id', 0, 'Index of this process, from 0.', lower_bound=0
-)
+def define_number(
+  name: str,
+  default: float | None,
+  text: str,
+  lower: float | None = None,
+  upper: float | None = None,
+) -> None:
+  """A flag for a finite float between bounds, fractions allowed."""
+  flags.DEFINE(Number(lower, upper), name, default, text)
 
 
-def run(main: Callable[[], Any]) -> None:
-  """Parses the flags, calls `main()`, turns bad input into one line."""
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+def define_dataset() -> None:
+  """The flags that `load_dataset` reads."""
+  flags.DEFINE_string(
+    'dataset',
+    'mnist5k',
+    f'{", ".join(datasets.NAMES)}, or the path of an .npz file with '
+    'train_images, train_labels, test_images and test_labels.',
+  )
+  define_data_dir()
+
+
+def define_data_dir() -> None:
+  """Where data sets are."""
+  flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Folder with the published files of the data sets; prepared arrays are '
+    'kept there too. Default: $ROBUSTLIP_DATA, else ~/.cache/robustlip.',
+  )
+
+
+def define_seed() -> None:
+  """The seed of everything that is random."""
+  flags.DEFINE_integer(
+    'seed', 0, 'Seed of everything that is random.', 0, 2**32 - 1
+  )
+
+
+def define_epsilon() -> None:
+  """The radius that `radius` reads."""
+  define_number(
+    'epsilon',
+    None,
+    'Radius of the l-inf ball in units of the pixel range, such as 0.1 or '
+    "8/255. Default: the paper's for the data set.",
+    0.0,
+    1.0,
+  )
+
+
+def define_processes() -> None:
+  """Several processes that work on one job."""
+  flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0 when several work together.'
+  )
+  flags.DEFINE_integer('num_processes', 1, 'How many work together.', 1)
+  flags.DEFINE_integer('process_id', 0, 'Index of this process, from 0.', 0)
+
+
+def load_dataset(name: str | None = None) -> datasets.Dataset:
+  """The data set that the flags name, or `name`."""
+  return datasets.load(name or FLAGS.dataset, data_dir=FLAGS.data_dir)
 
 
 def radius(dataset: datasets.Dataset) -> float:
@@ -99,10 +125,55 @@ def radius(dataset: datasets.Dataset) -> float:
   Raises:
     ValueError: if there is none.
   """
-  chosen = dataset.epsilon if EPSILON.value is None else EPSILON.value
+  chosen = dataset.epsilon if FLAGS.epsilon is None else FLAGS.epsilon
   if chosen is None:
     raise ValueError(f'--epsilon is needed: {dataset.name} has none of its own')
   return chosen
+
+
+_ours: list[str] = []  # names of the flags of this process's script
+
+
+def run(main: Callable[[], Any], define: Callable[[], Any]) -> None:
+  """Defines and parses the flags, calls `main()`, one line for bad input."""
+  FLAGS.remove_flag_values(_ours)  # of a script run before in this process
+  before = set(FLAGS)
+  define()
+  _ours[:] = set(FLAGS) - before
+  for name in _ours:  # what --help shows
+    FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return FLAGS(['--help' if word == '-h' else word for word in argv])
+  except flags.Error as error:
+    fail(f'{error} (see --help)')
+  except SystemExit:  # absl has printed the help and calls that a failure
+    sys.exit(0)
+
+
+def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
+  _start_logging()
+  if len(argv) > 1:  # absl drops stray arguments silently
+    fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
+  for name in ('workdir', 'output'):  # no shell expands --workdir=~/runs
+    if name in FLAGS and FLAGS[name].value:
+      FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
+  try:
+    _start_jax()
+    main()
+    if jax.process_count() > 1:
+      jax.distributed.shutdown()  # waits for the others
+  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+    fail(error)  # JAX's own: out of memory, or another process ended
+  except MemoryError as error:
+    fail(f'out of memory: {error}')
+  except KeyboardInterrupt:
+    _say('interrupted; run the same command again to go on')
+    sys.stdout.flush()
+    os._exit(1)  # an ordinary end crashes while XLA compiles in a thread
 
 
 def fail(error: BaseException | str) -> None:
@@ -115,6 +186,50 @@ def fail(error: BaseException | str) -> None:
 def _say(error: BaseException | str) -> None:
   text = ' '.join(str(error).split())
   print(f'error: {text}', file=sys.stderr, flush=True)
+
+
+def _start_logging() -> None:
+  """Logs our own progress and everybody's warnings, one plain line each."""
+  logging.use_absl_handler()
+  logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+  ours = tuple(os.path.dirname(file) for file in (__file__, robustlip.__file__))
+  handler = logging.get_absl_handler()
+  handler.addFilter(
+    lambda record: record.levelno >= WARNING or record.pathname.startswith(ours)
+  )
+  handler.setFormatter(Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+
+
+def _start_jax() -> None:
+  """Compilation cache, the other processes, and a device to compute on."""
+  if not jax.config.jax_compilation_cache_dir:
+    folder = pathlib.Path('~/.cache/robustlip/compiled').expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  try:
+    if 'coordinator' in FLAGS:
+      _start_processes()
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # jax#37668: a bare assert
+    wanted = os.environ.get('JAX_PLATFORMS')
+    where = f' (JAX_PLATFORMS={wanted})' if wanted else ''
+    raise ValueError(f'no device to compute on{where}: {error}') from error
+
+
+def _start_processes() -> None:
+  if FLAGS.num_processes > 1 and not FLAGS.coordinator:
+    raise ValueError('--num_processes needs --coordinator=host:port')
+  if FLAGS.coordinator:
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(
+      FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    )
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+  """The first key whose values differ, a missing key counting as None."""
+  differing = (k for k, v in wanted.items() if found.get(k) != v)
+  return next(differing, None)
 
 
 def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
@@ -137,148 +252,19 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
     )
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-  """The first key whose values differ, a missing key counting as None."""
-  differing = (k for k, v in wanted.items() if found.get(k) != v)
-  return next(differing, None)
-
-
 def check_classes(dataset: datasets.Dataset) -> None:
   """Raises ValueError if there is nothing to tell apart."""
   if len(dataset.class_names) < 2:
     raise ValueError(f'{dataset.name} has one class; a classifier needs two')
 
 
-def numbers(flag: flags.FlagHolder, kind: type) -> list[Any] | None:
-  """The numbers of a list flag, None if it is not given.
-
-  Raises:
-    ValueError: unless each is a finite number of at least 0, and no two equal.
-  """
-  if flag.value is None:
-    return None
+def draw(function: Callable[..., Any], *args: Any) -> None:
+  """Draws a picture of what is on disk; whatever fails costs one warning."""
   try:
-    values = [kind(text) for text in flag.value]
-  except ValueError:
-    raise ValueError(
-      f'--{flag.name} takes numbers separated by commas, got '
-      f'{",".join(flag.value)!r}'
-    ) from None
-  if not all(0 <= value < float('inf') for value in values):
-    raise ValueError(f'--{flag.name} must be at least 0 and finite: {values}')
-  if len(set(values)) < len(values):
-    raise ValueError(f'--{flag.name} names a number twice: {values}')
-  return values
-
-
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv, known_only=False)
-  except flags.Error as error:
-    fail(f'{error} (see --help)')
-  except SystemExit:  # absl has printed the help and calls that a failure
-    sys.exit(0)
-
-
-def _refuse_unread(main: Callable[[], Any]) -> None:
-  """Refuses our flags that mean nothing to the script of `main`, and NaN."""
-  script = sys.modules[main.__module__]
-  read = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(script)}
-  for name in flags.FLAGS:
-    if flags.FLAGS[name].value != flags.FLAGS[name].value:  # NaN
-      fail(f'--{name} must be a number')
-    if flags.FLAGS[name].present and name not in read:
-      module = flags.FLAGS.find_module_defining_flag(name)
-      if module.startswith('experiments.'):
-        fail(f'--{name} means nothing to this script (see --help)')
-
-
-def _start_logging() -> None:
-  """Our own progress and everybody's warnings, one plain line each."""
-  logging.use_absl_handler()
-  logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
-  folders = tuple(os.path.dirname(m.__file__) for m in (experiments, robustlip))
-  handler = logging.get_absl_handler()
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= WARNING or record.pathname.startswith(folders)
-    )
-  )
-  handler.setFormatter(Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-
-
-def _start_jax() -> None:
-  """Compilation cache, the other processes, and a device to compute on."""
-  if not jax.config.jax_compilation_cache_dir:
-    folder = pathlib.Path('~/.cache/robustlip/compiled').expanduser()
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  try:
-    if NUM_PROCESSES.value > 1 and not COORDINATOR.value:
-      raise ValueError('--num_processes needs --coordinator=host:port')
-    if COORDINATOR.value:
-      jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-      jax.distributed.initialize(
-        COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-      )
-    jax.devices()
-  except RuntimeError as error:
-    raise ValueError(f'no device to compute on: {error}') from error
-
-
-def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
-  _start_logging()
-  if len(argv) > 1:  # absl drops stray arguments silently
-    fail(f'unexpected arguments {argv[1:]}; flags look like --name=value')
-  _refuse_unread(main)
-  for name in ('workdir', 'output'):  # no shell expands --workdir=~/runs
-    if name in flags.FLAGS and flags.FLAGS[name].value:
-      flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)
-  try:
-    _start_jax()
-    main()
-    if COORDINATOR.value:
-      jax.distributed.shutdown()  # waits for the others
-  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-    fail(error)  # JAX's own: out of memory, or another process ended
-  except MemoryError as error:
-    fail(f'out of memory: {error}')
-  except KeyboardInterrupt:
-    _say('interrupted; run the same command again to go on')
-    sys.stdout.flush()
-    os._exit(1)  # an ordinary end crashes while XLA compiles in a thread
-
-
-def device_name() -> str:
-  """Kind and number of the devices in use, as records name them."""
-  devices = jax.devices()
-  return f'{len(devices)} x {devices[0].device_kind}'
-
-
-def versions() -> dict[str, Any]:
-  """What a record has to say of the software and the machine."""
-  return {
-    'jax_version': jax.__version__,
-    'flax_version': metadata.version('flax'),
-    'numpy_version': np.__version__,
-    'python_version': platform.python_version(),
-    'device': device_name(),
-  }
-
-
-def plain(value: Any) -> Any:
-  """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
-  if isinstance(value, dict):
-    return {str(k): plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
-  if isinstance(value, np.ndarray | jax.Array):
-    return plain(np.asarray(value).tolist())
-  if isinstance(value, np.generic):
-    return plain(value.item())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+    function(*args)
+  except Exception as error:  # matplotlib, fonts, backends, full disks
+    text = ' '.join(str(error).split())
+    logging.warning('No picture: %s: %s', type(error).__name__, text)
 
 
 def output_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -298,13 +284,41 @@ def output_folder(folder: str | os.PathLike) -> pathlib.Path:
     ) from error
 
 
+def output_file(path: str | os.PathLike) -> pathlib.Path:
+  """A file of results whose folder can be written, see `output_folder`.
+
+  Raises:
+    ValueError: if no file can be written there.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise ValueError(f'--output={path} is a folder; name a file')
+  output_folder(path.parent)
+  return path
+
+
 def write_text(text: str, path: str | os.PathLike) -> None:
   """Writes a file under a temporary name and moves it in place."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   partial.write_text(text)
   partial.replace(path)
+
+
+def plain(value: Any) -> Any:
+  """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
+  if isinstance(value, dict):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if isinstance(value, np.ndarray | jax.Array):
+    return plain(np.asarray(value).tolist())
+  if isinstance(value, np.generic):
+    return plain(value.item())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
@@ -338,3 +352,79 @@ def finish(record: dict[str, Any], path: str | os.PathLike) -> None:
   """Writes the record of a finished job to `path` and prints it, last."""
   write_json(record, path)
   print_json(record)
+
+
+def provenance() -> dict[str, Any]:
+  """Where a number comes from: command, commit, machine, date, software."""
+  devices = jax.devices()
+  return {
+    'command': command(),
+    'commit': commit(),
+    'date': datetime.date.today().isoformat(),
+    'machine': machine(),
+    'jax_version': jax.__version__,
+    'flax_version': metadata.version('flax'),
+    'numpy_version': np.__version__,
+    'python_version': platform.python_version(),
+    'device': f'{len(devices)} x {devices[0].device_kind}',
+    'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+    'x64': jax.config.jax_enable_x64,
+  }
+
+
+def command() -> str:
+  """How this script was started, without the folders of this machine.
+
+  Of `--output` the name of the file remains.
+  """
+  script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
+  words, given = [], iter(sys.argv[1:])
+  for word in given:
+    name, equals, value = word.lstrip('-').partition('=')
+    if name not in ('data_dir', 'output', 'workdir'):
+      words.append(word)
+      continue
+    if not equals:
+      value = next(given, '')  # a word of its own
+    if name == 'output':
+      words.append(f'--output={pathlib.Path(value).name}')
+  return shlex.join(['python', '-m', f'experiments.{script}', *words])
+
+
+def commit() -> str | None:
+  """The commit of the working tree; None outside of a checkout.
+
+  It ends in `-dirty` if tracked files but the published results differ.
+  """
+  root = pathlib.Path(__file__).resolve().parents[1]
+
+  def git(*words: str) -> list[str]:
+    result = subprocess.run(
+      ['git', *words], cwd=root, capture_output=True, text=True, check=True
+    )
+    return result.stdout.splitlines()
+
+  try:
+    top, name = git('rev-parse', '--show-toplevel', '--short', 'HEAD')
+    if pathlib.Path(top) != root:  # another project's
+      return None
+    code = ('.', ':!experiments/results')
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', *code)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return f'{name}-dirty' if changed else name
+
+
+def machine() -> str:
+  """Processors and memory, as far as the system tells."""
+  model = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():  # virtual machines leave generations out of the name
+    fields = dict(
+      re.findall(r'^([\w ]+?)\s*: (.*)$', cpuinfo.read_text(), re.MULTILINE)
+    )
+    model = fields.get('model name', model)
+    if 'cpu family' in fields:
+      model += f' (family {fields["cpu family"]}, model {fields["model"]})'
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+  return f'{os.cpu_count()} cores of {model}, {memory:.0f} GB'

@@ -1,98 +1,104 @@
 r"""Measures a trained network again, under any attack.
 
-  python -m experiments.evaluate --workdir=runs/NAME --attack=multi_targeted
+  python -m experiments.evaluate --workdir=runs/NAME --attack=autoattack
 
-The record goes to a folder of its own inside the run's, so that the run's own
-result stays: `<workdir>/evaluations/<attack and its settings>/result.json`. The
-same command again prints it, unless the run has gone on since.
+The record goes to `<workdir>/evaluations/`, so that the run's own result stays.
+The same command again prints it, unless the run has gone on since.
 """
 
-import dataclasses
 import pathlib
-import time
 
-from absl import flags, logging
+from absl import flags
 
-from experiments import common
-from experiments.networks import config, folder, measure
-from robustlip import datasets
+from experiments import common, config, measure, plots
 
-flags.adopt_module_key_flags(measure)
-flags.declare_key_flag(common.DATA_DIR)
-flags.declare_key_flag(common.EPSILON)
-flags.declare_key_flag(common.PROTOCOL)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-ATTACK = flags.DEFINE_enum('attack', 'pgd', measure.ATTACKS, 'Attack.')
-NUM_STEPS = flags.DEFINE_integer(
-  'num_steps', None, 'Default: 10 for pgd, 20 for multi_targeted.', 1
-)
-NUM_RESTARTS = flags.DEFINE_integer(
-  'num_restarts', 1, 'Random starts of pgd, the worst counts.', 1
-)
-CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint',
-  'newest',
-  ['newest', 'best'],
-  'The newest, or the best on the held-out examples.',
-)
+FLAGS = flags.FLAGS
 
 
-def trained(root: pathlib.Path) -> tuple[config.Config, datasets.Dataset]:
-  """The settings of the run, with as many examples as asked for, and its data.
+def define() -> None:
+  """The flags of this script."""
+  common.define_data_dir()
+  measure.define()
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string(
+    'dataset', None, 'Where its data are now, if they have been moved.'
+  )
+  flags.DEFINE_string(
+    'attack',
+    'pgd',
+    'One of pgd, multi_targeted, multi_targeted_released, strong, autoattack, '
+    'or several attacks in turn, separated by commas.',
+  )
+  flags.DEFINE_integer('num_steps', None, "Default: the attack's own.", 1)
+  flags.DEFINE_integer(
+    'num_restarts', 1, 'Random starts of pgd, the worst counts.', 1
+  )
+  flags.DEFINE_enum(
+    'checkpoint',
+    'newest',
+    ['newest', 'best'],
+    'The newest, or the best on the held-out examples.',
+  )
+  flags.DEFINE_list(
+    'epsilon',
+    None,
+    'Radius, or several, such as 2/255,4/255; default: that of training.',
+  )
+  flags.DEFINE_enum(
+    'certify',
+    '',
+    ['', 'interval', 'linear', 'alpha'],
+    'Bound what can happen in the ball too: certified accuracy, and an upper '
+    'bound on the Lipschitz constant.',
+  )
+  flags.DEFINE_bool(
+    'save_examples', False, 'Write the adversarial test images beside it.'
+  )
+  flags.DEFINE_integer(
+    'eval_examples',
+    None,
+    'Examples of each split, drawn at random; 0 for all. Default: as many as '
+    'were measured after training.',
+    0,
+  )
+
+
+def epsilons() -> tuple[float, ...]:
+  """The radii that the flag names.
 
   Raises:
-    ValueError: if the folder is not that of a run, or the data have changed.
+    ValueError: unless they are in [0, 1] and no two are equal.
   """
-  run = config.read(root)
-  dataset = datasets.load(run.dataset, data_dir=common.DATA_DIR.value)
-  if run.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{root} was trained on other arrays than {run.dataset}')
-  if measure.EVAL_EXAMPLES.value is not None:
-    run = dataclasses.replace(run, eval_examples=measure.EVAL_EXAMPLES.value)
-  return run, dataset
+  parse = common.Number(0.0, 1.0).parse
+  return tuple(config.numbers('epsilon', parse) or ())
 
 
 def main() -> None:
-  """Loads the run, measures it, writes one record."""
-  if not WORKDIR.value:
+  """Loads the run, measures it, prints the record."""
+  if not FLAGS.workdir:
     raise ValueError('--workdir is needed: the folder of a run')
-  began = time.monotonic()
-  root = pathlib.Path(WORKDIR.value)
-  run, dataset = trained(root)
+  path = pathlib.Path(FLAGS.workdir)
+  dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
   attack = measure.Attack(
-    ATTACK.value,
-    NUM_STEPS.value or {'pgd': 10, 'multi_targeted': 20}[ATTACK.value],
-    NUM_RESTARTS.value,
-    common.EPSILON.value,
-    common.PROTOCOL.value if common.PROTOCOL.present else None,
+    FLAGS.attack,
+    FLAGS.num_steps,
+    FLAGS.num_restarts,
+    epsilons(),
+    FLAGS.certify,
   )
-  checkpoints = {'newest': 'checkpoints', 'best': 'best'}[CHECKPOINT.value]
-  step, variables = folder.newest_variables(root / checkpoints)
-  state = {'finished': (root / 'result.json').exists(), 'step': step}
-  if not state['finished']:
-    logging.warning('%s is not finished: this is its step %d', root, step)
-  output = root / 'evaluations' / label(run, attack) / 'result.json'
-  if output.exists():
-    record = common.read_json(output)
-    if common.difference(record, state) is None:
-      logging.info('%s was measured before', output)
-      return common.print_json(record)
-  evaluator = measure.evaluator(run, dataset, attack)
-  record = measure.record(run, dataset, variables, evaluator, attack)
-  record |= {'checkpoint': CHECKPOINT.value, **state}
-  record['seconds'] = time.monotonic() - began
-  common.finish(record, output)
-
-
-def label(run: config.Config, attack: measure.Attack) -> str:
-  """The name of the folder of a measurement."""
-  parts = [attack.name, attack.num_steps, attack.num_restarts]
-  parts += [attack.definitions(run), f'eps{attack.radius(run):g}']
-  parts += [CHECKPOINT.value]
-  if measure.EVAL_EXAMPLES.value is not None:
-    parts += [f'{run.eval_examples}examples']
-  return '-'.join(map(str, parts))
+  record = measure.evaluate(
+    path,
+    dataset,
+    attack,
+    checkpoint=FLAGS.checkpoint,
+    eval_examples=FLAGS.eval_examples,
+    save_examples=FLAGS.save_examples,
+  )
+  if len(attack.epsilons) > 1:
+    name = measure.label(config.from_json(record), attack, FLAGS.checkpoint)
+    common.draw(plots.accuracy_curve, record, path / 'evaluations' / name)
+  common.print_json(record)
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

@@ -1,30 +1,27 @@
-"""The settings behind the rows of the paper, as data.
+"""The settings behind the rows of the paper, as overrides of a `Config`.
 
 Source: Yang et al. 2020, arXiv:2003.02460; where its text is silent, the
 authors' released code. Learning rates are for losses that are means over the
 batch: the published ones were for sums, so that SGD's are multiplied by the
-batch size. The published numbers are in `paper_tables`.
+batch size.
+
+The published numbers are the rows of `paper.csv`: tables 1 to 4, and the
+appendix (`mt`, `svhn`, `no_augmentation`) as saved in the authors' notebook
+(github.com/yangarbiter/blindguess at 80caeed, notebooks/plot.ipynb), accuracies
+and gaps in percent. Rows and columns have the names of ours: `gr_released` and
+`llr_released`, since the released code trains something else than the text
+defines, and `released_lipschitz`, of the test set, since the released procedure
+descends the ratio of Eq. (3).
 """
 
-from typing import Any, NamedTuple
+import csv
+import functools
+import pathlib
+from typing import Any
 
+Overrides = dict[str, Any]
 
-class Setup(NamedTuple):
-  """How the paper trains on one data set."""
-
-  arch: str
-  optimizer: str
-  momentum: float  # b1 for Adam
-  batch_size: int
-  epochs: int
-  milestones: tuple[int, ...]  # epochs at which the rate falls tenfold
-  learning_rate: float
-  augment: str
-  method_settings: dict[str, dict[str, Any]]  # what a method has of its own
-  dropout: float | None = None  # the rate of Table 4
-
-
-_MNIST = Setup(
+_MNIST = dict(
   arch='cnn2',
   optimizer='sgd',
   momentum=0.9,
@@ -32,15 +29,13 @@ _MNIST = Setup(
   epochs=160,
   milestones=(40, 80, 120, 140),
   learning_rate=64 * 1e-4,
-  augment='none',
-  method_settings={},
 )
 
-SETUPS = {
+SETUPS: dict[str, Overrides] = {
   'mnist': _MNIST,
   'mnist5k': _MNIST,
   'fashion_mnist': _MNIST,  # not in the paper
-  'svhn': Setup(
+  'svhn': dict(
     arch='wrn_40_10',
     optimizer='sgd',
     momentum=0.0,
@@ -48,13 +43,8 @@ SETUPS = {
     epochs=60,
     milestones=(30, 50),
     learning_rate=64 * 1e-2,
-    augment='none',
-    method_settings={
-      name: {'learning_rate': 64 * 1e-3} for name in ('at', 'rst', 'llr')
-    },
-    dropout=0.5,
   ),
-  'cifar10': Setup(
+  'cifar10': dict(
     arch='wrn_40_10',
     optimizer='sgd',
     momentum=0.0,
@@ -63,10 +53,8 @@ SETUPS = {
     milestones=(40, 80, 100),
     learning_rate=64 * 1e-2,
     augment='crop4_flip',
-    method_settings={'rst': {'learning_rate': 64 * 1e-3}},
-    dropout=0.2,
   ),
-  'restricted_imagenet': Setup(
+  'restricted_imagenet': dict(
     arch='resnet50',
     optimizer='adam',
     momentum=0.9,
@@ -75,39 +63,96 @@ SETUPS = {
     milestones=(40, 60),
     learning_rate=1e-2,
     augment='crop8',
-    method_settings={'llr': {'lam': 3.0, 'mu': 6.0}},
   ),
 }
 
+# What a method has of its own: (data set, method) -> overrides.
+OF_METHOD: dict[tuple[str, str], Overrides] = {
+  **{
+    ('svhn', method): dict(learning_rate=64 * 1e-3)
+    for method in ('at', 'rst', 'llr', 'llr_released')
+  },
+  ('cifar10', 'rst'): dict(learning_rate=64 * 1e-3),
+  ('restricted_imagenet', 'llr'): dict(lam=3.0, mu=6.0),
+  ('restricted_imagenet', 'llr_released'): dict(lam=3.0),
+}
+
+DROPOUT = {'svhn': 0.5, 'cifar10': 0.2}  # the rates of Table 4
+
 # Appendix C as the released script has it, but for MNIST's radius: 0.031 there,
 # here the 0.1 of the tables.
-PROOF_OF_CONCEPT = {
-  'mnist': _MNIST._replace(
+PROOF_OF_CONCEPT: dict[str, Overrides] = {
+  'mnist': _MNIST
+  | dict(
     batch_size=128,
     epochs=40,
     milestones=(20, 30),
     learning_rate=128 * 1e-4,
-    method_settings={'rst': {'lam': 4.0}},
+    lam=4.0,
   ),
-  'cifar10': SETUPS['cifar10']._replace(
+  'cifar10': SETUPS['cifar10']
+  | dict(
     optimizer='adam',
     momentum=0.9,
     epochs=70,
     milestones=(40, 60),
     learning_rate=1e-2,
     augment='none',
-    method_settings={'rst': {'lam': 4.0}},
+    lam=4.0,
   ),
-  'svhn': SETUPS['svhn']._replace(
+  'svhn': SETUPS['svhn']
+  | dict(
     arch='wrn_52_12',
     optimizer='adam',
     momentum=0.9,
     learning_rate=1e-2,
-    method_settings={'rst': {'lam': 4.0}},
+    lam=4.0,
   ),
-  'restricted_imagenet': SETUPS['restricted_imagenet']._replace(
-    epochs=30,
-    milestones=(15, 25),
-    method_settings={'rst': {'lam': 2.0}},
-  ),
+  'restricted_imagenet': SETUPS['restricted_imagenet']
+  | dict(epochs=30, milestones=(15, 25), lam=2.0),
 }
+
+# Not of the paper: one-cycle schedules that fit a network in a fraction of the
+# published epochs. The rates were chosen on held-out training examples.
+SHORT: dict[str, Overrides] = {
+  name: dict(
+    arch='cnn2',
+    optimizer='nesterov',
+    epochs=15,
+    schedule='onecycle',
+    learning_rate=0.05,
+  )
+  for name in ('mnist', 'mnist5k', 'fashion_mnist')
+}
+
+
+# Of these the paper left out duplicates and noisy images before searching.
+EXAMPLES_LEFT_OUT = ('svhn', 'restricted_imagenet')
+
+
+@functools.cache
+def panels(table: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+  """A table's numbers: (data set, network) -> row -> column -> value.
+
+  In Table 1 network and row are empty.
+  """
+  found: dict = {}
+  with open(pathlib.Path(__file__).with_suffix('.csv'), newline='') as file:
+    for line in csv.DictReader(file):
+      if line['table'] == table:
+        panel = found.setdefault((line['dataset'], line['arch']), {})
+        row = panel.setdefault(line['row'], {})
+        row[line['column']] = float(line['value'])
+  return found
+
+
+def separation(record: dict[str, Any]) -> dict[str, float]:
+  """Table 1's numbers for the record of a search, none for another search.
+
+  Where the paper left out examples, searches with and without them compare.
+  """
+  name = record['dataset']
+  other = record['norm'] != 'linf' or record['random_labels']
+  if other or (record['dropped'] and name not in EXAMPLES_LEFT_OUT):
+    return {}
+  return panels('1').get((name, ''), {}).get('', {})

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from experiments import common, plots, provenance
-from experiments.comparison import separation_table
+from experiments import common, paper, plots, provenance
 from experiments.distances import separation_figures, separation_state
 from robustlip import datasets, projections, separation
 
@@ -242,12 +241,13 @@ def _pair_rows(pairs, kept, part):
 
 def row(record: dict[str, Any]) -> str:
   """Table 1's row for this data set, the paper's beside it where it has one."""
-  published = separation_table.published(record) or (None,) * 3
+  published = paper.separation(record)
   lines = [
     f'{record["num_train"]:,} + {record["num_test"]:,} examples',
     f'{record["dataset"]:<22}{"ours":>10}{"paper":>10}',
   ]
-  for column, value in zip(separation_table.COLUMNS, published, strict=True):
+  for column in ('epsilon', 'train_train_min', 'test_train_min'):
+    value = published.get(column)
     ours = '-' if record[column] is None else f'{record[column]:.4f}'
     theirs = '-' if value is None else f'{value:.3f}'
     lines.append(f'  {column:<20}{ours:>10}{theirs:>10}')

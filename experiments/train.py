@@ -13,77 +13,81 @@ of a finished run at once.
 import itertools
 import pathlib
 
-from absl import flags
+from absl import flags, logging
 
-from experiments import common
-from experiments.networks import runs, train_flags
-from experiments.networks.config import Config
+from experiments import common, config, runs
+from experiments.config import Config
 from robustlip import datasets
-from robustlip.methods import METHODS, WEIGHTS
 
-flags.adopt_module_key_flags(train_flags)
-flags.adopt_module_key_flags(runs)
-flags.declare_key_flag(common.DATASET)
-flags.declare_key_flag(common.DATA_DIR)
-flags.declare_key_flag(common.PROTOCOL)
-METHOD = flags.DEFINE_enum('method', 'rst', sorted(METHODS), 'How to train.')
-LAM = flags.DEFINE_list(
-  'lam',
-  None,
-  'Weight in rst, gr and llr, at least 0; several, separated by commas, are '
-  'one program.',
-)
-BETA = flags.DEFINE_list(
-  'beta', None, 'Weight in trades, at least 0, or several.'
-)
-MU = flags.DEFINE_list(
-  'mu', None, 'Second weight in llr, at least 0, or several.'
-)
-WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Folder of the run; of several runs, one folder each in it. Default: '
-  'runs/<the settings>, those of other flags too where they are given.',
-)
+FLAGS = flags.FLAGS
+LISTS = {
+  'lam': 'Weight in rst, gr and llr',
+  'beta': 'Weight in trades',
+  'mu': 'Second weight in llr',
+}
 
 
-def configs(dataset: datasets.Dataset) -> list[Config]:
-  """One checked `Config` for each choice of the listed weights and seeds.
+def define() -> None:
+  """The flags of this script."""
+  common.define_dataset()
+  config.define(without=tuple(LISTS))
+  runs.define()
+  for name, text in LISTS.items():
+    flags.DEFINE_list(name, None, f'{text}, or several.')
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the run; of several runs, one folder each in it. Default: '
+    'runs/<the settings>.',
+  )
+
+
+def wanted(dataset: datasets.Dataset) -> list[Config]:
+  """One `Config` for each choice of the listed weights and seeds.
 
   Raises:
     ValueError: for a flag that does not fit the data set or another flag.
   """
-  method = METHOD.value
-  shared = train_flags.fields(dataset, method, train_flags.setup(dataset.name))
-  choices = {}
-  for name, flag in {'lam': LAM, 'beta': BETA, 'mu': MU}.items():
-    values = common.numbers(flag, float)
-    if values is not None and name not in WEIGHTS.get(method, {}):
-      raise ValueError(f'--{name} means nothing to --method={method}')
-    if values == []:
-      raise ValueError(f'--{name} has no number')
-    choices[name] = values or [shared[name]]
-  choices['seed'] = train_flags.seeds()
+  choices = {'seed': config.seeds()}
+  for name in LISTS:
+    if (values := config.numbers(name)) is not None:
+      if not values:
+        raise ValueError(f'--{name} has no number')
+      choices = {name: values, **choices}
   return [
-    Config(**shared | dict(zip(choices, chosen, strict=True)))
+    config.from_flags(dataset, **dict(zip(choices, chosen, strict=True)))
     for chosen in itertools.product(*choices.values())
   ]
 
 
 def main() -> None:
-  """One run, or several that train at once."""
-  dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  wanted = configs(dataset)
-  root = pathlib.Path(WORKDIR.value or 'runs')
-  others = train_flags.named()
-  paths = [root / (config.name + others) for config in wanted]
-  if len(wanted) == 1 and WORKDIR.value:
+  """One run, or several one after the other."""
+  dataset = common.load_dataset()
+  settings = wanted(dataset)
+  root = pathlib.Path(FLAGS.workdir or 'runs')
+  paths = [root / config.name(each, dataset) for each in settings]
+  if len(settings) == 1 and FLAGS.workdir:
     paths = [root]
   if len(set(paths)) < len(paths):
     raise ValueError('two of the weights have the same name: drop one')
-  for record in runs.train(wanted, dataset, paths):
+  for each in settings:
+    runs.check(each, dataset)
+  errors = []
+  for each, path in zip(settings, paths, strict=True):
+    try:
+      record = runs.train(each, dataset, path)
+    except ValueError as error:  # a run that diverges takes none with it
+      errors.append(str(error))
+      continue
+    logging.info(
+      '%s: test accuracy %.1f, under attack %.1f, Lipschitz %.0f',
+      path,
+      *(record[k] for k in ('test_acc', 'adv_test_acc', 'eq3_lipschitz')),
+    )
     common.print_json(record)
+  if errors:
+    raise ValueError('; '.join(errors))
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

@@ -83,6 +83,11 @@ class Store:
       raise another
     return tree
 
+  def newest(self, like: Any) -> Any | None:
+    """The newest tree that can be restored, see `restore`; None without any."""
+    trees = (self.restore(number, like) for number in reversed(self.numbers()))
+    return next((tree for tree in trees if tree is not None), None)
+
   def _set_aside(self, number: int, error: Exception) -> None:
     damaged = self.folder / f'damaged-{number}'
     if self._writes:
@@ -115,15 +120,35 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
   return [x.shape for x in jax.tree.leaves(tree)]
 
 
-def newest_common(stores: list[Store], like: Any) -> tuple[int, list] | None:
-  """The newest number that every store can restore, and the trees.
+def save(path: str | os.PathLike, tree: Any) -> None:
+  """Writes one tree of arrays to the new folder `path`, to be `load`ed."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(os.path.abspath(path), jax.tree.map(np.asarray, tree))
 
-  Stores of runs that train together differ in their newest if the process was
-  killed between two saves.
+
+def load(path: str | os.PathLike) -> Any:
+  """What `save` has written, as nested dicts of NumPy arrays.
+
+  Raises:
+    FileNotFoundError: if there is nothing.
   """
-  common = set.intersection(*(set(store.numbers()) for store in stores))
-  for number in sorted(common, reverse=True):
-    trees = [store.restore(number, like) for store in stores]
-    if all(tree is not None for tree in trees):
-      return number, trees
-  return None
+  with ocp.StandardCheckpointer() as checkpointer:
+    return jax.tree.map(np.asarray, checkpointer.restore(os.path.abspath(path)))
+
+
+def newest_variables(folder: str | os.PathLike) -> tuple[int, dict[str, Any]]:
+  """The step and the variables of the newest readable checkpoint of a run.
+
+  Args:
+    folder: `checkpoints` or `best` in the folder of a run.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  if os.path.isdir(folder):
+    with Store(folder) as store:
+      for step in reversed(store.numbers()):
+        if (tree := store.restore(step)) is not None:
+          state = tree['state']
+          return step, {k: state[k] or {} for k in ('params', 'batch_stats')}
+  raise FileNotFoundError(f'{folder} has no checkpoint that can be read')

@@ -6,63 +6,60 @@ example is `fold_in(key, its index)`: but for rounding no result depends on the
 batch size, on the number of devices or on which other examples are measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustlip import progress
+from robustlip import losses, progress, projections
+from robustlip.attacks import Stage
 from robustlip.datasets import Split
 from robustlip.images import from_bytes
-from robustlip.types import DEVICES, Batch, LogitsFn, Maximizer
+from robustlip.types import DEVICES, Batch, LogitsFn
 
-# (variables, batch, keys [B]) -> [B], and attempts [B] where there are several
-Measure = Callable[..., chex.Array]
+# (variables, batch, keys [B], **settings) -> a tree of [B, ...]
+Measure = Callable[..., chex.ArrayTree]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
-
-CPU_CACHE_BYTES = 2**24  # half of what the cores of a processor may share
-GRADIENT_OVERHEAD = 8  # times the features: room left for their gradients
-MIN_BATCH_SIZE = 4  # below which the fixed cost of an operation shows
-MAX_BATCH_SIZE = 1000  # beyond which no device gains
+UNBROKEN = -1  # in `Attacked.broken_by`
 
 
-def over_devices(measure: Measure) -> Callable[..., chex.Array]:
+def over_devices(measure: Measure) -> Callable[..., chex.ArrayTree]:
   """`measure` on uint8 images, compiled; local devices share a batch."""
   devices = jax.local_devices()
   mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
   everywhere = NamedSharding(mesh, PartitionSpec())
   shared = NamedSharding(mesh, PartitionSpec(DEVICES))
 
-  def on_images(variables, images, labels, indices, key, attempts):
+  def on_images(variables, images, labels, indices, key, settings):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
     batch = Batch(from_bytes(images), labels)
-    return measure(variables, batch, keys, *attempts)
+    return measure(variables, batch, keys, **settings)
 
   return jax.jit(
     on_images,
-    in_shardings=(everywhere, shared, shared, shared, everywhere, shared),
+    in_shardings=(everywhere, shared, shared, shared, everywhere, everywhere),
     out_shardings=shared,
   )
 
 
 def per_example(
-  program: Callable[..., chex.Array],
+  program: Callable[..., chex.ArrayTree],
   variables: Any,
   split: Split,
   key: chex.PRNGKey,
   *,
   batch_size: int,
   indices: np.ndarray | None = None,
-  attempts: np.ndarray | None = None,
+  settings: Mapping[str, chex.Numeric] | None = None,
   description: str = 'evaluation',
-) -> np.ndarray:
+) -> Any:
   """Values of `program` for the examples at `indices`, in order.
 
   Args:
@@ -71,9 +68,8 @@ def per_example(
     batch_size: examples to a dispatch of this process, rounded up so that its
       devices share them evenly; all of a smaller split, whatever the indices,
       so that one program serves any of them.
-    indices: examples, any number of times each; None is all of them.
-    attempts: which attempt at each of these the program makes, if it makes
-      several.
+    indices: None is all examples.
+    settings: numbers that the measure takes beside the batch.
     description: what the progress bar says.
 
   Raises:
@@ -84,22 +80,22 @@ def per_example(
   indices = np.arange(len(split.labels)) if indices is None else indices
   if not len(indices):
     raise ValueError('there are no examples to measure.')
-  rows = [indices] if attempts is None else [indices, attempts]
-  share = _share(np.stack(rows, axis=1).astype(np.uint32))
+  key, settings = projections.threefry(key), dict(settings or {})
+  share = _share(indices.astype(np.uint32))
   size = _dispatch_size(len(split.labels), batch_size)
   values = []
   with progress.bar(len(share), description, unit='img') as bar:
     for first in range(0, len(share), size):
       part = share[first : first + size]
-      chosen, *attempt = np.resize(part, (size, part.shape[1])).T
+      chosen = np.resize(part, size)
       images, labels = split.images[chosen], split.labels[chosen]
-      value = program(variables, images, labels, chosen, key, tuple(attempt))
-      values.append(np.asarray(value)[: len(part)])
+      value = program(variables, images, labels, chosen, key, settings)
+      values.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], value))  # noqa: B023
       bar.update(len(part))
-  values = np.concatenate(values)
+  values = jax.tree.map(lambda *parts: np.concatenate(parts), *values)
   if jax.process_count() > 1:
     values = multihost_utils.process_allgather(values, tiled=True)
-  return values[: len(indices)]
+  return jax.tree.map(lambda x: x[: len(indices)], values)
 
 
 def _check(split: Split, batch_size: int) -> None:
@@ -112,12 +108,11 @@ def _check(split: Split, batch_size: int) -> None:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
 
 
-def _share(rows: np.ndarray) -> np.ndarray:
-  """The rows of this process: as many for each, the last repeat the first."""
+def _share(indices: np.ndarray) -> np.ndarray:
+  """Those of this process: as many for each, the last repeat the first."""
   processes = jax.process_count()
-  count = -(-len(rows) // processes)
-  shares = np.resize(rows, (processes, count, rows.shape[1]))
-  return shares[jax.process_index()]
+  count = -(-len(indices) // processes)
+  return np.resize(indices, (processes, count))[jax.process_index()]
 
 
 def _dispatch_size(num_examples: int, batch_size: int) -> int:
@@ -127,45 +122,14 @@ def _dispatch_size(num_examples: int, batch_size: int) -> int:
   return devices * -(-min(batch_size, most) // devices)
 
 
-def feature_bytes(module: nn.Module, image_shape: tuple[int, ...]) -> int:
-  """Memory of all that the layers of a network return for one image."""
+class Attacked(NamedTuple):
+  """How the examples of a split fared under a cascade."""
 
-  def features(key, inputs):
-    variables = module.init(key, inputs)
-    _, state = module.apply(
-      variables, inputs, capture_intermediates=True, mutable='intermediates'
-    )
-    return state
-
-  shapes = jax.eval_shape(
-    features, jax.random.key(0), jnp.zeros((1, *image_shape))
-  )
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-
-
-def fitting_batch_size(
-  module: nn.Module, image_shape: tuple[int, ...], *, copies: int = 1
-) -> int:
-  """Examples whose features fit the memory of this process's devices.
-
-  On a CPU it is the cache that they should fit, where more gain nothing.
-
-  Args:
-    copies: points of each example that are computed at once.
-  """
-  devices = jax.local_devices()
-  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
-  room = limit / GRADIENT_OVERHEAD if limit else CPU_CACHE_BYTES
-  fitting = int(room / (copies * feature_bytes(module, image_shape)))
-  return len(devices) * min(max(fitting, MIN_BATCH_SIZE), MAX_BATCH_SIZE)
-
-
-class Outcome(NamedTuple):
-  """What was measured, per example of a split."""
-
-  correct: np.ndarray  # bool [N]
-  robust: np.ndarray  # bool [N], correct before and after the attack
-  ratios: np.ndarray  # float32 [N], local Lipschitz estimates
+  correct: np.ndarray  # bool [N], before any attack
+  robust: np.ndarray  # bool [N], correct before and after every attack
+  broken_by: np.ndarray  # int16 [N], place of the stage, else UNBROKEN
+  # float32 [N, H, W, C] on request: where the network errs, else the image
+  points: np.ndarray | None = None
 
 
 class Evaluator:
@@ -173,115 +137,261 @@ class Evaluator:
 
   Its programs are compiled once and serve any variables and split. Examples
   that are misclassified are not attacked, nor attacked again once fooled: their
-  ball holds a mistake already. Logits that are not finite classify nothing.
+  ball holds a mistake already. Logits with NaN or infinity among them classify
+  nothing (-inf is a class that is never predicted).
 
   Args:
     network: from variables to the network in inference mode, such as
       `partial(models.logits_fn, module)`.
-    attack: finds points in the ball.
-    ratios: local Lipschitz estimates, [B]: the `ratios` of
+    cascade: the attacks in their order, see `attacks.cascade`.
+    ratios: local Lipschitz estimates by name, each [B]: the `ratios` of
       `lipschitz.estimate`.
     batch_size: examples to a dispatch, see `per_example`.
-    attempts: restarts or targets of the attack, the first made before the
-      others; if more than one, it takes their numbers [B] as `attempt`, as
-      those in `attacks` do. An example that withstands all of them is robust.
   """
 
   def __init__(
     self,
     network: Callable[[Any], LogitsFn],
     *,
-    attack: Maximizer,
-    ratios: Ratios,
-    batch_size: int,
-    attempts: int = 1,
+    cascade: Sequence[Stage] = (),
+    ratios: Mapping[str, Ratios] | None = None,
+    batch_size: int = 100,
   ):
-    def correct(variables, batch, keys):
-      del keys
-      return _right(network(variables)(batch.inputs), batch.labels)
-
-    def withstands(variables, batch, keys, attempt):
-      chosen = {'attempt': attempt} if attempts > 1 else {}
-      points = attack(network(variables), batch, keys, **chosen)
-      return _right(network(variables)(points), batch.labels)
-
-    def lipschitz(variables, batch, keys):
-      return ratios(network(variables), batch.inputs, keys)
-
-    self._correct = over_devices(correct)
-    self._withstands = over_devices(withstands)
-    self._ratios = over_devices(lipschitz)
+    self._network, self._cascade = network, tuple(cascade)
     self._batch_size = batch_size
-    self._attempts = attempts
+    self._correct = over_devices(self._classify)
+    self._attacks = {  # stages that share an attack share its programs
+      (stage.attack, keep): over_devices(
+        partial(self._attack, stage.attack, keep)
+      )
+      for stage in self._cascade
+      for keep in (False, True)
+    }
+    self._ratios = {
+      name: over_devices(partial(self._estimate, function))
+      for name, function in (ratios or {}).items()
+    }
+
+  def _classify(self, variables, batch, keys):
+    del keys
+    return losses.correct(self._network(variables)(batch.inputs), batch.labels)
+
+  def _attack(self, attack, keep, variables, batch, keys, **settings):
+    logits_fn = self._network(variables)
+    points = attack(logits_fn, batch, keys, **settings)
+    withstood = losses.correct(logits_fn(points), batch.labels)
+    return (withstood, points) if keep else (withstood, None)
+
+  def _estimate(self, ratios, variables, batch, keys):
+    return ratios(self._network(variables), batch.inputs, keys)
 
   def accuracies(
-    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Who is classified correctly, and who still is under attack: bool [N]."""
-    correct = per_example(
-      self._correct,
-      variables,
-      split,
-      key,
+    self,
+    variables: Any,
+    split: Split,
+    key: chex.PRNGKey,
+    *,
+    name: str = '',
+    keep_points: bool = False,
+    epsilon: float | None = None,
+    done: tuple[int, Attacked] | None = None,
+    save: Callable[[int, Attacked], None] | None = None,
+  ) -> Attacked:
+    """Who is classified correctly, and who still is under the cascade.
+
+    Args:
+      name: of the split, for the progress bar.
+      keep_points: whether to return the points that fooled the network.
+      epsilon: radius in the place of the stages' own.
+      done: how many stages need not run, and what came of them: what `save`
+        was given by a call that was interrupted.
+      save: called with the same after each stage.
+
+    Raises:
+      ValueError: if a label is no class of the network, if points were not
+        kept in what is done, or see `per_example`.
+    """
+    measure = partial(
+      per_example,
+      variables=variables,
+      split=split,
+      key=key,
       batch_size=self._batch_size,
-      description=f'{name} accuracy'.strip(),
     )
-    robust = correct.copy()
-    for numbers in ([0], range(1, self._attempts)):
-      standing = np.flatnonzero(robust)
-      if not len(standing) or not len(numbers):
+    if done is None:
+      self._check_labels(variables, split)
+      right = measure(self._correct, description=f'{name} accuracy'.strip())
+      broken_by = np.full(len(right), UNBROKEN, np.int16)
+      points = from_bytes(split.images) if keep_points else None
+      done = 0, Attacked(right, right.copy(), broken_by, points)
+    first, attacked = done
+    if keep_points and attacked.points is None:
+      raise ValueError('points were not kept in what is done already.')
+    for place in range(first, len(self._cascade)):
+      stage = self._cascade[place]
+      standing = np.flatnonzero(attacked.robust)
+      if not len(standing):
         break
-      withstood = per_example(
-        self._withstands,
+      settings = dict(stage.settings)
+      if epsilon is not None:
+        settings['epsilon'] = epsilon
+      withstood, points = measure(
+        self._attacks[stage.attack, keep_points],
+        indices=standing,
+        settings=settings,
+        description=f'{name} {stage.name}'.strip(),
+      )
+      attacked = _after(attacked, place, standing, withstood, points)
+      if save is not None:
+        save(place + 1, attacked)
+    return attacked
+
+  def accuracies_at(
+    self,
+    variables: Any,
+    split: Split,
+    key: chex.PRNGKey,
+    epsilons: Sequence[float],
+    *,
+    name: str = '',
+  ) -> dict[float, Attacked]:
+    """`accuracies` by radius, the smallest first.
+
+    An example broken at a radius is broken at every larger one, and is not
+    attacked there.
+    """
+    results, done = {}, None
+    for epsilon in sorted(epsilons):
+      results[epsilon] = self.accuracies(
+        variables, split, key, name=name, epsilon=epsilon, done=done
+      )
+      done = 0, results[epsilon]
+    return results
+
+  def _check_labels(self, variables, split):
+    _check(split, self._batch_size)
+    images = jax.ShapeDtypeStruct(split.images.shape, jnp.float32)
+    logits = jax.eval_shape(
+      lambda variables, images: self._network(variables)(images),
+      variables,
+      images,
+    )
+    losses.check_labels(logits, split.labels)
+
+  def lipschitz(
+    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
+  ) -> dict[str, np.ndarray]:
+    """Local Lipschitz estimates by name, each float32 [N]."""
+    return {
+      procedure: per_example(
+        program,
         variables,
         split,
         key,
         batch_size=self._batch_size,
-        indices=np.repeat(standing, len(numbers)),
-        attempts=np.tile(numbers, len(standing)),
-        description=f'{name} attack'.strip(),
+        description=f'{name} {procedure} Lipschitz'.strip(),
       )
-      robust[standing] = withstood.reshape(len(standing), -1).all(axis=1)
-    return correct, robust
+      for procedure, program in self._ratios.items()
+    }
 
-  def lipschitz(
-    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
-  ) -> np.ndarray:
-    """Local Lipschitz estimates, float32 [N]."""
-    return per_example(
-      self._ratios,
+
+def _after(attacked, place, standing, withstood, points) -> Attacked:
+  """What is known after a stage that attacked the `standing` examples."""
+  robust, broken_by = attacked.robust.copy(), attacked.broken_by.copy()
+  robust[standing] = withstood
+  broken = standing[~withstood]
+  broken_by[broken] = place
+  kept = attacked.points
+  if points is not None:
+    kept = np.array(kept)
+    kept[broken] = points[~withstood]
+  return Attacked(attacked.correct, robust, broken_by, kept)
+
+
+# Fact of `doubts` -> what it means and what to do, where it is not 0.
+ADVICE = {
+  'zero_gradients': 'share of images whose input gradient is exactly 0: '
+  'attacks that follow it stand still; trust a gradient-free one (square), or '
+  'replace what has no gradient by something that has.',
+  'nonfinite_gradients': 'share of images whose logits are finite and whose '
+  'input gradient is not: mend the function (a safe where), attacks take the '
+  'rest of the gradient.',
+  'probabilities': 'the outputs are probabilities: measure the logits, whose '
+  'gradients do not vanish where the network is certain.',
+  'randomness': 'largest change of a logit between two calls on the same '
+  'images: fix the draw, or average several in what is attacked.',
+  'half_precision': 'the logits are computed in half precision: ratios and '
+  'margins are those of its rounding.',
+  'gradient_free': 'share of images that only a gradient-free attack took: '
+  'the gradients mislead the others; robust accuracy may be lower still.',
+}
+
+
+def doubts(
+  network: Callable[[Any], LogitsFn],
+  variables: Any,
+  split: Split,
+  key: chex.PRNGKey,
+  *,
+  attacked: Attacked | None = None,
+  cascade: Sequence[Stage] = (),
+  batch_size: int = 100,
+) -> dict[str, float]:
+  """Facts that make an evaluation doubtful, each 0 where it does not.
+
+  Args:
+    network: as that of an `Evaluator`.
+    split: examples to look at; a hundred are enough.
+    attacked: what came of the cascade, on any split.
+    cascade: its stages.
+
+  Returns:
+    A number for each key of `ADVICE`; `gradient_free` if the cascade is given.
+  """
+
+  def facts(variables, batch, keys):
+    del keys
+
+    def objective(inputs):
+      logits = network(variables)(inputs)
+      return losses.log_odds(logits, batch.labels).sum(), logits
+
+    gradients, logits = jax.grad(objective, has_aux=True)(batch.inputs)
+    flat = gradients.reshape(len(gradients), -1)
+    sums = logits.astype(jnp.float32).sum(axis=-1)
+    return {
+      'zero_gradients': (flat == 0).all(axis=1),
+      'nonfinite_gradients': ~jnp.isfinite(flat).all(axis=1)
+      & ~jnp.isnan(logits).any(axis=-1)
+      & (logits < jnp.inf).all(axis=-1),
+      'probabilities': (logits >= 0).all(axis=-1) & (abs(sums - 1) < 1e-3),
+      'logits': logits,
+    }
+
+  program = over_devices(facts)
+  first, second = (
+    per_example(
+      program,
       variables,
       split,
       key,
-      batch_size=self._batch_size,
-      description=f'{name} Lipschitz'.strip(),
+      batch_size=batch_size,
+      description='doubts',
     )
-
-  def __call__(
-    self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
-  ) -> Outcome:
-    """Everything, on every example of the split."""
-    ratios = self.lipschitz(variables, split, key, name=name)
-    return Outcome(*self.accuracies(variables, split, key, name=name), ratios)
-
-
-def _right(logits, labels):
-  finite = jnp.isfinite(logits).all(axis=-1)
-  return finite & (logits.argmax(axis=-1) == labels)
+    for _ in range(2)
+  )
+  logits, others = first.pop('logits'), second['logits']
+  same = (logits == others) | (np.isnan(logits) & np.isnan(others))
+  found = {name: float(share.mean()) for name, share in first.items()}
+  found['probabilities'] = float(first['probabilities'].all())
+  found['randomness'] = float(np.where(same, 0, np.abs(logits - others)).max())
+  found['half_precision'] = float(logits.dtype.itemsize < 4)
+  if attacked is not None:
+    places = [i for i, stage in enumerate(cascade) if stage.name == 'square']
+    found['gradient_free'] = float(np.isin(attacked.broken_by, places).mean())
+  return found
 
 
 def percent(hits: np.ndarray) -> float:
   """Share of True, in percent."""
   return 100.0 * float(np.mean(hits))
-
-
-def summary(train: Outcome, test: Outcome) -> dict[str, float]:
-  """Means over both splits and their gaps, as the paper's tables have them."""
-  record = {}
-  for name, outcome in (('train', train), ('test', test)):
-    record[f'{name}_acc'] = percent(outcome.correct)
-    record[f'adv_{name}_acc'] = percent(outcome.robust)
-    record[f'{name}_lipschitz'] = float(outcome.ratios.mean(dtype=np.float64))
-  record['gap'] = record['train_acc'] - record['test_acc']
-  record['adv_gap'] = record['adv_train_acc'] - record['adv_test_acc']
-  return record

@@ -13,6 +13,9 @@ import numpy as np
 
 from robustlip import projections
 
+# (uint8 images [B, H, W, C], keys [B]) -> uint8 images
+Augment = Callable[[chex.Array, chex.PRNGKey], chex.Array]
+
 
 def from_bytes(images: chex.Array) -> chex.Array:
   """uint8 images as float32 in [0, 1].
@@ -25,25 +28,36 @@ def from_bytes(images: chex.Array) -> chex.Array:
   return images.astype(jnp.float32) / 255
 
 
-def check_images(inputs: chex.Array) -> None:
-  """Raises ValueError unless images are floats in [0, 1].
+def check_images(inputs: chex.Array) -> chex.Array:
+  """The images [B, ...] if they are float32 in [0, 1].
 
-  Values are checked only where they are known, that is outside `jax.jit`.
+  Values are refused where they are known. Within `jax.jit` they are not: there
+  an example with a value out of range becomes NaN as a whole, which no later
+  step can take for a robust or a smooth one.
+
+  Raises:
+    ValueError: for another type, no images, or known values out of range.
   """
-  if not jnp.issubdtype(inputs.dtype, jnp.floating):
+  dtype = jnp.dtype(getattr(inputs, 'dtype', np.float64))
+  if dtype not in (jnp.float32, jnp.float64):
     raise ValueError(
-      f'inputs must be float32 in [0, 1], got {inputs.dtype}; images of bytes '
+      f'inputs must be float32 in [0, 1], got {dtype}; images of bytes '
       'are divided by 255 first.'
     )
-  if isinstance(inputs, jax.core.Tracer) or not inputs.size:
-    return
+  if not np.size(inputs):
+    raise ValueError(f'there are no images: inputs are {np.shape(inputs)}.')
+  if isinstance(inputs, jax.core.Tracer):
+    outside = ~((inputs >= 0) & (inputs <= 1))
+    outside = outside.any(axis=tuple(range(1, inputs.ndim)), keepdims=True)
+    return jnp.where(outside, jnp.nan, inputs)
   known = np.asarray(inputs)
-  lowest, highest = float(known.min()), float(known.max())
+  lowest, highest = known.min(), known.max()
   if not (lowest >= 0 and highest <= 1):
     raise ValueError(
-      f'inputs must be in [0, 1], got {lowest:g} to {highest:g}; a network '
+      f'inputs must be in [0, 1], got {lowest:.9g} to {highest:.9g}; a network '
       'that wants others has to scale them itself.'
     )
+  return jnp.asarray(inputs)
 
 
 def crop(images: chex.Array, key: chex.PRNGKey, *, padding: int) -> chex.Array:
@@ -74,7 +88,7 @@ def _cifar(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 # Flag value -> function; the paper's for CIFAR-10 and Restricted ImageNet.
-AUGMENTATIONS: dict[str, Callable[[chex.Array, chex.PRNGKey], chex.Array]] = {
+AUGMENTATIONS: dict[str, Augment] = {
   'none': lambda images, key: images,
   'crop4_flip': _cifar,
   'crop8': lambda images, key: crop(images, key, padding=8),

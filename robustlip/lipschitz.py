@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustlip import attacks, bounds, projections
+from robustlip import attacks, bounds, losses, projections
 from robustlip.bounds import change, walk
 from robustlip.images import check_images
 from robustlip.types import LogitsFn
@@ -26,8 +26,14 @@ class Estimate(NamedTuple):
 def slope(
   clean: chex.Array, logits: chex.Array, deltas: chex.Array
 ) -> chex.Array:
-  """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0."""
-  rise = jnp.abs(clean - logits).sum(axis=-1)
+  """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0.
+
+  A logit that is -inf in both, a class that is never predicted, adds nothing.
+  """
+  losses.check_logits(clean, fewest=1)
+  same = (clean == logits) & (clean < jnp.inf)
+  change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
+  rise = jnp.abs(change).sum(axis=-1)
   run = projections.norms(deltas)
   still = run == 0
   return jnp.where(still, 0.0, rise / jnp.where(still, 1.0, run))
@@ -44,8 +50,7 @@ def ratio(
   Source: the paper's Eq. (3), inside the maximum.
   """
   chex.assert_equal_shape([inputs, points])
-  check_images(inputs)
-  check_images(points)
+  inputs, points = check_images(inputs), check_images(points)
   return slope(logits_fn(inputs), logits_fn(points), inputs - points)
 
 
@@ -67,7 +72,7 @@ def estimate(
 
   Args:
     epsilon: radius of the ball in units of the pixel range.
-    step_size: None is the paper's epsilon / 5.
+    step_size: None is the paper's epsilon / 5; see `attacks.ascend`.
     start: explicit first point, other than the input itself, where the ratio
       has no gradient; None draws it uniformly from the ball.
     keep: 'best' or 'last' iterate, see `attacks.ascend`.
@@ -77,6 +82,7 @@ def estimate(
 
   Source: the paper's Eq. (3) and Section 5.1 (10 steps of epsilon / 5).
   """
+  inputs = check_images(inputs)
   clean = logits_fn(inputs)
 
   def objective(points):

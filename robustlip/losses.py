@@ -21,34 +21,46 @@ from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn, Objective
 
 
-def check_labels(shape: tuple[int, ...], labels: chex.Array) -> None:
-  """Raises ValueError unless logits are [B, C] and labels integers [B] below C.
-
-  At least two classes. Labels that broadcast would mix examples; values are
-  looked at where they are known: not of an argument of `jax.jit`.
-
-  Args:
-    shape: that of the logits.
-  """
-  if len(shape) != 2 or shape[1] < 2:
+def check_logits(logits: chex.Array, *, fewest: int = 2) -> None:
+  """Raises ValueError unless logits are [B, C], C at least `fewest`."""
+  shape = getattr(logits, 'shape', None)
+  if shape is None:
     raise ValueError(
-      f'logits must be [B, classes], two classes at least, got {shape}.'
+      'the network must return logits [B, classes] alone, got a '
+      f'{type(logits).__name__}; wrap it: lambda images: network(images)[...].'
     )
+  if len(shape) != 2 or shape[1] < fewest:
+    raise ValueError(
+      f'logits must be [B, classes], {fewest} classes at least, got {shape}.'
+    )
+
+
+def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Which labels are classes of the logits, bool [B].
+
+  Labels that broadcast would mix examples. Values are refused where they are
+  known; within `jax.jit`, where they are not, a loss is NaN instead.
+
+  Raises:
+    ValueError: unless logits are [B, C] and labels integers [B] below C.
+  """
+  check_logits(logits)
+  count, num_classes = logits.shape
   known = not isinstance(labels, jax.core.Tracer)
   labels = np.asarray(labels) if known else labels
   integers = jnp.issubdtype(labels.dtype, jnp.integer)
-  if labels.shape != shape[:1] or not integers:
+  if labels.shape != (count,) or not integers:
     raise ValueError(
-      f'labels must be integers of shape {shape[:1]}, got '
+      f'labels must be integers of shape {(count,)}, got '
       f'{labels.dtype} of shape {labels.shape}.'
     )
-  if not known or not labels.size:
-    return
-  if labels.min() < 0 or labels.max() >= shape[1]:
+  valid = (labels >= 0) & (labels < num_classes)
+  if known and not valid.all():
     raise ValueError(
-      f'labels must be in [0, {shape[1]}), got {labels.min()} to '
+      f'labels must be in [0, {num_classes}), got {labels.min()} to '
       f'{labels.max()}.'
     )
+  return valid
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -57,8 +69,11 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   Raises:
     ValueError: for labels that do not fit the logits, see `check_labels`.
   """
-  check_labels(logits.shape, labels)
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+  valid = check_labels(logits, labels)
+  values = optax.losses.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(valid, labels, 0)
+  )
+  return jnp.where(valid, values, jnp.nan)
 
 
 def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -80,16 +95,39 @@ def right_and_wrong(
   Raises:
     ValueError: for labels that do not fit the logits, see `check_labels`.
   """
-  check_labels(logits.shape, labels)
+  valid = check_labels(logits, labels)
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
+  right = jnp.where(valid, right, jnp.nan)
   return right, jnp.where(is_label, -jnp.inf, logits)
 
 
+def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Best wrong logit minus the label's: [B, C], [B] -> [B]; > 0 is an error."""
+  right, wrong = right_and_wrong(logits, labels)
+  return wrong.max(axis=-1) - right
+
+
+def correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Which examples are classified correctly: [B, C], [B] -> [B] bool.
+
+  Logits with NaN or infinity among them classify nothing; -inf is a class that
+  is never predicted.
+  """
+  classified = jnp.isfinite(logits.max(axis=-1))
+  return classified & (logits.argmax(axis=-1) == labels)
+
+
 def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:
-  """KL(softmax(logits) || softmax(other)), [B, C] twice -> [B]."""
-  log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
-  return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
+  """KL(softmax(logits) || softmax(other)), [B, C] twice -> [B].
+
+  A class of probability 0 in the first (a logit of -inf) adds nothing.
+  """
+  never = logits == -jnp.inf
+  log_p = jnp.where(never, 0.0, jax.nn.log_softmax(logits))
+  log_q = jnp.where(never, 0.0, jax.nn.log_softmax(other))
+  terms = jnp.exp(log_p) * (log_p - log_q)
+  return jnp.where(never, 0.0, terms).sum(axis=-1)
 
 
 def natural(
@@ -215,10 +253,10 @@ def gradient_step(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  check_images(batch.inputs)
+  inputs = check_images(batch.inputs)
   gradients = jax.grad(  # log odds have the same direction
     lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
-  )(batch.inputs)
-  return batch.inputs + step_size * projections.normalize_direction(
+  )(inputs)
+  return inputs + step_size * projections.normalize_direction(
     gradients, norm='l2'
   )

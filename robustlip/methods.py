@@ -1,10 +1,15 @@
 """The training methods of the paper: an inner problem paired with a loss.
 
-`METHODS[name](settings)` is a `Method`. A new method is one loss in `losses`
-and one entry here. `reference` has those that the authors' released code
-computes differently.
+`METHODS[name](epsilon=..., **weights)` is a `Method`; the weights are keyword
+arguments whose defaults are the paper's value or its middle one. A method of
+your own is a `Method` of two functions and needs no entry here. `released` has
+what the authors' code computes differently.
+
+Shared arguments: `epsilon` is the radius of the l-inf ball in units of the
+pixel range; it and the weights may be traced.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -19,43 +24,49 @@ START_SCALE = 1e-3  # of the Gaussian start of TRADES, pixel units
 GR_STEP = 1.0  # l2 length of the finite difference, the authors' setting
 
 
-class Settings(NamedTuple):
-  """The numbers by which runs of one program may differ; all may be traced."""
-
-  seed: chex.Numeric
-  learning_rate: chex.Numeric
-  epsilon: chex.Numeric
-  lam: chex.Numeric  # weight in rst, gr and llr
-  beta: chex.Numeric  # weight in trades
-  mu: chex.Numeric  # second weight in llr
-
-
 class Method(NamedTuple):
-  """`maximize` is given the network in inference mode, `loss` in training."""
+  """How to train: where to look, and what to pay there.
+
+  `maximize` is given the network in inference mode, `loss` in training mode.
+  """
 
   maximize: Maximizer
   loss: Loss
+  fresh_masks: bool = False  # a dropout mask for each call of the network
 
 
-def stay(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
+def unmoved(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
   """The inner problem of a method that has none: the inputs themselves."""
   del logits_fn, key
   return batch.inputs
 
 
-def pgd(settings: Settings) -> Maximizer:
-  """PGD as the paper trains and evaluates with it."""
-  return partial(attacks.pgd, epsilon=settings.epsilon)
-
-
-def near(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
+def gaussian_start(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
   """Gaussian points around the inputs, where TRADES starts."""
   keys = projections.example_keys(key, len(inputs))
   draw = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))
   return inputs + START_SCALE * draw(keys)
 
 
-def trades(settings: Settings) -> Method:
+def natural(*, epsilon: chex.Numeric = 0.0) -> Method:
+  """Cross entropy of the inputs; the radius means nothing to it."""
+  del epsilon
+  return Method(unmoved, losses.natural)
+
+
+def at(*, epsilon: chex.Numeric) -> Method:
+  """Adversarial training on the points of PGD."""
+  return Method(partial(attacks.pgd, epsilon=epsilon), losses.at)
+
+
+def rst(*, epsilon: chex.Numeric, lam: chex.Numeric = 1.0) -> Method:
+  """PGD's points, then CE(x) + lam CE(x')."""
+  return Method(
+    partial(attacks.pgd, epsilon=epsilon), partial(losses.rst, lam=lam)
+  )
+
+
+def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
   """Ten steps of epsilon / 5 on the divergence, then CE + beta KL."""
 
   def maximize(logits_fn, batch, key):
@@ -63,16 +74,18 @@ def trades(settings: Settings) -> Method:
       losses.divergence(logits_fn, batch),
       batch.inputs,
       key,
-      epsilon=settings.epsilon,
-      step_size=settings.epsilon / 5,
+      epsilon=epsilon,
+      step_size=epsilon / 5,
       num_steps=10,
-      start=near(batch.inputs, key),
+      start=gaussian_start(batch.inputs, key),
     )
 
-  return Method(maximize, partial(losses.trades, beta=settings.beta))
+  return Method(maximize, partial(losses.trades, beta=beta))
 
 
-def llr(settings: Settings) -> Method:
+def llr(
+  *, epsilon: chex.Numeric, lam: chex.Numeric = 4.0, mu: chex.Numeric = 3.0
+) -> Method:
   """Two steps of epsilon / 2 on the nonlinearity, then CE + its two terms.
 
   The start is drawn from the whole ball: next to the input, the nonlinearity
@@ -84,41 +97,36 @@ def llr(settings: Settings) -> Method:
       losses.nonlinearity(logits_fn, batch),
       batch.inputs,
       key,
-      epsilon=settings.epsilon,
-      step_size=settings.epsilon / 2,
+      epsilon=epsilon,
+      step_size=epsilon / 2,
       num_steps=2,
     )
 
-  return Method(maximize, partial(losses.llr, lam=settings.lam, mu=settings.mu))
+  return Method(maximize, partial(losses.llr, lam=lam, mu=mu))
 
 
-def gr(settings: Settings) -> Method:
+def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:
   """One gradient of l2 length `GR_STEP`, then CE + the squared slope."""
-  return Method(
-    lambda logits_fn, batch, key: losses.gradient_step(
-      logits_fn, batch, step_size=GR_STEP
-    ),
-    partial(losses.gr, lam=settings.lam, step_size=GR_STEP),
-  )
+  del epsilon
+
+  def maximize(logits_fn, batch, key):
+    del key
+    return losses.gradient_step(logits_fn, batch, step_size=GR_STEP)
+
+  return Method(maximize, partial(losses.gr, lam=lam, step_size=GR_STEP))
 
 
-METHODS: dict[str, Callable[[Settings], Method]] = {
-  'natural': lambda settings: Method(stay, losses.natural),
+METHODS: dict[str, Callable[..., Method]] = {
+  'natural': natural,
   'gr': gr,
   'llr': llr,
-  'at': lambda settings: Method(pgd(settings), losses.at),
-  'rst': lambda settings: Method(
-    pgd(settings), partial(losses.rst, lam=settings.lam)
-  ),
+  'at': at,
+  'rst': rst,
   'trades': trades,
 }
 
-# The settings that a method reads, with the paper's value or its middle one.
-WEIGHTS: dict[str, dict[str, float]] = {
-  'natural': {},
-  'gr': {'lam': 1.0},
-  'llr': {'lam': 4.0, 'mu': 3.0},
-  'at': {},
-  'rst': {'lam': 1.0},
-  'trades': {'beta': 3.0},
-}
+
+def weights(method: Callable[..., Method]) -> dict[str, float]:
+  """The weights that a factory of methods takes, with their defaults."""
+  parameters = inspect.signature(method).parameters
+  return {k: p.default for k, p in parameters.items() if k != 'epsilon'}

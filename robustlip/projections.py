@@ -1,17 +1,23 @@
 """Geometry of the balls: l-inf and l2, cut to the pixel box [0, 1].
 
 Shared arguments: `points` and `centers` are [B, ...] float arrays of one
-shape, `epsilon` is the radius in units of the pixel range (a float or a traced
-scalar), `norm` is 'linf' or 'l2'. A `key` is one PRNG key, or one key per
-example ([B]): then what is drawn for an example depends on nothing but its own
-key, not on the batch or the device that it sits in.
+shape; `epsilon` is the radius in units of the pixel range, a number or one per
+example ([B]), which may be traced; `norm` is 'linf' or 'l2'. A `key` is one
+PRNG key, or one key per example ([B]): then what is drawn for an example
+depends on nothing but its own key, not on the batch or the device that it sits
+in.
 """
+
+import math
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NORMS = ('linf', 'l2')
+HALVINGS = 30  # of a bracket: to the precision of float32
 
 
 def check_norm(norm: str) -> None:
@@ -20,9 +26,61 @@ def check_norm(norm: str) -> None:
     raise ValueError(f'norm must be one of {NORMS}, got {norm!r}.')
 
 
+def check_numbers(
+  numbers: chex.Numeric,
+  like: chex.Array,
+  *,
+  name: str,
+  highest: float = math.inf,
+) -> chex.Array:
+  """A number or one per example as an array that broadcasts with `like`.
+
+  Args:
+    like: [B, ...], whose type the result has.
+    name: what the message of an error calls the numbers.
+    highest: the largest that means anything.
+
+  Returns:
+    [] or [B, 1, ...]; NaN in the place of traced numbers out of range, which
+    then can make no point of a ball.
+
+  Raises:
+    ValueError: for another shape, or known numbers out of [0, highest].
+  """
+  shape = jnp.shape(numbers)
+  if shape not in ((), like.shape[:1]):
+    raise ValueError(
+      f'{name} must be a number or one per example, {like.shape[:1]}, got '
+      f'shape {shape}.'
+    )
+  if not isinstance(numbers, jax.core.Tracer):
+    known = np.asarray(numbers)
+    if not np.all((known >= 0) & (known <= highest)):
+      limit = '' if math.isinf(highest) else f' and at most {highest:g}'
+      raise ValueError(f'{name} must be at least 0{limit}, got {known}.')
+  values = jnp.asarray(numbers).astype(like.dtype)
+  values = jnp.where((values >= 0) & (values <= highest), values, jnp.nan)
+  return per_example(values, like) if shape else values
+
+
+def _radius(epsilon, centers, norm):
+  """`epsilon`, checked: no distance in the box is larger than its diagonal."""
+  check_norm(norm)
+  size = math.prod(centers.shape[1:])
+  highest = 1.0 if norm == 'linf' else math.sqrt(size)
+  return check_numbers(epsilon, centers, name='epsilon', highest=highest)
+
+
 def per_example(values: chex.Array, like: chex.Array) -> chex.Array:
   """[B] -> [B, 1, ..., 1] with the rank of `like`."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def choose(
+  where: chex.Array, points: chex.Array, others: chex.Array
+) -> chex.Array:
+  """Each example of `points` where [B] is true, of `others` elsewhere."""
+  return jnp.where(per_example(where, points), points, others)
 
 
 def norms(deltas: chex.Array, *, norm: str = 'linf') -> chex.Array:
@@ -41,25 +99,61 @@ def ball(
   epsilon: chex.Numeric,
   norm: str = 'linf',
 ) -> chex.Array:
-  """Points moved into the `epsilon`-ball of `centers` and the pixel box.
+  """The Euclidean projection onto the ball of `centers` cut to the box.
 
-  For l-inf this is the Euclidean projection onto the intersection. For l2 the
-  points are scaled into the ball and then clipped: since the centres lie in
-  the box, clipping keeps them in the ball, but the result is the nearest point
-  of each set in turn, not of the intersection.
+  `centers` must lie in the box.
 
   Raises:
-    ValueError: if `norm` is unknown.
+    ValueError: if `norm` is unknown or `epsilon` out of range.
   """
-  check_norm(norm)
+  radius = _radius(epsilon, centers, norm)
   chex.assert_equal_shape([points, centers])
   deltas = points - centers
-  if norm == 'linf':
-    deltas = jnp.clip(deltas, -epsilon, epsilon)
+  if norm == 'l2':
+    scale = _scale_into_ball(deltas, centers, radius)
+    deltas *= per_example(scale, deltas)
   else:
-    lengths = jnp.maximum(norms(deltas, norm='l2'), 1e-12)
-    deltas *= per_example(jnp.minimum(1.0, epsilon / lengths), deltas)
+    deltas = jnp.clip(deltas, -radius, radius)
   return jnp.clip(centers + deltas, 0.0, 1.0)
+
+
+def _scale_into_ball(deltas, centers, radius):
+  """The largest s in [0, 1] with ||clip(c + s d) - c||_2 <= radius, [B].
+
+  clip(c + s d) is then the nearest point of ball and box: the multiplier of
+  the ball only shortens the difference to the centre, that of the box clips.
+  """
+  radius = radius.reshape(-1) if radius.ndim else radius
+
+  def fits(scales):
+    moved = centers + per_example(scales, deltas) * deltas
+    lengths = norms(jnp.clip(moved, 0.0, 1.0) - centers, norm='l2')
+    return lengths <= radius
+
+  lengths = jnp.maximum(norms(deltas, norm='l2'), 1e-30)
+  low = jnp.minimum(1.0, radius / lengths)
+  whole = jnp.ones_like(low)
+  return jnp.where(fits(whole), whole, bisect(fits, low, whole))
+
+
+def bisect(
+  fits: Callable[[chex.Array], chex.Array], low: chex.Array, high: chex.Array
+) -> chex.Array:
+  """The largest number that fits, one per example, between two positive ones.
+
+  Args:
+    fits: [B] -> [B] bool, true up to some number and false above it.
+    low: a number that fits, [B]; what is returned fits, too.
+    high: a number that does not, [B].
+  """
+
+  def halve(_, bracket):
+    low, high = bracket
+    middle = jnp.sqrt(low) * jnp.sqrt(high)  # as far from both, as ratios
+    below = fits(middle)
+    return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+  return jax.lax.fori_loop(0, HALVINGS, halve, (low, high))[0]
 
 
 def normalize_direction(
@@ -67,9 +161,11 @@ def normalize_direction(
 ) -> chex.Array:
   """Direction of unit size that ascends fastest: the sign, or g / ||g||_2.
 
-  An example whose gradient is zero does not move.
+  An example whose gradient is zero does not move. A component that is NaN
+  counts as zero, an infinite one as the largest finite number.
   """
   check_norm(norm)
+  gradients = jnp.nan_to_num(gradients)
   if norm == 'linf':
     return jnp.sign(gradients)
   # The squares of small gradients would underflow, their directions do not.
@@ -82,6 +178,8 @@ def normalize_direction(
 def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
   """One key per example: `key` split, or `key` itself if it already is [B].
 
+  Keys of another generator become threefry's (`threefry`).
+
   Raises:
     ValueError: for a key of the old kind, or another number of keys.
   """
@@ -92,7 +190,19 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
       f'key must be one jax.random.key or {num_examples}, one per example, got '
       f'{dtype} of shape {shape}.'
     )
+  key = threefry(key)
   return key if key.ndim else jax.random.split(key, num_examples)
+
+
+def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
+  """Threefry keys in the place of others, whose draws depend on the batch.
+
+  What `vmap` draws with JAX_DEFAULT_PRNG_IMPL=rbg is not what each key draws.
+  """
+  if jax.random.key_impl(key) == 'threefry2x32':
+    return key
+  words = jax.random.key_data(key)[..., :2]  # threefry's own for a fresh key
+  return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
 def random_start(
@@ -105,9 +215,9 @@ def random_start(
   """Uniform draws from the ball around each input, cut to the pixel box.
 
   Raises:
-    ValueError: if `norm` is unknown.
+    ValueError: if `norm` is unknown or `epsilon` out of range.
   """
-  check_norm(norm)
+  radius = _radius(epsilon, inputs, norm)
   shape, dtype = inputs.shape[1:], inputs.dtype
 
   def draw(key):
@@ -116,4 +226,4 @@ def random_start(
     return jax.random.ball(key, inputs[0].size, p=2, dtype=dtype).reshape(shape)
 
   noise = jax.vmap(draw)(example_keys(key, len(inputs)))
-  return jnp.clip(inputs + epsilon * noise, 0.0, 1.0)
+  return jnp.clip(inputs + radius * noise, 0.0, 1.0)

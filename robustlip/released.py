@@ -1,11 +1,10 @@
 """What the authors' released code computes where it departs from their text.
 
 The published columns come from that code, so that they can be compared with
-nothing else; everywhere else robustlip follows the text. Selected by
-`--protocol=reference`, which also draws dropout masks as that code does
-(`training.Recipe.fresh_masks`). Source of every line: the released code of the
-paper (github.com/yangarbiter/robust-local-lipschitz), read and partly run; see
-BUILD_NOTES.md.
+nothing else; everywhere else robustlip follows the text. Its methods draw a
+dropout mask for each call, as that code does. Source of every line: the
+released code of the paper (github.com/yangarbiter/robust-local-lipschitz), read
+and partly run; see BUILD_NOTES.md.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from robustlip import attacks, lipschitz, losses, methods, projections
 from robustlip.images import check_images
+from robustlip.methods import Method
 from robustlip.types import Batch, LogitsFn
 
 LIPSCHITZ_STEP = 0.003  # fixed, whatever the radius
@@ -46,7 +46,7 @@ def _walk(
   def move(_, points):
     return project(points + step_size * direction(points), inputs)
 
-  start = methods.near(inputs, key)
+  start = methods.gaussian_start(inputs, key)
   points = jax.lax.fori_loop(0, num_steps, move, start)
   return jax.lax.stop_gradient(points)
 
@@ -65,7 +65,7 @@ def _shrunk(points, inputs, *, epsilon):
   return inputs + projections.per_example(shares, deltas) * deltas
 
 
-def gr(settings: methods.Settings) -> methods.Method:
+def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:
   """Gradient regularization with the clean loss counted twice.
 
   The clean loss is differentiated once for the direction and its parameter
@@ -75,18 +75,18 @@ def gr(settings: methods.Settings) -> methods.Method:
   def loss(logits_fn, batch, points):
     clean = losses.natural(logits_fn, batch, points)
     slope = (losses.at(logits_fn, batch, points) - clean) / methods.GR_STEP
-    return 2 * clean + settings.lam / 2 * slope**2
+    return 2 * clean + lam / 2 * slope**2
 
-  return methods.Method(methods.gr(settings).maximize, loss)
+  maximize = methods.gr(epsilon=epsilon, lam=lam).maximize
+  return Method(maximize, loss, fresh_masks=True)
 
 
-def llr(settings: methods.Settings) -> methods.Method:
+def llr(*, epsilon: chex.Numeric, lam: chex.Numeric = 4.0) -> Method:
   """CE(x) + lam CE(x'): the gradient terms of LLR are zeroed by aliasing.
 
   x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start;
   what is too long is scaled, not cut.
   """
-  epsilon = settings.epsilon
 
   def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
     @jax.grad
@@ -108,12 +108,12 @@ def llr(settings: methods.Settings) -> methods.Method:
     )
 
   def loss(logits_fn, batch, points):
-    return losses.rst(logits_fn, batch, points, lam=settings.lam)
+    return losses.rst(logits_fn, batch, points, lam=lam)
 
-  return methods.Method(maximize, loss)
+  return Method(maximize, loss, fresh_masks=True)
 
 
-def trades(settings: methods.Settings) -> methods.Method:
+def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
   """CE(x) + beta KL(p(x) || p(x')), the network called on x for each term.
 
   In training mode the three calls move the statistics of BatchNorm and may
@@ -125,20 +125,24 @@ def trades(settings: methods.Settings) -> methods.Method:
       _sign_of(losses.divergence(logits_fn, batch)),
       batch.inputs,
       key,
-      step_size=settings.epsilon / 5,
+      step_size=epsilon / 5,
       num_steps=10,
-      project=partial(projections.ball, epsilon=settings.epsilon),
+      project=partial(projections.ball, epsilon=epsilon),
     )
 
   def loss(logits_fn, batch, points):
     clean = losses.natural(logits_fn, batch, points)
     moved, target = logits_fn(points), logits_fn(batch.inputs)
-    return clean + settings.beta * losses.kl_divergence(target, moved)
+    return clean + beta * losses.kl_divergence(target, moved)
 
-  return methods.Method(maximize, loss)
+  return Method(maximize, loss, fresh_masks=True)
 
 
-METHODS = methods.METHODS | {'gr': gr, 'llr': llr, 'trades': trades}
+METHODS = methods.METHODS | {
+  'gr_released': gr,
+  'llr_released': llr,
+  'trades_released': trades,
+}
 
 
 def lipschitz_estimate(
@@ -157,7 +161,7 @@ def lipschitz_estimate(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  check_images(inputs)
+  inputs = check_images(inputs)
   clean = logits_fn(inputs)
 
   def ratio(points):
@@ -191,20 +195,18 @@ def multi_targeted(
   label's probability at x, which is the same for every target.)
   """
 
-  def objective(points, targets):
-    logits = attacks.class_logits(logits_fn, points, num_classes)
-    return -losses.cross_entropy(logits, targets)
+  def attack(targets):
+    return attacks.ascend(
+      lambda points: -losses.cross_entropy(logits_fn(points), targets),
+      batch.inputs,
+      attacks.target_keys(key, batch, targets),
+      epsilon=epsilon,
+      step_size=epsilon / 10,
+      num_steps=num_steps,
+    )
 
+  attacks.check_num_classes(logits_fn, batch, num_classes)
   targets = attacks.wrong_classes(batch.labels, num_classes)
-  attack = partial(
-    attacks.toward,
-    objective,
-    batch,
-    key,
-    epsilon=epsilon,
-    num_classes=num_classes,
-    num_steps=num_steps,
-  )
   candidates = jax.vmap(attack)(targets)
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
   return attacks.highest(candidates, scores)
@@ -214,3 +216,14 @@ def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
   """Softmax of the logits at a class of each example: [B, C], [B] -> [B]."""
   probabilities = jax.nn.softmax(logits)
   return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
+
+
+def _multi_targeted_attack(num_classes, norm, steps) -> attacks.Attack:
+  if norm != 'linf':
+    raise ValueError(f"the released attack is of the norm 'linf', not {norm!r}")
+  return attacks.Attack(
+    partial(multi_targeted, num_classes=num_classes, **steps)
+  )
+
+
+attacks.ATTACKS['multi_targeted_released'] = _multi_targeted_attack

@@ -1,10 +1,14 @@
 """The training step: pure, per device, many of them to one dispatch.
 
-The program `trainer` builds runs steps `first` to `last` of an epoch on every
-device for every run. Runs that differ only in `methods.Settings` (seed
-included) share one program: states and settings carry a leading axis of runs.
-Shapes: R runs, D devices, S steps to an epoch, B examples to a step on all
-devices together.
+    method = methods.rst(epsilon=0.1, lam=2.0)
+    recipe = training.Recipe(module, method, optax.sgd(0.05))
+    state = training.fit(recipe, split, key, batch_size=64, epochs=5)
+    network = models.logits_fn(module, state.variables)
+
+`fit` is `step` over shuffled epochs, compiled by `trainer` with the only
+`pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`.
+Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
+devices together. Every draw is of `fold_in(key, step)`.
 """
 
 import functools
@@ -18,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustlip import models
-from robustlip.images import from_bytes
-from robustlip.methods import Method, Settings
+from robustlip import models, progress
+from robustlip.datasets import Split
+from robustlip.images import AUGMENTATIONS, Augment, from_bytes
+from robustlip.methods import Method
 from robustlip.types import DEVICES, Batch, LogitsFn
 
-Augment = Callable[[chex.Array, chex.PRNGKey], chex.Array]
+STEPS_PER_DISPATCH = 8  # after which the host sees the loss and may stop
 
 
 class TrainState(NamedTuple):
@@ -43,14 +48,19 @@ class TrainState(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """What is fixed when a program is traced."""
+  """What to train and how.
+
+  Its numbers, such as the learning rate of the optimizer and the weights of
+  the method, may be traced. The module is Linen: its `__call__` takes
+  `train=`, and BatchNorm is `layers.batch_norm` or has `axis_name=DEVICES`
+  while training.
+  """
 
   module: nn.Module
-  method: Callable[[Settings], Method]
-  optimizer: Callable[[chex.Numeric], optax.GradientTransformation]
-  augment: Augment
+  method: Method | Callable[[chex.Array], Method]  # or a function of the step
+  optimizer: optax.GradientTransformation
+  augment: Augment = AUGMENTATIONS['none']
   attack_in_training_mode: bool = False  # as the authors' code for at, rst
-  fresh_masks: bool = False  # as the authors' code: a dropout mask per call
   accumulate: int = 1  # slices of the batch computed one after the other
 
 
@@ -59,83 +69,32 @@ class Epoch(NamedTuple):
 
   images: chex.Array  # uint8 [D, N, H, W, C]
   labels: chex.Array  # int32 [D, N]
-  order: chex.Array  # int32 [D, R, S, B / D], indices into the first two
-
-
-# Name -> optimizer of a learning rate, a number or a schedule, and a momentum.
-OPTIMIZERS = {
-  'sgd': lambda rate, momentum: optax.sgd(rate, momentum=momentum or None),
-  'nesterov': lambda rate, momentum: optax.sgd(
-    rate, momentum=momentum, nesterov=True
-  ),
-  'adam': lambda rate, momentum: optax.adam(rate, b1=momentum),
-}
-
-
-def optimizer(
-  name: str,
-  *,
-  momentum: float,
-  milestones: tuple[int, ...],
-  steps_per_epoch: int,
-  onecycle_epochs: int = 0,
-) -> Callable[[chex.Numeric], optax.GradientTransformation]:
-  """The optimizer as a function of its base rate, tenfold less at milestones.
-
-  Args:
-    name: one of `OPTIMIZERS`.
-    milestones: epochs at whose start the rate falls.
-    onecycle_epochs: instead of milestones, the rate rises to the base rate over
-      the first 30 % of that many epochs and falls to 0 by a cosine; 0 for off.
-  """
-  if onecycle_epochs:
-    steps = onecycle_epochs * steps_per_epoch
-    return lambda rate: OPTIMIZERS[name](
-      optax.cosine_onecycle_schedule(steps, rate), momentum
-    )
-  scales = {epoch * steps_per_epoch: 0.1 for epoch in milestones}
-  return lambda rate: OPTIMIZERS[name](
-    optax.piecewise_constant_schedule(rate, scales), momentum
-  )
-
-
-def replicate(tree: Any) -> Any:
-  """Copies on the local devices, [...] -> [D, ...], placed as results are.
-
-  An argument placed otherwise would have the program compiled twice.
-  """
-  devices = jax.local_devices()
-  mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec(DEVICES)
-  )
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
-    ),
-    tree,
-  )
+  order: chex.Array  # int32 [D, S, B / D], indices into the first two
 
 
 def initial_state(
-  recipe: Recipe, settings: Settings, image_shape: tuple[int, ...]
+  recipe: Recipe, key: chex.PRNGKey, image_shape: tuple[int, ...]
 ) -> TrainState:
-  """States of runs with freshly drawn parameters, one per entry of settings."""
+  """A state with freshly drawn parameters, before the first step.
 
-  def init(settings):
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-    variables = recipe.module.init(key, jnp.zeros((1, *image_shape)))
+  Raises:
+    ValueError: if the module is not one that `step` can train (`models.init`).
+  """
+
+  def init(key):
+    image = jnp.zeros((1, *image_shape))
+    variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
     params = variables['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       batch_stats=variables.get('batch_stats', {}),
-      opt_state=recipe.optimizer(settings.learning_rate).init(params),
+      opt_state=recipe.optimizer.init(params),
       loss_sum=jnp.zeros(()),
       bad_step=jnp.full((), -1, jnp.int32),
     )
 
-  return jax.jit(jax.vmap(init), compiler_options=_run_once())(settings)
+  return jax.jit(init, compiler_options=_run_once())(key)
 
 
 def _run_once() -> dict[str, Any]:
@@ -148,87 +107,82 @@ def _run_once() -> dict[str, Any]:
   }
 
 
-def epoch_order(
-  seed: chex.Numeric, epoch: int, *, num_examples: int, batch_size: int
-) -> np.ndarray:
-  """Shuffled examples of one epoch in full batches, int32 [S, B].
-
-  The `num_examples % batch_size` examples left over differ every epoch.
-
-  Raises:
-    ValueError: if there are fewer examples than one batch takes.
-  """
-  steps = num_examples // batch_size
-  if steps < 1:
-    raise ValueError(
-      f'a batch of {batch_size} needs at least as many training examples, '
-      f'got {num_examples}.'
-    )
-  generator = np.random.default_rng([int(seed), epoch])
-  order = generator.permutation(num_examples)[: steps * batch_size]
-  return order.reshape(steps, batch_size).astype(np.int32)
-
-
 class _TrainingMode:
   """The network in training mode; remembers the statistics of its calls.
 
   All calls have one dropout mask, so that a loss compares a network with
   itself: under two masks the deviations that LLR and gr penalise are those of
-  the masks.
+  the masks. The authors' code draws one for each call (`fresh_masks`).
   """
 
-  def __init__(self, recipe, params, batch_stats, dropout_key):
-    self._recipe, self._params = recipe, params
-    self.batch_stats, self._dropout_key = batch_stats, dropout_key
+  def __init__(self, module, params, batch_stats, dropout_key, fresh_masks):
+    self._module, self._params = module, params
+    self.batch_stats, self._key = batch_stats, dropout_key
+    self._fresh_masks = fresh_masks
 
   def __call__(self, inputs: chex.Array) -> chex.Array:
-    key = self._dropout_key
-    if self._recipe.fresh_masks:
-      self._dropout_key, key = jax.random.split(key)
-    logits, updated = self._recipe.module.apply(
-      {'params': self._params, 'batch_stats': self.batch_stats},
-      inputs,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
+    key = self._key
+    if self._fresh_masks:
+      self._key, key = jax.random.split(key)
+    with nn.intercept_methods(_refuse_device_statistics):
+      logits, updated = self._module.apply(
+        {'params': self._params, 'batch_stats': self.batch_stats},
+        inputs,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': key},
+      )
     # Without a tangent they are plain values even inside the jvp of LLR.
     self.batch_stats = jax.lax.stop_gradient(updated.get('batch_stats', {}))
     return logits
 
 
-def _attacked_mode(recipe, params, batch_stats, dropout_key) -> LogitsFn:
+def _refuse_device_statistics(call, args, kwargs, context):
+  """Refuses BatchNorm over the examples of one device of several."""
+  module = context.module
+  if isinstance(module, nn.BatchNorm) and module.axis_name is None:
+    running = kwargs.get('use_running_average', module.use_running_average)
+    if not running and models.layers.devices_axis() and jax.device_count() > 1:
+      raise ValueError(
+        f'{module.name} would normalise by the examples of one device of '
+        f'{jax.device_count()}: write models.layers.batch_norm(...) or '
+        f'nn.BatchNorm(axis_name={DEVICES!r}) while training.'
+      )
+  return call(*args, **kwargs)
+
+
+def _attacked_mode(recipe, method, params, batch_stats, key) -> LogitsFn:
   """The network as the inner problem sees it: in inference mode by default."""
   if not recipe.attack_in_training_mode:
     variables = {'params': params, 'batch_stats': batch_stats}
     return models.logits_fn(recipe.module, variables)
-  return lambda inputs: _TrainingMode(recipe, params, batch_stats, dropout_key)(
-    inputs
-  )
+  return lambda inputs: _TrainingMode(
+    recipe.module, params, batch_stats, key, method.fresh_masks
+  )(inputs)
 
 
-def _gradients(recipe, settings, params, batch_stats, images, labels, keys):
+def _gradients(recipe, method, params, batch_stats, images, labels, keys):
   """Mean loss and its gradients on one device's examples; keys: [B, 3]."""
   augment_keys, attack_keys, dropout_keys = keys.T
-  images = recipe.augment(images, augment_keys)
-  batch = Batch(from_bytes(images), labels)
-  method = recipe.method(settings)
+  batch = Batch(from_bytes(recipe.augment(images, augment_keys)), labels)
   other_key = jax.random.fold_in(dropout_keys[0], 1)  # than that of the loss
-  network = _attacked_mode(recipe, params, batch_stats, other_key)
+  network = _attacked_mode(recipe, method, params, batch_stats, other_key)
   points = jax.lax.stop_gradient(method.maximize(network, batch, attack_keys))
 
   def objective(params):
-    network = _TrainingMode(recipe, params, batch_stats, dropout_keys[0])
+    network = _TrainingMode(
+      recipe.module, params, batch_stats, dropout_keys[0], method.fresh_masks
+    )
     loss = method.loss(network, batch, points).mean()
     return loss, network.batch_stats
 
   return jax.value_and_grad(objective, has_aux=True)(params)
 
 
-def _accumulated(recipe, settings, state, images, labels, keys):
+def _accumulated(recipe, method, state, images, labels, keys):
   """`_gradients` averaged over `recipe.accumulate` slices, one at a time."""
   parts = recipe.accumulate
-  compute = functools.partial(_gradients, recipe, settings, state.params)
+  compute = functools.partial(_gradients, recipe, method, state.params)
   if parts == 1:
     return compute(state.batch_stats, images, labels, keys)
   slices = jax.tree.map(
@@ -250,30 +204,41 @@ def _accumulated(recipe, settings, state, images, labels, keys):
 
 def step(
   recipe: Recipe,
-  settings: Settings,
   state: TrainState,
   images: chex.Array,
   labels: chex.Array,
+  key: chex.PRNGKey,
+  *,
+  axis_name: str | None = None,
 ) -> TrainState:
-  """One update of one run on one device's share of the batch.
+  """One update on a batch, or on one device's share of it.
 
-  Runs under the mapped axis `DEVICES`. Every random draw of an example has a
-  key of its place in the whole batch, so that the number of devices does not
-  change it (dropout masks excepted, which a device draws for its share).
+  Every random draw of an example has a key of its place in the whole batch, so
+  that the number of devices does not change it (dropout masks excepted, which a
+  device draws for its share).
+
+  Args:
+    images: uint8 [B, H, W, C].
+    labels: int32 [B].
+    key: that of the run, the same at every step.
+    axis_name: the mapped axis over devices, `DEVICES`; None without one.
   """
-  key = jax.random.fold_in(jax.random.key(settings.seed), state.step + 1)
-  first = jax.lax.axis_index(DEVICES) * len(labels)
-  places = first + jnp.arange(len(labels))
+  key = jax.random.fold_in(key, state.step + 1)
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+  places = first * len(labels) + jnp.arange(len(labels))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
   keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
 
+  method = recipe.method
+  method = method(state.step) if callable(method) else method
   (loss, batch_stats), gradients = _accumulated(
-    recipe, settings, state, images, labels, keys
+    recipe, method, state, images, labels, keys
   )
-  loss, gradients, batch_stats = jax.lax.pmean(
-    (loss, gradients, batch_stats), DEVICES
-  )
-  updates, opt_state = recipe.optimizer(settings.learning_rate).update(
+  if axis_name is not None:
+    loss, gradients, batch_stats = jax.lax.pmean(
+      (loss, gradients, batch_stats), axis_name
+    )
+  updates, opt_state = recipe.optimizer.update(
     gradients, state.opt_state, state.params
   )
   first_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
@@ -287,50 +252,174 @@ def step(
   )
 
 
-def trainer(recipe: Recipe) -> Callable[..., TrainState]:
-  """The program `(states, settings, epoch, first, last) -> states`.
+def trainer(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
+  """The program `(state, numbers, key, epoch, first, last) -> state`.
 
   It takes steps `first` to `last` (exclusive) of the order, both traced, so
-  that any number of them is one dispatch and one compilation. `states` are
-  [D, R, ...] and are donated; `settings` are [R]; `epoch` is an `Epoch`.
+  that any number of them is one dispatch and one compilation. `state` is
+  [D, ...] and is donated; `epoch` is an `Epoch`.
+
+  Args:
+    make_recipe: from `numbers`, which are traced, so that runs that differ in
+      them alone are one compilation.
   """
 
-  def steps(states, settings, epoch, first, last):
-    def advance(index, states):
-      def one(settings, state, order):
-        chosen = order[index]
-        images, labels = epoch.images[chosen], epoch.labels[chosen]
-        return step(recipe, settings, state, images, labels)
+  def steps(state, numbers, key, epoch, first, last):
+    recipe = make_recipe(numbers)
 
-      return _over_runs(one)(settings, states, epoch.order)
+    def advance(index, state):
+      chosen = epoch.order[index]
+      images, labels = epoch.images[chosen], epoch.labels[chosen]
+      return step(recipe, state, images, labels, key, axis_name=DEVICES)
 
-    return jax.lax.fori_loop(first, last, advance, states)
+    return jax.lax.fori_loop(first, last, advance, state)
 
   return jax.pmap(
     steps,
     axis_name=DEVICES,
-    in_axes=(0, None, 0, None, None),
+    in_axes=(0, None, None, 0, None, None),
     donate_argnums=0,
   )
 
 
-def _over_runs(function):
-  """`function` for every run; a single run is spared the axis."""
+def replicate(tree: Any) -> Any:
+  """Copies on the local devices, [...] -> [D, ...], placed as results are.
 
-  def apply(*args):
-    if len(jax.tree.leaves(args)[0]) == 1:
-      single = function(*jax.tree.map(lambda x: x[0], args))
-      return jax.tree.map(lambda x: x[None], single)
-    if _take_turns():
-      return jax.lax.map(lambda run: function(*run), args)
-    return jax.vmap(function)(*args)
-
-  return apply
-
-
-def _take_turns() -> bool:
-  """Whether runs follow one another within a step instead of at once.
-
-  One run keeps a CPU busy; the features of several only leave its cache.
+  An argument placed otherwise would have the program compiled twice.
   """
-  return jax.default_backend() == 'cpu'
+  devices = jax.local_devices()
+  mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(DEVICES)
+  )
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
+    ),
+    tree,
+  )
+
+
+def unreplicate(tree: Any) -> Any:
+  """The copy of the first local device as NumPy arrays, [D, ...] -> [...]."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)[0]), tree)
+
+
+def epoch_order(
+  seed: int, epoch: int, *, num_examples: int, batch_size: int
+) -> np.ndarray:
+  """Shuffled examples of one epoch in full batches, int32 [S, B].
+
+  The `num_examples % batch_size` examples left over differ every epoch.
+
+  Raises:
+    ValueError: if there are fewer examples than one batch takes.
+  """
+  steps = num_examples // batch_size
+  if steps < 1:
+    raise ValueError(
+      f'a batch of {batch_size} needs at least as many training examples, '
+      f'got {num_examples}.'
+    )
+  generator = np.random.default_rng([seed, epoch])
+  order = generator.permutation(num_examples)[: steps * batch_size]
+  return order.reshape(steps, batch_size).astype(np.int32)
+
+
+def _share(order: np.ndarray) -> np.ndarray:
+  """[S, B] -> [D, S, B / D] for the devices of this process."""
+  parts = np.stack(np.split(order, jax.device_count(), axis=-1))
+  mine = jax.local_device_count()
+  return parts[jax.process_index() * mine :][:mine]
+
+
+class Feed:
+  """Training examples on their way to the devices.
+
+  Resident: the whole set is on every device as uint8 and a dispatch is told
+  where in the epoch's order to start and stop. Streamed: each dispatch brings
+  the images of its own steps. The steps see the same examples either way.
+
+  Args:
+    stream: None streams if the images would take more than half of the memory
+      of a device.
+  """
+
+  def __init__(self, split: Split, *, stream: bool | None = None):
+    self._split = split
+    if stream is None:
+      stats = jax.local_devices()[0].memory_stats() or {}
+      stream = split.images.nbytes > stats.get('bytes_limit', np.inf) / 2
+    self._resident = None
+    if not stream:
+      self._resident = replicate((split.images, split.labels))
+
+  def dispatches(self, order: np.ndarray, first: int = 0):
+    """Yields (epoch, first, last), the arguments of each dispatch of an epoch.
+
+    Args:
+      order: int32 [S, B], see `epoch_order`.
+      first: step to begin with.
+    """
+    order = _share(order)
+    for start in range(first, order.shape[1], STEPS_PER_DISPATCH):
+      stop = min(start + STEPS_PER_DISPATCH, order.shape[1])
+      if self._resident:
+        yield Epoch(*self._resident, order), start, stop
+      else:
+        yield self._streamed(order[:, start:stop]), 0, stop - start
+
+  def _streamed(self, order: np.ndarray) -> Epoch:
+    """The images of these steps and their places, in arrays of one size."""
+    devices, steps, share = order.shape
+    chosen = np.resize(
+      order.swapaxes(0, 1), (STEPS_PER_DISPATCH, devices, share)
+    )
+    flat = chosen.swapaxes(0, 1).reshape(devices, -1)
+    places = np.arange(flat.shape[1], dtype=np.int32)
+    places = places.reshape(STEPS_PER_DISPATCH, share)
+    images, labels = self._split.images[flat], self._split.labels[flat]
+    return Epoch(images, labels, np.stack([places] * devices))
+
+
+def fit(
+  recipe: Recipe,
+  split: Split,
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+  epochs: int,
+  seed: int = 0,
+  state: TrainState | None = None,
+) -> TrainState:
+  """Trains from start to end on all devices; the state after the last step.
+
+  Args:
+    split: uint8 images [N, H, W, C] and int32 labels [N].
+    key: of the initial parameters and of everything drawn in a step.
+    batch_size: examples to a step, a multiple of the number of devices.
+    seed: of the order of the examples.
+    state: what to go on from, None for a new network; `epochs` more are made.
+
+  Raises:
+    ValueError: if the split has fewer examples than a batch, or the loss
+      became not finite.
+  """
+  if state is None:
+    state = initial_state(recipe, key, split.images.shape[1:])
+  done = int(state.step)
+  order = functools.partial(
+    epoch_order, seed, num_examples=len(split.labels), batch_size=batch_size
+  )
+  program, feed = trainer(lambda numbers: recipe), Feed(split)
+  states, total = replicate(state), epochs * len(order(0))
+  with progress.bar(total, 'training', unit='step') as bar:
+    for epoch in range(epochs):
+      for arguments in feed.dispatches(order(done // len(order(0)) + epoch)):
+        states = program(states, {}, key, *arguments)
+        if (bad := int(unreplicate(states.bad_step))) >= 0:
+          raise ValueError(
+            f'the loss is not finite at step {bad}; a lower learning rate helps'
+          )
+        bar.update(arguments[2] - arguments[1])
+  return unreplicate(states)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.suites import (
+from experiments.benchmarks import (
   Candidate,
   Case,
   batches,
@@ -107,7 +107,7 @@ def test_the_training_candidate_trains(num_runs):
 @pytest.mark.parametrize('arch', ['cnn1', 'cnn2', 'wrn_10_1'])
 def test_the_peer_has_our_network_and_only_the_attacks_gradient(arch):
   torch = pytest.importorskip('torch', reason='needs the extra `bench`')
-  from experiments.suites import torch_peer
+  from experiments.benchmarks import torch_peer
 
   task = problem.make(arch, 4)
   network, asked = torch_peer._network(task).eval(), []

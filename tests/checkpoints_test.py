@@ -49,8 +49,7 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, caplog):
   saved(tmp_path, 1, 2)
   damage(tmp_path, 2)
   with checkpoints.Store(tmp_path) as store:
-    number, (tree,) = checkpoints.newest_common([store], TREE)
-    assert number == 1
+    tree = store.newest(TREE)
     np.testing.assert_array_equal(tree['a'], TREE['a'] + 1)
     store.save(2, TREE)
   assert 'Checkpoint 2 cannot be read' in caplog.text
@@ -59,16 +58,30 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, caplog):
     np.testing.assert_array_equal(store.restore(2, TREE)['a'], TREE['a'])
 
 
-def test_stores_agree_on_the_newest_they_share(tmp_path):
-  saved(tmp_path / 'one', 1, 2)
-  saved(tmp_path / 'two', 1)
-  with (
-    checkpoints.Store(tmp_path / 'one') as one,
-    checkpoints.Store(tmp_path / 'two') as two,
-  ):
-    assert checkpoints.newest_common([one, two], TREE)[0] == 1
-    with checkpoints.Store(tmp_path / 'three') as three:
-      assert checkpoints.newest_common([one, three], TREE) is None
+def test_an_empty_store_has_no_newest(tmp_path):
+  with checkpoints.Store(tmp_path) as store:
+    assert store.newest(TREE) is None
+
+
+def test_variables_are_saved_and_loaded(tmp_path):
+  variables = {'params': {'w': np.arange(3.0)}, 'batch_stats': {}}
+  checkpoints.save(tmp_path / 'network', variables)
+  found = checkpoints.load(tmp_path / 'network')
+  np.testing.assert_array_equal(found['params']['w'], np.arange(3.0))
+  with pytest.raises(FileNotFoundError):
+    checkpoints.load(tmp_path / 'nothing')
+
+
+def test_the_newest_variables_of_a_run(tmp_path):
+  for step in (1, 2):
+    with checkpoints.Store(tmp_path) as store:
+      state = {'params': {'w': np.full(2, step)}, 'batch_stats': None}
+      store.save(step, {'state': state})
+  step, variables = checkpoints.newest_variables(tmp_path)
+  assert step == 2 and variables['batch_stats'] == {}
+  np.testing.assert_array_equal(variables['params']['w'], [2, 2])
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    checkpoints.newest_variables(tmp_path / 'elsewhere')
 
 
 def test_reading_leaves_a_save_under_way_alone(tmp_path):
@@ -88,6 +101,6 @@ def test_another_tree_is_refused_and_kept(tmp_path, like):
   saved(tmp_path, 1, 2)
   with checkpoints.Store(tmp_path) as store:
     with pytest.raises(ValueError, match='other arrays'):
-      checkpoints.newest_common([store], like)
+      store.newest(like)
     assert store.numbers() == [1, 2]
     assert store.restore(3) is None

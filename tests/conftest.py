@@ -14,6 +14,8 @@ import tempfile
 import jax
 import pytest
 
+from robustlip.models import convolution
+
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
@@ -21,6 +23,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_llvm_disable_expensive_passes=true',
   ]
 )
+convolution.enable_fast_cpu()
 COMPILED = 'ROBUSTLIP_TESTS_COMPILED'  # which workers take from the first
 if COMPILED not in os.environ:
   os.environ[COMPILED] = tempfile.mkdtemp(prefix='robustlip-tests-')

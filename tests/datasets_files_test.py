@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from robustlip.datasets import files
+from robustlip.datasets import catalogue
 
 IDX = {
   'train-images-idx3-ubyte': (7, 28, 28),
@@ -18,6 +18,13 @@ IDX = {
   't10k-labels-idx1-ubyte': (5,),
 }
 BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
+
+
+def read(name, folder):
+  """Train and test of the published files; None where there are none."""
+  published = catalogue.FACTS[name].format
+  paths = published.find(folder)
+  return published.read(paths) if paths else None
 
 
 def pixels(shape, seed=0):
@@ -109,10 +116,120 @@ def write_svhn(folder, num=6):
     )
 
 
+def write_relative(name, folder):
+  """QMNIST or EMNIST as published: images as people see them, labels from 0."""
+  kind = 'int' if name == 'qmnist' else 'ubyte'
+  start = name.replace('_', '-')
+  first = 1 if name == 'emnist_letters' else 0
+  found = []
+  for seed, (part, num) in enumerate((('train', 7), ('test', 5))):
+    images, labels = pixels((num, 28, 28), seed), pixels(num, seed) % 10
+    found += [images, labels]
+    if name == 'qmnist':
+      table = np.zeros((num, 8), np.dtype('>i4'))
+      table[:, 0], table[:, 1] = labels, 70_000  # the class, the writer
+      content = struct.pack('>3I', 0xC02, *table.shape) + table.tobytes()
+      labels_name = f'{start}-{part}-labels-idx2-{kind}'
+    else:
+      images = images.transpose(0, 2, 1)
+      content = idx_bytes(labels + first)
+      labels_name = f'{start}-{part}-labels-idx1-{kind}'
+    images_name = f'{start}-{part}-images-idx3-ubyte'
+    images_content = idx_bytes(np.ascontiguousarray(images))
+    for file, whole in ((images_name, images_content), (labels_name, content)):
+      (folder / f'{file}.gz').write_bytes(gzip.compress(whole))
+  return found
+
+
+def write_cifar100(folder):
+  """The binary files: superclass, class, planes."""
+  root = folder / 'cifar-100-binary'
+  root.mkdir()
+  found = []
+  for seed, (part, num) in enumerate((('train', 6), ('test', 4))):
+    planes, labels = pixels((num, 3, 32, 32), seed), pixels(num, seed) % 100
+    found.append((planes, labels))
+    columns = [labels[:, None] // 5, labels[:, None], planes.reshape(num, -1)]
+    (root / f'{part}.bin').write_bytes(np.concatenate(columns, 1).tobytes())
+  return found
+
+
+@pytest.mark.parametrize(
+  'name', ['qmnist', 'emnist_balanced', 'emnist_digits', 'emnist_letters']
+)
+def test_relatives_of_mnist(tmp_path, name):
+  expected = write_relative(name, tmp_path)
+  splits = read(name, tmp_path)
+  for split, images, labels in zip(
+    splits, expected[::2], expected[1::2], strict=True
+  ):
+    np.testing.assert_array_equal(split.images[..., 0], images)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert split.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize('python', [False, True])
+def test_cifar100(tmp_path, python):
+  parts = write_cifar100(tmp_path)
+  if python:
+    (tmp_path / 'cifar-100-binary').rename(tmp_path / 'away')
+    (tmp_path / 'cifar-100-python').mkdir()
+    for name, (planes, labels) in zip(('train', 'test'), parts, strict=True):
+      batch = {
+        'data': planes.reshape(len(planes), -1),
+        'fine_labels': labels.tolist(),
+        'coarse_labels': (labels // 5).tolist(),
+      }
+      content = pickle.dumps(batch, 2)
+      (tmp_path / 'cifar-100-python' / name).write_bytes(content)
+  for split, (planes, labels) in zip(
+    read('cifar100', tmp_path), parts, strict=True
+  ):
+    np.testing.assert_array_equal(split.images.transpose(0, 3, 1, 2), planes)
+    np.testing.assert_array_equal(split.labels, labels)
+
+
+@pytest.mark.parametrize(
+  'rename',
+  [
+    lambda name: name.replace('-idx', '.idx'),
+    lambda name: f'{name}/{name}',
+    lambda name: f'{name}/{name.replace("-idx", ".idx")}',
+  ],
+)
+@pytest.mark.parametrize('gzipped', [False, True])
+def test_other_common_names_of_idx_files(tmp_path, rename, gzipped):
+  expected = write_idx(tmp_path / 'published', gzipped=gzipped)
+  for name in IDX:
+    new = tmp_path / f'{rename(name)}{".gz" * gzipped}'
+    new.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'published' / f'{name}{".gz" * gzipped}').rename(new)
+  train, test = read('mnist', tmp_path)
+  np.testing.assert_array_equal(train.images[..., 0], expected[0])
+  np.testing.assert_array_equal(test.labels, expected[3])
+
+
+@pytest.mark.parametrize('protocol', [2, 5])
+def test_cifar_labels_that_are_numpy_integers(tmp_path, protocol):
+  class AsTheyAre(np.ndarray):
+    def tolist(self):
+      return list(np.asarray(self))
+
+  parts = write_cifar(
+    tmp_path,
+    lambda planes, labels: pickled(planes, labels.view(AsTheyAre), protocol),
+    '',
+    'cifar-10-batches-py',
+  )
+  content = (tmp_path / 'cifar-10-batches-py' / 'test_batch').read_bytes()
+  assert b'scalar' in content
+  check_cifar(read('cifar10', tmp_path), parts)
+
+
 @pytest.mark.parametrize('gzipped', [False, True])
 def test_idx(tmp_path, gzipped):
   expected = write_idx(tmp_path, gzipped=gzipped)
-  train, test = files.read_idx(tmp_path)
+  train, test = read('mnist', tmp_path)
   for split, images, labels in (
     (train, *expected[:2]),
     (test, *expected[2:]),
@@ -122,16 +239,16 @@ def test_idx(tmp_path, gzipped):
 
 
 def test_absent_files_are_none(tmp_path):
-  assert files.read_idx(tmp_path) is None
-  assert files.read_cifar10(tmp_path) is None
-  assert files.read_svhn(tmp_path) is None
+  assert read('mnist', tmp_path) is None
+  assert read('cifar10', tmp_path) is None
+  assert read('svhn', tmp_path) is None
 
 
 def test_an_incomplete_set_is_named(tmp_path):
   write_idx(tmp_path)
   (tmp_path / 't10k-labels-idx1-ubyte').unlink()
   with pytest.raises(FileNotFoundError, match='t10k-labels'):
-    files.read_idx(tmp_path)
+    read('mnist', tmp_path)
 
 
 @pytest.mark.parametrize('gzipped', [False, True])
@@ -143,23 +260,25 @@ def test_truncated_idx(tmp_path, name, gzipped):
   for size in (0, 3, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:size])
     with pytest.raises(ValueError, match=path.name):
-      files.read_idx(tmp_path)
+      read('mnist', tmp_path)
 
 
 def test_idx_says_both_sizes(tmp_path):
   write_idx(tmp_path)
   path = tmp_path / 'train-images-idx3-ubyte'
   path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(ValueError, match=f'100 bytes, expected {16 + 7 * 784}'):
-    files.read_idx(tmp_path)
+  with pytest.raises(ValueError, match=f'100 unpacked, {16 + 7 * 784} for'):
+    read('mnist', tmp_path)
 
 
 def test_images_in_place_of_labels(tmp_path):
   write_idx(tmp_path)
   images = tmp_path / 'train-images-idx3-ubyte'
   (tmp_path / 'train-labels-idx1-ubyte').write_bytes(images.read_bytes())
-  with pytest.raises(ValueError, match='number 0x803.*expected 0x801'):
-    files.read_idx(tmp_path)
+  with pytest.raises(
+    ValueError, match='expected .* number 0x801 .*with 0x00000803'
+  ):
+    read('mnist', tmp_path)
 
 
 def test_labels_of_the_other_split(tmp_path):
@@ -167,7 +286,7 @@ def test_labels_of_the_other_split(tmp_path):
   labels = tmp_path / 't10k-labels-idx1-ubyte'
   (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels.read_bytes())
   with pytest.raises(ValueError, match='7 images but .* 5 labels'):
-    files.read_idx(tmp_path)
+    read('mnist', tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +299,8 @@ def test_labels_of_the_other_split(tmp_path):
 )
 def test_cifar10_folders(tmp_path, encode, suffix, folder):
   parts = write_cifar(tmp_path, encode, suffix, folder)
-  check_cifar(files.read_cifar10(tmp_path), parts)
-  check_cifar(files.read_cifar10(tmp_path / folder), parts)
+  check_cifar(read('cifar10', tmp_path), parts)
+  check_cifar(read('cifar10', tmp_path / folder), parts)
 
 
 @pytest.mark.parametrize(
@@ -197,17 +316,17 @@ def test_cifar10_archives(tmp_path, encode, suffix, folder, archive):
     f'{folder}/{name}{suffix}': encode(*part) for name, part in parts.items()
   }
   write_tar(tmp_path / archive, {**contents, f'{folder}/readme.html': b'x'})
-  check_cifar(files.read_cifar10(tmp_path), parts)
+  check_cifar(read('cifar10', tmp_path), parts)
   assert os.listdir(tmp_path) == [archive]
 
   whole = (tmp_path / archive).read_bytes()
   (tmp_path / archive).write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(ValueError, match=f'{archive}.*no whole tar.gz'):
-    files.read_cifar10(tmp_path)
+  with pytest.raises(ValueError, match=f'{archive}: .* expected a tar.gz'):
+    read('cifar10', tmp_path)
   contents.popitem()
   write_tar(tmp_path / archive, contents)
-  with pytest.raises(ValueError, match=f'lacks .*test_batch{suffix}'):
-    files.read_cifar10(tmp_path)
+  with pytest.raises(ValueError, match=f'{archive}.*test_batch{suffix}'):
+    read('cifar10', tmp_path)
 
 
 def test_a_python_2_batch(tmp_path):
@@ -226,7 +345,7 @@ def test_a_python_2_batch(tmp_path):
   folder.mkdir()
   for name in BATCHES:
     (folder / name).write_bytes(content)
-  train, test = files.read_cifar10(tmp_path)
+  train, test = read('cifar10', tmp_path)
   np.testing.assert_array_equal(
     test.images.transpose(0, 3, 1, 2).reshape(2, -1), planes
   )
@@ -248,7 +367,7 @@ def test_a_pickle_cannot_execute(tmp_path, protocol):
   content = pickle.dumps({b'data': Attack(tmp_path / 'owned')}, protocol)
   (tmp_path / 'cifar-10-batches-py' / 'data_batch_2').write_bytes(content)
   with pytest.raises(ValueError, match='data_batch_2.*refused.*mkdir'):
-    files.read_cifar10(tmp_path)
+    read('cifar10', tmp_path)
   assert not (tmp_path / 'owned').exists()
   pickle.loads(content)  # the attack itself works
   assert (tmp_path / 'owned').exists()
@@ -267,13 +386,13 @@ def test_truncated_cifar10(tmp_path, encode, suffix, folder):
   whole = path.read_bytes()
   for size in (0, 3073, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:size])
-    with pytest.raises(ValueError, match=f'{path.name}: .*, expected'):
-      files.read_cifar10(tmp_path)
+    with pytest.raises(ValueError, match=f'{path.name}.* expected'):
+      read('cifar10', tmp_path)
 
 
 def test_svhn(tmp_path):
   write_svhn(tmp_path)
-  train, test = files.read_svhn(tmp_path)
+  train, test = read('svhn', tmp_path)
   assert train.labels.tolist() == [0, 1, 2, 9, 0, 5]
   np.testing.assert_array_equal(
     train.images.transpose(1, 2, 3, 0), pixels((32, 32, 3, 6), 0)
@@ -290,7 +409,7 @@ def test_damaged_svhn(tmp_path):
   for size in (0, 100, len(whole) // 2, len(whole) - 1):
     path.write_bytes(whole[:size])
     with pytest.raises(ValueError, match=r'train_32x32.mat: \d+ bytes, exp'):
-      files.read_svhn(tmp_path)
+      read('svhn', tmp_path)
   images = pixels((32, 32, 3, 2))
   for content in (
     {'X': images},
@@ -300,4 +419,4 @@ def test_damaged_svhn(tmp_path):
   ):
     scipy.io.savemat(path, content)
     with pytest.raises(ValueError, match='train_32x32.mat'):
-      files.read_svhn(tmp_path)
+      read('svhn', tmp_path)

@@ -101,7 +101,7 @@ def write_tree(root):
 def test_tree(tmp_path, caplog):
   write_tree(tmp_path)
   with caplog.at_level('INFO'):
-    train, val = imagenet.read(tmp_path)
+    train, val = imagenet.read(imagenet.find(tmp_path))
   for split in (train, val):
     assert split.images.shape == (3, 64, 64, 3)
     assert split.images.dtype == np.uint8
@@ -113,9 +113,9 @@ def test_tree(tmp_path, caplog):
 
 
 def test_no_tree(tmp_path):
-  assert imagenet.read(tmp_path) is None
+  assert imagenet.find(tmp_path) == []
   save(tmp_path / 'train' / 'n02123045' / 'a.JPEG', (1, 2, 3))
-  assert imagenet.read(tmp_path) is None
+  assert imagenet.find(tmp_path) == []
 
 
 def test_a_broken_image_is_named(tmp_path):
@@ -125,4 +125,4 @@ def test_a_broken_image_is_named(tmp_path):
   for size in (0, 10, len(whole) // 2):
     path.write_bytes(whole[:size])
     with pytest.raises(ValueError, match='n02123045/a.JPEG: not a whole'):
-      imagenet.read(tmp_path)
+      imagenet.read(imagenet.find(tmp_path))

@@ -1,5 +1,7 @@
+import functools
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,12 +26,17 @@ def forbid(*args, **kwargs):
 
 
 def write_published(name, folder):
-  if name in ('mnist', 'fashion_mnist'):
+  folder.mkdir(parents=True, exist_ok=True)
+  if name in ('mnist', 'fashion_mnist', 'kmnist'):
     published.write_idx(folder)
+  elif name == 'qmnist' or name.startswith('emnist'):
+    published.write_relative(name, folder)
   elif name == 'cifar10':
     published.write_cifar(
       folder, published.binary, '.bin', 'cifar-10-batches-bin'
     )
+  elif name == 'cifar100':
+    published.write_cifar100(folder)
   elif name == 'svhn':
     published.write_svhn(folder)
   else:
@@ -44,15 +51,22 @@ def check_equal(one, other):
   assert one.epsilon == other.epsilon
 
 
+def home(name, root):
+  """Where the files of a set are looked for first."""
+  return root / catalogue.FACTS[name].folders[0]
+
+
 @pytest.mark.parametrize('name', catalogue.FACTS)
 def test_published_files_then_cache(tmp_path, monkeypatch, name):
-  write_published(name, tmp_path / name)
+  write_published(name, home(name, tmp_path))
   first = datasets.load(name, data_dir=tmp_path)
-  assert first.name == name
+  assert first.name == first.source == name
   assert first.train.images.dtype == np.uint8
   assert first.train.labels.dtype == np.int32
   assert first.epsilon == catalogue.FACTS[name].epsilon
-  monkeypatch.setattr(datasets, '_from_files', forbid)
+  facts = catalogue.FACTS[name]
+  unread = facts.format._replace(read=forbid)
+  monkeypatch.setitem(catalogue.FACTS, name, facts._replace(format=unread))
   second = datasets.load(name, data_dir=tmp_path)
   assert isinstance(second.train.images, np.memmap)
   check_equal(first, second)
@@ -78,7 +92,7 @@ def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', catalogue.FACTS)
 def test_files_directly_in_the_folder(tmp_path, name):
-  write_published(name, tmp_path / name)
+  write_published(name, home(name, tmp_path))
   write_published(name, tmp_path / 'alone')
   check_equal(
     datasets.load(name, data_dir=tmp_path / 'alone'),
@@ -119,7 +133,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
   path = cache.folder('mnist', tmp_path) / 'train_images.npy'
   whole = path.read_bytes()
   for size in (0, 50, len(whole) // 2):
-    path.unlink()  # `first` still maps the old file
+    path.unlink()
     path.write_bytes(whole[:size])
     caplog.clear()
     check_equal(first, datasets.load('mnist', data_dir=tmp_path))
@@ -156,21 +170,109 @@ def test_a_folder_that_cannot_be_written(tmp_path, caplog):
   assert 'prepared arrays are not kept' in caplog.text
 
 
-def constant_split(num, label, shape=(2, 2, 1)):
-  return splits.Split(
-    np.zeros((num, *shape), np.uint8), np.full(num, label, np.int32)
+def claim_whole(monkeypatch, name, *, num, **changes):
+  """Has the catalogue say that the published set is the one just written."""
+  train, test = num
+  facts = catalogue.FACTS[name]._replace(
+    train_counts=tuple(np.bincount(train, minlength=10)),
+    test_counts=tuple(np.bincount(test, minlength=10)),
+    checksum=None,
+  )
+  monkeypatch.setitem(catalogue.FACTS, name, facts._replace(**changes))
+
+
+def test_a_whole_set_is_known_by_its_counts_and_checksum(tmp_path, monkeypatch):
+  _, train_labels, _, test_labels = published.write_idx(tmp_path)
+  found = datasets.load('mnist', data_dir=tmp_path)
+  assert found.fingerprint  # of another size than the published one
+  num = train_labels, test_labels
+  claim_whole(monkeypatch, 'mnist', num=num)
+  assert datasets.load('mnist', data_dir=tmp_path).fingerprint is None
+
+  claim_whole(monkeypatch, 'mnist', num=num[::-1])
+  with pytest.raises(ValueError, match='exchanged'):
+    datasets.load('mnist', data_dir=tmp_path)
+  for part, labels in (('train', train_labels), ('test', test_labels)):
+    counts = np.bincount(labels, minlength=10)
+    first, other = counts.argmax(), counts.argmin()
+    moved = counts.copy()
+    moved[first], moved[other] = counts[first] - 1, counts[other] + 1
+    claim_whole(monkeypatch, 'mnist', num=num, **{f'{part}_counts': moved})
+    with pytest.raises(
+      ValueError, match=f'{part}: . images of .*, expected .; .* damaged'
+    ):
+      datasets.load('mnist', data_dir=tmp_path)
+
+  shutil.rmtree(cache.folder('mnist', tmp_path))
+  digest = splits.checksum(found.train, found.test)
+  claim_whole(monkeypatch, 'mnist', num=num, checksum=digest)
+  datasets.load('mnist', data_dir=tmp_path)
+  claim_whole(monkeypatch, 'mnist', num=num, checksum=digest[::-1])
+  shutil.rmtree(cache.folder('mnist', tmp_path))
+  with pytest.raises(ValueError, match='not the published ones'):
+    datasets.load('mnist', data_dir=tmp_path)
+  assert not cache.folder('mnist', tmp_path).exists()
+
+
+def test_checksum_is_of_the_examples_in_any_order():
+  images = published.pixels((6, 2, 2, 1))
+  labels = np.arange(6, dtype=np.int32)
+  order = np.random.default_rng(0).permutation(6)
+  whole = splits.Split(images, labels)
+  first = splits.checksum(whole, whole)
+  shuffled = splits.Split(images[order], labels[order])
+  assert splits.checksum(shuffled, whole) == first
+  for changed in (
+    splits.Split(images[order], labels),
+    splits.Split(images ^ 1, labels),
+    splits.Split(images[[0, 0, 2, 3, 4, 5]], labels[[0, 0, 2, 3, 4, 5]]),
+  ):
+    assert splits.checksum(changed, whole) != first
+    assert splits.checksum(whole, changed) != first
+  assert splits.checksum(shuffled, splits.Split(images ^ 1, labels)) != (
+    splits.checksum(splits.Split(images ^ 1, labels), shuffled)
   )
 
 
-def test_exchanged_and_foreign_files():
-  facts = catalogue.FACTS['mnist']
-  train, test = constant_split(60_000, 1), constant_split(10_000, 1)
-  with pytest.raises(ValueError, match='exchanged'):
-    datasets._compare_with_published(facts, test, train, 'here')
-  with pytest.raises(ValueError, match='0 test images .* expected 980'):
-    datasets._compare_with_published(facts, train, test, 'here')
-  test.labels[:980] = 0
-  datasets._compare_with_published(facts, train, test, 'here')
+def test_changed_files_are_read_again(tmp_path, caplog):
+  write_published('mnist', tmp_path / 'mnist')
+  first = datasets.load('mnist', data_dir=tmp_path)
+  path = tmp_path / 'mnist' / 'train-images-idx3-ubyte'
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)  # of the same size
+  with caplog.at_level(logging.INFO):
+    second = datasets.load('mnist', data_dir=tmp_path)
+  assert 'mnist: its files have changed' in caplog.text
+  assert second.train.images[-1, -1, -1, 0] == content[-1]
+  assert first.fingerprint != second.fingerprint
+  check_equal(second, datasets.load('mnist', data_dir=tmp_path))
+  for name in published.IDX:  # larger ones
+    num = 20 if name.startswith('train') else 10
+    array = published.pixels((num, *published.IDX[name][1:])) % 10
+    (tmp_path / 'mnist' / name).write_bytes(published.idx_bytes(array))
+  third = datasets.load('mnist', data_dir=tmp_path)
+  assert (len(third.train.labels), len(third.test.labels)) == (20, 10)
+
+
+def test_a_synset_that_is_added_is_read(tmp_path):
+  imagenet_tree.write_tree(tmp_path)
+  load = functools.partial(
+    datasets.load, 'restricted_imagenet', data_dir=tmp_path
+  )
+  assert len(load().train.labels) == 3
+  imagenet_tree.save(tmp_path / 'train' / 'n01978287' / 'a.JPEG', (9, 9, 9))
+  assert load().train.labels.tolist() == [2, 3, 3, 1]
+
+
+def test_prepared_arrays_outlive_their_files_and_move(tmp_path, monkeypatch):
+  write_published('mnist', tmp_path / 'a' / 'mnist')
+  first = datasets.load('mnist', data_dir=tmp_path / 'a')
+  (tmp_path / 'a').rename(tmp_path / 'b')
+  second = datasets.load('mnist', data_dir=tmp_path / 'b')
+  assert isinstance(second.train.images, np.memmap)
+  shutil.rmtree(tmp_path / 'b' / 'mnist')
+  check_equal(first, datasets.load('mnist', data_dir=tmp_path / 'b'))
 
 
 def test_wrong_image_size(tmp_path):
@@ -179,7 +281,7 @@ def test_wrong_image_size(tmp_path):
     num = published.IDX[f'{part}-labels-idx1-ubyte'][0]
     content = published.idx_bytes(np.zeros((num, 20, 20), np.uint8))
     (tmp_path / f'{part}-images-idx3-ubyte').write_bytes(content)
-  with pytest.raises(ValueError, match=r'\(20, 20, 1\).*\(28, 28, 1\)'):
+  with pytest.raises(ValueError, match=r'20, 20, 1.*, expected .*28, 28, 1'):
     datasets.load('mnist', data_dir=tmp_path)
 
 
@@ -212,6 +314,10 @@ def test_own_arrays(tmp_path):
   np.testing.assert_array_equal(own.test.labels, [2, 0])
   assert own.train.labels.dtype == np.int32
   assert own.class_names == ('0', '1', '2')
+  assert own.name == 'own'
+  assert own.path == own.source == str(path)
+  np.savez(tmp_path / 'mnist.npz', **arrays)
+  assert datasets.load(tmp_path / 'mnist.npz').name == 'mnist.npz'
   assert own.epsilon is None
   np.savez(path, **own_arrays(class_names=np.array(['a', 'b', 'c', 'd'])))
   assert datasets.load(str(path)).class_names == ('a', 'b', 'c', 'd')
@@ -220,17 +326,35 @@ def test_own_arrays(tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'test_labels': None}, 'lacks test_labels'),
+    (
+      {'test_labels': None},
+      'train_images, train_labels, test_images, not test_labels',
+    ),
+    (
+      {'train_labels': np.array([-1, 1, 1, -1, 1, 1])},
+      r'\(labels [+] 1\) // 2',
+    ),
+    ({'train_labels': np.array([3, 1, 2, 3, 2, 1])}, ': labels - 1'),
+    (
+      {'train_labels': np.uint64([2**53, 2**53 + 1, 0, 0, 0, 0])},
+      'from 0 to 9007199254740993, .* np.searchsorted',
+    ),
+    ({'train_labels': np.eye(6)}, r'float64 .*labels.argmax\(1\)'),
+    (
+      {'train_images': published.pixels((6, 3, 16, 16))},
+      r'channels first; .*images.transpose\(0, 2, 3, 1\)',
+    ),
+    ({'train_images': published.pixels((6, 1, 28, 28))}, 'channels first'),
     ({'train_labels': np.array([0, 1, 2, 0, 1, -1])}, '-1 to 2'),
     ({'train_labels': np.array([0, 1, 2, 0, 1, 99])}, '0 to 99'),
     ({'test_labels': np.array([3, 0])}, 'labels from 0 to 3, .* 0 to 2'),
     ({'train_labels': np.arange(6) / 1.0}, 'labels are float64'),
-    ({'train_labels': np.zeros((6, 1), int)}, r'shape \(6, 1\)'),
+    ({'train_labels': np.zeros((6, 2), int)}, r'shape \(6, 2\)'),
     ({'train_labels': np.array([0, 1])}, '6 images but 2 labels'),
-    ({'train_images': np.zeros((6, 5, 4), np.uint8)}, r'\(6, 5, 4\)'),
+    ({'train_images': np.zeros((6, 5), np.uint8)}, r'\(6, 5\)'),
+    ({'train_images': np.zeros((6, 5, 4), np.uint8)}, 'of one shape'),
     ({'train_images': np.zeros((6, 5, 4, 3), np.int64)}, 'int64'),
-    ({'train_images': np.full((6, 5, 4, 3), np.nan)}, 'NaN'),
-    ({'train_images': np.full((6, 5, 4, 3), 1.5)}, 'from 1.5 to 1.5'),
+    ({'train_images': np.full((6, 5, 4, 3), 0.5)}, r'round\(255 \* images\)'),
     ({'train_images': np.full((6, 5, 4, 3), 'x')}, '<U1'),
     ({'train_images': np.full((6, 5, 4, 3), None)}, 'allow_pickle'),
     ({'test_images': np.zeros((2, 5, 5, 3), np.uint8)}, 'of one shape'),
@@ -267,17 +391,86 @@ def test_damaged_own_file(tmp_path):
   whole = path.read_bytes()
   for content in (b'', b'text', whole[: len(whole) // 2], whole[:-1]):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='not a whole .npz'):
+    with pytest.raises(ValueError, match='bytes, expected an .npz'):
       datasets.load(str(path))
   damaged = bytearray(whole)
   damaged[whole.index(b'PK\1\2') + 6] = 200  # version needed to unpack
   path.write_bytes(damaged)
-  with pytest.raises(ValueError, match='not a whole .npz'):
+  with pytest.raises(ValueError, match='bytes, expected an .npz'):
     datasets.load(str(path))
   with path.open('wb') as file:
     np.save(file, np.zeros(3))
   with pytest.raises(ValueError, match='own.npz'):
     datasets.load(str(path))
+
+
+def test_own_data_is_known_by_its_digest_wherever_it_lies(tmp_path):
+  found = []
+  for folder in ('a', 'b'):
+    (tmp_path / folder).mkdir()
+    np.savez(tmp_path / folder / 'own.npz', **own_arrays())
+    found.append(datasets.load(tmp_path / folder / 'own.npz'))
+  assert found[0].fingerprint == found[1].fingerprint
+  assert found[0].path != found[1].path
+  np.savez(
+    tmp_path / 'b' / 'own.npz', **own_arrays(test_labels=np.ones(2, int))
+  )
+  changed = datasets.load(tmp_path / 'b' / 'own.npz')
+  assert changed.fingerprint != found[0].fingerprint
+
+
+def test_keras_keys_are_named(tmp_path):
+  path = tmp_path / 'mnist.npz'
+  arrays = own_arrays()
+  np.savez(path, x_train=arrays['train_images'], y_train=arrays['train_labels'])
+  with pytest.raises(ValueError, match='it has x_train, y_train, not train_im'):
+    datasets.load(path)
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (b'\n<!DOCTYPE html>\n<html></html>', 'is a web page'),
+    (b'<HTML><body>404', 'is a web page'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
+    (None, 'is a folder'),
+  ],
+)
+def test_what_is_no_data_at_all(tmp_path, content, message):
+  path = tmp_path / 'own.npz'
+  path.mkdir() if content is None else path.write_bytes(content)
+  with pytest.raises(ValueError, match=f'own.npz {message}|own.npz.*{message}'):
+    datasets.load(path)
+  if content is not None:
+    for name in ('mnist', 'cifar10', 'svhn'):
+      write_published(name, tmp_path / name)
+      for file in (tmp_path / name).rglob('*'):
+        if file.is_file():
+          file.write_bytes(content)
+      with pytest.raises(ValueError, match=message):
+        datasets.load(name, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_medmnist_as_published(tmp_path, caplog, channels):
+  path = tmp_path / 'somemnist.npz'
+  arrays = {}
+  for seed, (part, num) in enumerate((('train', 6), ('val', 2), ('test', 4))):
+    arrays[f'{part}_images'] = published.pixels((num, 28, 28, *channels), seed)
+    arrays[f'{part}_labels'] = np.arange(num, dtype=np.uint8)[:, None] % 3
+  np.savez_compressed(path, **arrays)
+  with caplog.at_level(logging.INFO):
+    dataset = datasets.load(path)
+  assert 'val_images are left out' in caplog.text
+  assert dataset.name == 'somemnist'
+  for split, part in ((dataset.train, 'train'), (dataset.test, 'test')):
+    images = arrays[f'{part}_images'].reshape(-1, 28, 28, *(channels or (1,)))
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, arrays[f'{part}_labels'][:, 0])
+  arrays['train_labels'] = np.zeros((6, 14), np.uint8)  # many labels at once
+  np.savez_compressed(path, **arrays)
+  with pytest.raises(ValueError, match=r'\(6, 14\), expected integers'):
+    datasets.load(path)
 
 
 def test_unknown_name():
@@ -294,12 +487,12 @@ def test_no_data_and_no_network(tmp_path, monkeypatch, name):
     datasets.load(name, data_dir=tmp_path)
   assert time.monotonic() - start < 5
   assert str(tmp_path / name) in str(error.value)
-  assert catalogue.FACTS[name].files in str(error.value)
+  assert catalogue.FACTS[name].format.wanted in str(error.value)
   assert os.listdir(tmp_path) == []
 
 
-def test_a_silent_network_is_given_up(monkeypatch):
-  monkeypatch.setattr(tfds_source, '_PROBE_SECONDS', 0.2)
+def test_a_silent_network_is_given_up(monkeypatch, tmp_path):
+  monkeypatch.setattr(tfds_source, 'PROBE_SECONDS', 0.2)
   waiting = threading.Event()
 
   def urlopen(*args, **kwargs):
@@ -309,7 +502,7 @@ def test_a_silent_network_is_given_up(monkeypatch):
   monkeypatch.setattr(tfds_source.urllib.request, 'urlopen', urlopen)
   start = time.monotonic()
   with pytest.raises(ConnectionError, match='no answer in 0.2 seconds'):
-    tfds_source._probe('http://example.com')
+    tfds_source.download(catalogue.FACTS['mnist'], tmp_path)
   assert time.monotonic() - start < 1
   waiting.set()
 

@@ -65,8 +65,29 @@ def test_fashion_mnist(real_data_dir, tmp_path):
 
 def test_mnist_is_not_taken_for_fashion_mnist(real_data_dir, tmp_path):
   (tmp_path / 'fashion_mnist').symlink_to(real_data_dir / 'mnist')
-  with pytest.raises(ValueError, match='980 test images .* expected 1000'):
+  with pytest.raises(ValueError, match='5923 images of .*, expected 6000'):
     datasets.load('fashion_mnist', data_dir=tmp_path)
+  assert not (tmp_path / 'prepared').exists()
+
+
+def test_images_that_are_not_the_published_ones(real_data_dir, tmp_path):
+  published = real_data_dir / 'cifar10' / 'cifar-10-batches-bin'
+  if not published.is_dir():
+    pytest.skip(f'no {published}')
+  folder = tmp_path / 'cifar10'
+  folder.mkdir()
+  for path in published.iterdir():
+    (folder / path.name).symlink_to(path)
+  damaged = folder / 'data_batch_5.bin'
+  whole = bytearray(damaged.read_bytes())
+  damaged.unlink()
+  damaged.write_bytes(whole[:20_000_000] + bytes(len(whole) - 20_000_000))
+  with pytest.raises(ValueError, match="images of 'airplane', expected 5000"):
+    datasets.load('cifar10', data_dir=tmp_path)
+  whole[-1] ^= 1  # one bit of one pixel
+  damaged.write_bytes(whole)
+  with pytest.raises(ValueError, match='not the published ones'):
+    datasets.load('cifar10', data_dir=tmp_path)
   assert not (tmp_path / 'prepared').exists()
 
 

@@ -116,7 +116,7 @@ def test_published_files_come_first(tmp_path):
 
 def test_damaged_folder(tmp_path):
   prepare_mnist(tmp_path)
-  assert tfds_source.read(catalogue.FACTS['mnist'], tmp_path) is not None
+  assert tfds_source.find(catalogue.FACTS['mnist'], tmp_path)[1]
   (shard,) = tmp_path.glob('mnist/*/mnist-train*')
   shard.write_bytes(shard.read_bytes()[:100])
   with pytest.raises(ValueError, match='mnist'):
@@ -128,7 +128,7 @@ def test_a_folder_that_only_tensorflow_reads(tmp_path, caplog):
   prepare_mnist(tmp_path)
   (info,) = tmp_path.glob('mnist/*/dataset_info.json')
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-  assert tfds_source.read(catalogue.FACTS['mnist'], tmp_path) is None
+  assert not tfds_source.find(catalogue.FACTS['mnist'], tmp_path)[1]
   assert 'not prepared with file_format=array_record' in caplog.text
 
 
@@ -210,8 +210,9 @@ def test_checksums_of_every_url_are_known():
 def test_no_folder_does_not_import_tfds(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  assert tfds_source.read(catalogue.FACTS['mnist'], tmp_path) is None
+  assert not tfds_source.find(catalogue.FACTS['mnist'], tmp_path)[1]
   (tmp_path / 'mnist' / '3.0.1').mkdir(parents=True)
-  (tmp_path / 'mnist' / '3.0.1' / 'dataset_info.json').write_text('{}')
+  info = tmp_path / 'mnist' / '3.0.1' / 'dataset_info.json'
+  info.write_text('{"fileFormat": "array_record"}')
   with pytest.raises(ValueError, match='tensorflow_datasets'):
-    tfds_source.read(catalogue.FACTS['mnist'], tmp_path)
+    datasets.load('mnist', data_dir=tmp_path)

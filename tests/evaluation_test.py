@@ -1,18 +1,18 @@
 """Evaluation against counting in NumPy, whatever the batch."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from flax import linen as nn
 
-from robustlip import attacks, evaluation, lipschitz, models
+from robustlip import attacks, evaluation, lipschitz
 from robustlip.datasets import Split
+from robustlip.images import from_bytes
+from robustlip.types import Batch
 
+KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 SPLIT = Split(
   RNG.integers(60, 200, (37, 3, 3, 1), np.uint8),
@@ -20,27 +20,11 @@ SPLIT = Split(
 )
 WEIGHTS = RNG.normal(size=(9, 2)).astype(np.float32)
 EPSILON = 0.02
-
-
-class Linear(nn.Module):
-  """Two classes, no parameters."""
-
-  @nn.compact
-  def __call__(self, inputs, train=False):
-    return (inputs - 0.5).reshape(len(inputs), -1) @ WEIGHTS
-
-
-def measured(batch_size, split=SPLIT):
-  evaluator = evaluation.Evaluator(
-    partial(models.logits_fn, Linear()),
-    attack=partial(attacks.pgd, epsilon=EPSILON),
-    ratios=lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios,
-    batch_size=batch_size,
-  )
-  return evaluator({}, split, jax.random.key(0))
-
-
 FOUR = RNG.normal(size=(9, 4)).astype(np.float32)
+
+
+def linear(inputs):
+  return (inputs - 0.5).reshape(len(inputs), -1) @ WEIGHTS
 
 
 def bumpy(inputs):
@@ -48,117 +32,227 @@ def bumpy(inputs):
   return jnp.sin(20 * inputs).reshape(len(inputs), -1) @ FOUR
 
 
-LABELS_OF_FOUR = np.asarray(bumpy(SPLIT.images / np.float32(255)).argmax(-1))
-
-
-class TwoLayers(nn.Module):
-  @nn.compact
-  def __call__(self, inputs, train=False):
-    hidden = nn.Dense(100)(inputs.reshape(len(inputs), -1))
-    return nn.Dense(2)(hidden)
-
-
-class EvaluationTest(chex.TestCase):
-  def test_accuracies_of_a_linear_network_are_exact(self):
-    outcome = measured(8)
-    direction = WEIGHTS[:, 1] - WEIGHTS[:, 0]
-    scores = (SPLIT.images.reshape(37, 9) / 255 - 0.5) @ direction
-    margins = np.where(SPLIT.labels == 1, scores, -scores)
-    correct = margins > 0
-    robust = margins > EPSILON * np.abs(direction).sum()
-    np.testing.assert_array_equal(outcome.correct, correct)
-    np.testing.assert_array_equal(outcome.robust, robust)
-    assert robust.any() and (correct & ~robust).any() and (~correct).any()
-
-  def test_features_are_counted_and_fitted(self):
-    expected = 4 * (100 + 2 + 2)  # both layers, and what the network returns
-    assert evaluation.feature_bytes(TwoLayers(), (3, 3, 1)) == expected
-    fits = partial(evaluation.fitting_batch_size, TwoLayers())
-    devices = jax.local_device_count()
-    assert fits((3, 3, 1)) == devices * evaluation.MAX_BATCH_SIZE
-    copies = evaluation.CPU_CACHE_BYTES // (7 * expected)
-    assert fits((3, 3, 1), copies=copies) == devices * 7
-    smallest = devices * evaluation.MIN_BATCH_SIZE
-    assert fits((3, 3, 1), copies=10**9) == smallest
-
-  @parameterized.parameters(1, 10, 37, 1000)
-  def test_the_batch_size_changes_nothing(self, batch_size):
-    chex.assert_trees_all_close(measured(batch_size), measured(8), rtol=1e-6)
-
-  @parameterized.parameters('pgd', 'multi_targeted')
-  def test_attempts_in_turn_find_what_all_at_once_find(self, name):
-    split = Split(SPLIT.images, LABELS_OF_FOUR)
-    attack = {
-      'pgd': partial(attacks.pgd, num_restarts=3),
-      'multi_targeted': partial(attacks.multi_targeted, num_classes=4),
-    }[name]
-    attack = partial(attack, epsilon=0.05, num_steps=1)
-
-    def robust(attack, attempts):
-      evaluator = evaluation.Evaluator(
-        lambda variables: bumpy,
-        attack=attack,
-        ratios=None,
-        batch_size=8,
-        attempts=attempts,
-      )
-      return evaluator.accuracies({}, split, jax.random.key(0))[1]
-
-    def only_the_first(*args, attempt):
-      return attack(*args, attempt=0 * attempt)
-
-    np.testing.assert_array_equal(robust(attack, 3), robust(attack, 1))
-    several, one = robust(attack, 3).sum(), robust(only_the_first, 3).sum()
-    assert 0 < several < one < 37
-
-  def test_images_that_are_scaled_already_are_refused(self):
-    scaled = SPLIT._replace(images=SPLIT.images / np.float32(255))
-    with pytest.raises(ValueError, match='must be uint8'):
-      measured(8, scaled)
-
-  def test_every_image_needs_a_label(self):
-    for labels in (SPLIT.labels[:-1], SPLIT.labels[:, None]):
-      with pytest.raises(ValueError, match='as many labels'):
-        measured(8, SPLIT._replace(labels=labels))
-
-  def test_empty_batches_are_refused(self):
-    with pytest.raises(ValueError, match='batch_size must be at least 1'):
-      measured(0)
-
-  def test_a_network_that_is_always_wrong_is_not_attacked(self):
-    split = Split(SPLIT.images, np.full(37, 1, np.int32))
-    evaluator = evaluation.Evaluator(
-      lambda variables: always_the_first,
-      attack=None,  # calling it would raise
-      ratios=lambda logits_fn, inputs, keys: jnp.zeros(len(inputs)),
-      batch_size=8,
-    )
-    outcome = evaluator({}, split, jax.random.key(0))
-    assert not outcome.correct.any() and not outcome.robust.any()
-
-  def test_logits_that_are_not_finite_classify_nothing(self):
-    evaluator = evaluation.Evaluator(
-      lambda variables: lambda inputs: jnp.nan * always_the_first(inputs),
-      attack=None,
-      ratios=None,
-      batch_size=8,
-    )
-    split = Split(SPLIT.images, np.zeros(37, np.int32))
-    correct, robust = evaluator.accuracies({}, split, jax.random.key(0))
-    assert not correct.any() and not robust.any()
-
-
 def always_the_first(inputs):
   return jnp.zeros((len(inputs), 2)).at[:, 0].set(1.0)
 
 
-def test_summary_has_gaps_in_percent():
-  train = evaluation.Outcome(
-    np.array([1, 1, 1, 1], bool), np.array([1, 1, 1, 0], bool), np.ones(4)
+LABELS_OF_FOUR = np.asarray(bumpy(from_bytes(SPLIT.images)).argmax(-1))
+HARD = Split(SPLIT.images, LABELS_OF_FOUR)
+
+
+def evaluator(function=linear, names='pgd', batch_size=8, **settings):
+  settings = dict(epsilon=EPSILON, num_classes=2) | settings
+  return evaluation.Evaluator(
+    lambda variables: function,
+    cascade=attacks.cascade(names, **settings) if names else (),
+    ratios={
+      'eq3': lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios
+    },
+    batch_size=batch_size,
   )
-  test = evaluation.Outcome(
-    np.array([1, 0], bool), np.array([0, 0], bool), np.array([2.0, 4.0])
-  )
-  record = evaluation.summary(train, test)
-  assert record['gap'] == 50 and record['adv_gap'] == 75
-  assert record['train_lipschitz'] == 1 and record['test_lipschitz'] == 3
+
+
+def exact(epsilon=EPSILON):
+  """Who is right, and who stays so, under a linear network of two classes."""
+  direction = WEIGHTS[:, 1] - WEIGHTS[:, 0]
+  scores = (SPLIT.images.reshape(37, 9) / 255 - 0.5) @ direction
+  margins = np.where(SPLIT.labels == 1, scores, -scores)
+  return margins > 0, margins > epsilon * np.abs(direction).sum()
+
+
+class EvaluationTest(chex.TestCase):
+  def test_accuracies_of_a_linear_network_are_exact(self):
+    attacked = evaluator().accuracies({}, SPLIT, KEY)
+    correct, robust = exact()
+    np.testing.assert_array_equal(attacked.correct, correct)
+    np.testing.assert_array_equal(attacked.robust, robust)
+    np.testing.assert_array_equal(attacked.broken_by == 0, correct & ~robust)
+    assert robust.any() and (correct & ~robust).any() and (~correct).any()
+
+  @parameterized.parameters(1, 10, 37, 1000)
+  def test_the_batch_size_changes_nothing(self, batch_size):
+    def measured(batch_size):
+      measure = evaluator(
+        bumpy, 'autoattack', batch_size, num_classes=4, num_steps=3
+      )
+      attacked = measure.accuracies({}, HARD, KEY)
+      return attacked, measure.lipschitz({}, HARD, KEY)
+
+    chex.assert_trees_all_close(measured(batch_size), measured(8), rtol=1e-5)
+
+  def test_stages_in_turn_find_what_all_targets_at_once_find(self):
+    points = attacks.multi_targeted(
+      bumpy,
+      Batch(from_bytes(HARD.images), jnp.asarray(LABELS_OF_FOUR)),
+      KEY,
+      epsilon=0.02,
+      num_classes=4,
+    )
+    whole = np.asarray(bumpy(points).argmax(-1) == LABELS_OF_FOUR)
+    measure = evaluator(bumpy, 'multi_targeted', epsilon=0.02, num_classes=4)
+    attacked = measure.accuracies({}, HARD, KEY)
+    # The starts differ, hence a few of the 37 may.
+    assert abs(whole.sum() - attacked.robust.sum()) <= 3
+    assert len(set(attacked.broken_by)) > 1
+
+  def test_a_stage_is_given_only_what_stands(self):
+    seen = []
+
+    def spying(logits_fn, batch, keys, *, epsilon):
+      jax.debug.callback(lambda x: seen.append(np.array(x)), batch.inputs)
+      return attacks.pgd(logits_fn, batch, keys, epsilon=epsilon)
+
+    stages = attacks.cascade('pgd', epsilon=EPSILON, num_classes=2)
+    stages += (attacks.Stage('spy', spying, {'epsilon': EPSILON}),)
+    measure = evaluation.Evaluator(
+      lambda variables: linear, cascade=stages, batch_size=2
+    )
+    measure.accuracies({}, SPLIT, KEY)
+    jax.effects_barrier()
+    given = np.rint(255 * np.concatenate(seen)).astype(np.uint8)
+    standing = SPLIT.images[exact()[1]]
+    assert {x.tobytes() for x in given} == {x.tobytes() for x in standing}
+
+  def test_points_are_those_that_fool(self):
+    measure = evaluator(bumpy, 'pgd', num_classes=4, epsilon=0.02)
+    attacked = measure.accuracies({}, HARD, KEY, keep_points=True)
+    images = from_bytes(HARD.images)
+    broken = ~attacked.robust
+    assert broken.any() and attacked.robust.any()
+    moved = attacked.points - images
+    assert np.abs(moved).max() <= 0.02 + 1e-6
+    assert not moved[attacked.robust].any()
+    fooled = np.asarray(bumpy(attacked.points).argmax(-1)) != HARD.labels
+    np.testing.assert_array_equal(fooled, broken)
+
+  def test_an_interrupted_cascade_goes_on(self):
+    measure = evaluator(bumpy, 'pgd,apgd_ce,square', num_classes=4, num_steps=5)
+    saved = []
+    whole = measure.accuracies(
+      {}, HARD, KEY, save=lambda *done: saved.append(done)
+    )
+    assert [count for count, _ in saved] == [1, 2, 3]
+    again = measure.accuracies({}, HARD, KEY, done=saved[0])
+    chex.assert_trees_all_equal(again[:3], whole[:3])
+
+  def test_the_accuracy_curve_of_a_linear_network_is_exact(self):
+    radii = [0.04, 0.0, 0.01]
+    curve = evaluator().accuracies_at({}, SPLIT, KEY, radii)
+    assert list(curve) == sorted(radii)
+    for radius, attacked in curve.items():
+      np.testing.assert_array_equal(attacked.robust, exact(radius)[1])
+
+  def test_images_that_are_scaled_already_are_refused(self):
+    scaled = SPLIT._replace(images=SPLIT.images / np.float32(255))
+    with pytest.raises(ValueError, match='must be uint8'):
+      evaluator().accuracies({}, scaled, KEY)
+
+  def test_every_image_needs_a_label(self):
+    for labels in (SPLIT.labels[:-1], SPLIT.labels[:, None]):
+      with pytest.raises(ValueError, match='as many labels'):
+        evaluator().accuracies({}, SPLIT._replace(labels=labels), KEY)
+
+  @parameterized.parameters(lambda x: x + 1, lambda x: 2 * x - 1)
+  def test_labels_that_are_no_classes_are_refused(self, change):
+    split = SPLIT._replace(labels=change(SPLIT.labels))
+    with pytest.raises(ValueError, match=r'labels must be in \[0, 2\)'):
+      evaluator().accuracies({}, split, KEY)
+
+  def test_empty_batches_are_refused(self):
+    with pytest.raises(ValueError, match='batch_size must be at least 1'):
+      evaluator(batch_size=0).accuracies({}, SPLIT, KEY)
+
+  def test_a_network_that_is_always_wrong_is_not_attacked(self):
+    split = Split(SPLIT.images, np.full(37, 1, np.int32))
+    stages = (attacks.Stage('never', None),)  # calling it would raise
+    measure = evaluation.Evaluator(
+      lambda variables: always_the_first, cascade=stages
+    )
+    attacked = measure.accuracies({}, split, KEY)
+    assert not attacked.correct.any() and not attacked.robust.any()
+    assert (attacked.broken_by == evaluation.UNBROKEN).all()
+
+  def test_logits_that_are_not_finite_classify_nothing(self):
+    split = Split(SPLIT.images, np.zeros(37, np.int32))
+    for bad in (jnp.nan, jnp.inf):
+      attacked = evaluator(
+        lambda inputs, bad=bad: bad + always_the_first(inputs)
+      ).accuracies({}, split, KEY)
+      assert not attacked.correct.any() and not attacked.robust.any()
+
+  def test_a_class_that_is_never_predicted_changes_nothing(self):
+    def masked(inputs):
+      never = jnp.full((len(inputs), 1), -jnp.inf)
+      return jnp.concatenate([linear(inputs), never], axis=1)
+
+    for names in ('pgd', 'apgd_ce,apgd_dlr,square', 'strong', 'fab_targeted'):
+      settings = dict(names=names, num_steps=10, num_classes=3)
+      attacked = evaluator(masked, **settings).accuracies({}, SPLIT, KEY)
+      np.testing.assert_array_equal(attacked.robust, exact()[1])
+    with_it, without = (
+      evaluator(function).lipschitz({}, SPLIT, KEY)
+      for function in (masked, linear)
+    )
+    chex.assert_trees_all_close(with_it, without, rtol=1e-6)
+
+  def test_another_generator_changes_nothing(self):
+    key = jax.random.key(0, impl='rbg')
+    results = [
+      evaluator(bumpy, batch_size=n, num_classes=4, epsilon=0.02).accuracies(
+        {}, HARD, k, keep_points=True
+      )
+      for n, k in ((4, key), (37, key), (37, KEY))
+    ]
+    chex.assert_trees_all_close(*results, atol=1e-6)
+
+
+DOUBTFUL = {
+  'zero_gradients': (lambda x: linear(jnp.round(15 * x) / 15), 1.0),
+  'nonfinite_gradients': (
+    lambda x: linear(jnp.where(x > 1, jnp.sqrt(x - 1), x)),
+    1.0,
+  ),
+  'probabilities': (lambda x: jax.nn.softmax(linear(x)), 1.0),
+  'half_precision': (lambda x: linear(x).astype(jnp.bfloat16), 1.0),
+}
+
+
+class DoubtsTest(chex.TestCase):
+  def facts(self, function, **settings):
+    return evaluation.doubts(
+      lambda variables: function, {}, SPLIT, KEY, **settings
+    )
+
+  def test_there_are_none_of_a_plain_network(self):
+    assert not any(self.facts(linear).values())
+
+  @parameterized.parameters(*DOUBTFUL)
+  def test_each_is_seen_alone(self, name):
+    function, value = DOUBTFUL[name]
+    expected = dict.fromkeys(evaluation.ADVICE, 0.0) | {name: value}
+    del expected['gradient_free']
+    assert self.facts(function) == expected
+
+  def test_randomness_is_seen(self):
+    generator = np.random.default_rng(0)
+
+    def noisy(inputs):
+      logits = linear(inputs)
+      return logits + jax.pure_callback(
+        lambda x: generator.normal(size=x.shape).astype(np.float32),
+        jax.ShapeDtypeStruct(logits.shape, logits.dtype),
+        jax.lax.stop_gradient(logits),
+      )
+
+    assert self.facts(noisy)['randomness'] > 1
+
+  def test_what_only_a_gradient_free_attack_took_is_counted(self):
+    stages = attacks.cascade('pgd,square', epsilon=0.1, num_classes=2)
+    broken_by = np.array([0, 1, -1, 1], np.int16)
+    attacked = evaluation.Attacked(broken_by < 0, broken_by < 0, broken_by)
+    facts = self.facts(linear, attacked=attacked, cascade=stages)
+    assert facts['gradient_free'] == 0.5
+
+
+def test_percent():
+  assert evaluation.percent(np.array([True, False, True, True])) == 75.0

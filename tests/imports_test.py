@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -15,15 +17,16 @@ LAYERS = {
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
     {'attacks'},
-    {'lipschitz', 'methods'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
-    {'common', 'paper', 'paper_tables', 'plots'},
-    {'provenance'},
-    {'distances', 'networks', 'regression', 'suites'},
-    {'comparison'},
+    {'common', 'findings', 'paper', 'plots'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
+    {'table_figures', 'table_rows'},
+    {'runs'},
   ],  # the scripts above
 }
 
@@ -67,3 +70,14 @@ def test_the_package_imports_no_script():
   for name, tree in modules(robustlip):
     assert name in known
     assert not list(imported(tree, 'experiments')), name
+
+
+def test_importing_the_library_changes_nothing():
+  program = (
+    'import os, importlib, jax\n'
+    'before = dict(os.environ), dict(jax.config.values)\n'
+    f'for name in {sorted(set().union(*LAYERS[robustlip]))!r}:\n'
+    "  importlib.import_module(f'robustlip.{name}')\n"
+    'assert (dict(os.environ), dict(jax.config.values)) == before'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)

@@ -93,7 +93,11 @@ class MethodsTest(chex.TestCase):
     ('llr', 2, 1 / 2),
   )
   def test_the_schedule_of_each_attack(self, name, num_steps, step):
-    with mock.patch.object(attacks, 'ascend', wraps=attacks.ascend) as ascend:
+    ascend = mock.Mock(wraps=attacks.ascend)
+    with (
+      mock.patch('robustlip.attacks.ascend', ascend),
+      mock.patch('robustlip.attacks.gradient.ascend', ascend),
+    ):
       methods.METHODS[name](RUN).maximize(linear, BATCH, jax.random.key(0))
     settings = ascend.call_args.kwargs
     assert settings['num_steps'] == num_steps

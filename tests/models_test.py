@@ -1,15 +1,18 @@
 """Sizes, initial values, modes and devices of the networks."""
 
 import functools
+import os
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from robustlip import models
-from robustlip.models import resnet
+from robustlip.models import cnn, convolution, resnet, wide_resnet
 from robustlip.types import DEVICES
 
 KEY = jax.random.key(0)
@@ -129,6 +132,8 @@ def test_wrong_settings_are_refused():
     models.build('cnn1', 1)
   with pytest.raises(ValueError, match='dropout_rate'):
     models.build('cnn1', 10, dropout_rate=1.0)
+  with pytest.raises(ValueError, match="relu, silu, got 'gelu'"):
+    models.build('cnn1', 10, activation='gelu')
   with pytest.raises(ValueError, match='blocks'):
     models.build('cnn1', 10, remat=True)
   with pytest.raises(ValueError, match='too small'):
@@ -239,3 +244,243 @@ def test_running_statistics_move_by_a_tenth():
   mean, variance = features.mean((0, 1, 2)), features.var((0, 1, 2))
   np.testing.assert_allclose(stats['mean'], 0.1 * mean, atol=1e-6)
   np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * variance, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'network, shape',
+  [
+    (cnn.CNN1, (8, 8, 1)),
+    (cnn.CNN2, (16, 16, 1)),
+    (functools.partial(wide_resnet.WideResNet, depth=10, width=1), (8, 8, 3)),
+    (functools.partial(resnet.ResNet, stage_sizes=(1,)), (32, 32, 3)),
+  ],
+)
+def test_activations(network, shape):
+  def activations(**settings):
+    module = network(3, **settings)
+    variables = jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
+    jaxpr = jax.make_jaxpr(module.apply)(variables, jnp.zeros((1, *shape)))
+    return str(jaxpr).count('relu'), str(jaxpr).count('logistic')
+
+  relus, logistics = activations()
+  assert relus and not logistics
+  relus, logistics = activations(activation=models.ACTIVATIONS['silu'])
+  assert logistics and not relus
+  built = models.build('cnn1', 3, activation='silu')
+  assert built == cnn.CNN1(3, activation=jax.nn.silu)
+  assert models.build('cnn1', 3) == cnn.CNN1(3, activation=jax.nn.relu)
+
+
+class Training(nn.Module):
+  """Somebody's module, whose argument has another name."""
+
+  @nn.compact
+  def __call__(self, inputs, training=False):
+    features = nn.Dropout(0.5, deterministic=not training)(inputs)
+    return nn.Dense(3)(features.reshape(len(features), -1))
+
+
+class Deterministic(nn.Module):
+  @nn.compact
+  def __call__(self, inputs, *, deterministic):
+    return nn.Dropout(0.5, deterministic=deterministic)(inputs)
+
+
+class Counting(nn.Module):
+  @nn.compact
+  def __call__(self, inputs, train):
+    self.variable('counters', 'calls', jnp.zeros, ())
+    return nn.Dropout(0.5, deterministic=not train)(inputs)
+
+
+def test_modules_of_others():
+  inputs = images(2, 3, 3, 1)
+  module = Training()
+  variables = module.init(KEY, inputs)
+  logits = models.logits_fn(module, variables)(inputs)
+  np.testing.assert_array_equal(logits, module.apply(variables, inputs))
+  with pytest.raises(ValueError, match='takes training .*expected train: wrap'):
+    models.init(module, KEY, inputs)
+
+  with pytest.raises(ValueError, match='wants deterministic .*functools.part'):
+    models.logits_fn(Deterministic(), {})
+  with pytest.raises(ValueError, match='takes deterministic'):
+    models.init(Deterministic(), KEY, inputs)
+
+  variables = Counting().init(KEY, inputs, train=False)
+  logits = models.logits_fn(Counting(), variables)(inputs)
+  np.testing.assert_array_equal(logits, inputs)
+  with pytest.raises(ValueError, match='has variables in counters; only para'):
+    models.init(Counting(), KEY, inputs)
+  module = models.build('cnn2', 3)
+  inputs = images(1, 16, 16, 1)
+  chex.assert_trees_all_equal(
+    models.init(module, KEY, inputs), module.init(KEY, inputs)
+  )
+
+
+def test_networks_that_are_no_linen_modules():
+  network = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match='Linen module, got Linear: .* `lambda'):
+    models.logits_fn(network, {})
+  with pytest.raises(ValueError, match='Linen module, got Linear'):
+    models.init(network, KEY, images(2, 3))
+  with pytest.raises(ValueError, match='variables must be a dict .*got Linear'):
+    models.logits_fn(Training(), network)
+
+
+def torch_names(stages):
+  """Layer of a wide residual network -> its PyTorch name."""
+  names = {('Conv_0',): 'conv1', ('BatchNorm_0',): 'bn1', ('Dense_0',): 'fc'}
+  for i in range(3 * stages):
+    for layer, name in (
+      ('BatchNorm_0', 'bn1'),
+      ('Conv_0', 'conv1'),
+      ('BatchNorm_1', 'bn2'),
+      ('Conv_1', 'conv2'),
+      ('Conv_2', 'convShortcut'),
+    ):
+      block = f'block{i // stages + 1}.layer.{i % stages}'
+      names[f'Block_{i}', layer] = f'{block}.{name}'
+  return names
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_weights_from_torch_by_name(prefix):
+  module = wide_resnet.WideResNet(3, depth=16, width=2)
+  shapes = jax.eval_shape(module.init, KEY, jnp.zeros((1, 8, 8, 3)))
+  random = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes
+  )
+  names = torch_names(2)
+  state_dict = {f'{prefix}bn1.num_batches_tracked': np.array(7)}
+  for path, value in jax.tree_util.tree_leaves_with_path(variables):
+    _, *layer, leaf = (entry.key for entry in path)
+    name = f'{prefix}{names[tuple(layer)]}'
+    suffix = {'scale': 'weight', 'kernel': 'weight', 'bias': 'bias'}.get(
+      leaf, f'running_{leaf}'
+    )
+    if value.ndim == 4:
+      value = value.transpose(3, 2, 0, 1)  # output, input, height, width
+    state_dict[f'{name}.{suffix}'] = value.T if value.ndim == 2 else value
+  if prefix:  # as TRADES saves it: a block that is never called
+    state_dict['module.sub_block1.layer.0.conv1.weight'] = np.zeros(3)
+  chex.assert_trees_all_equal(models.from_torch(state_dict), variables)
+
+
+@pytest.mark.parametrize(
+  'names, message',
+  [
+    ([], 'has no weights'),
+    (['features.0.weight'], 'has features.0.weight, expected'),
+    (['conv1.weight', 'layer1.0.shortcut.0.weight'], 'shortcut'),
+    (['layer1.0.conv1.weight', 'layer1.0.conv2.weight'], 'without conv3'),
+  ],
+)
+def test_other_networks_from_torch_are_refused(names, message):
+  with pytest.raises(ValueError, match=message):
+    models.from_torch({name: np.zeros((1, 1, 1, 1)) for name in names})
+
+
+def torch_wide_resnet(torch, activation):
+  """A WRN-16-2 with the modules and names of TRADES."""
+
+  class Block(torch.nn.Module):
+    def __init__(self, inside, outside, stride):
+      super().__init__()
+      conv = functools.partial(torch.nn.Conv2d, bias=False)
+      self.bn1 = torch.nn.BatchNorm2d(inside)
+      self.conv1 = conv(inside, outside, 3, stride, 1)
+      self.bn2 = torch.nn.BatchNorm2d(outside)
+      self.conv2 = conv(outside, outside, 3, 1, 1)
+      self.convShortcut = None
+      if inside != outside:
+        self.convShortcut = conv(inside, outside, 1, stride)
+
+    def forward(self, inputs):
+      normalized = activation(self.bn1(inputs))
+      features = activation(self.bn2(self.conv1(normalized)))
+      features = self.conv2(features)
+      if self.convShortcut is None:
+        return inputs + features
+      return self.convShortcut(normalized) + features
+
+  class Group(torch.nn.Module):
+    def __init__(self, inside, outside, stride):
+      super().__init__()
+      self.layer = torch.nn.Sequential(
+        Block(inside, outside, stride), Block(outside, outside, 1)
+      )
+
+    def forward(self, inputs):
+      return self.layer(inputs)
+
+  class Network(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+      self.block1, self.block2 = Group(16, 32, 1), Group(32, 64, 2)
+      self.block3 = Group(64, 128, 2)
+      self.bn1, self.fc = torch.nn.BatchNorm2d(128), torch.nn.Linear(128, 5)
+
+    def forward(self, inputs):
+      features = self.block1(self.conv1(inputs))
+      features = self.block3(self.block2(features))
+      return self.fc(activation(self.bn1(features)).mean((2, 3)))
+
+  return Network()
+
+
+def check_same_logits(torch, network, module, side):
+  inputs = torch.rand(4, 3, side, side, generator=torch.manual_seed(0))
+  network.train()
+  with torch.no_grad():
+    for _ in range(3):
+      network(4 * inputs - 1)  # moves the running statistics
+    expected = network.eval()(inputs)
+  variables = models.from_torch(network.state_dict())
+  found = models.logits_fn(module, variables)(
+    jnp.asarray(inputs.numpy().transpose(0, 2, 3, 1))
+  )
+  np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
+  assert expected.std() > 1e-2
+
+
+@pytest.mark.parametrize('activation', ['relu', 'silu'])
+def test_a_wide_resnet_has_the_logits_of_pytorch(activation):
+  torch = pytest.importorskip('torch')
+  function = {'relu': torch.relu, 'silu': torch.nn.functional.silu}[activation]
+  network = torch_wide_resnet(torch, function)
+  module = models.build('wrn_16_2', 5, activation=activation)
+  check_same_logits(torch, network, module, 16)
+
+
+def test_a_resnet_has_the_logits_of_torchvision():
+  torch = pytest.importorskip('torch')
+  torchvision = pytest.importorskip('torchvision')
+  sizes = (2, 1, 3, 1)
+  network = torchvision.models.ResNet(
+    torchvision.models.resnet.Bottleneck, list(sizes), num_classes=5
+  )
+  check_same_logits(torch, network, resnet.ResNet(5, stage_sizes=sizes), 64)
+
+
+@pytest.mark.parametrize(
+  'version, given, changes',
+  [
+    ((0, 10, 2), '', True),
+    ((0, 12, 0), '--xla_a=1', True),
+    ((0, 10, 1), '', False),
+    ((0, 12, 1), '', False),
+    ((0, 10, 2), '/a/file/of/flags', False),
+  ],
+)
+def test_fast_convolutions_on_a_cpu(monkeypatch, version, given, changes):
+  monkeypatch.setattr(jax, '__version_info__', version)
+  monkeypatch.setenv('XLA_FLAGS', given)
+  for _ in range(2):
+    convolution.enable_fast_cpu()
+    flags = os.environ['XLA_FLAGS']
+    assert flags.endswith(given)
+    assert flags.count('ynn_fusion_type') == changes

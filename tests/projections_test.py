@@ -16,14 +16,14 @@ POINTS = CENTERS + jax.random.normal(jax.random.key(2), CENTERS.shape)
 
 class ProjectionsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(0.0, 0.03, 0.3, 2.0)
+  @parameterized.parameters(0.0, 0.03, 0.3, 1.0)
   def test_linf_ball_is_two_clips(self, epsilon):
     project = self.variant(lambda p, c: projections.ball(p, c, epsilon=epsilon))
     x, c = np.asarray(POINTS, np.float64), np.asarray(CENTERS, np.float64)
     expected = np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 1)
     chex.assert_trees_all_close(project(POINTS, CENTERS), expected, atol=1e-6)
 
-  @parameterized.parameters(0.1, 1.0, 10.0)
+  @parameterized.parameters(0.1, 1.0, 3.0)
   def test_l2_ball_without_the_box_is_the_scaled_difference(self, epsilon):
     centers = jnp.full((6, 10), 0.5)
     points = centers + 0.05 * jax.random.normal(KEY, centers.shape)

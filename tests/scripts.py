@@ -11,6 +11,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(
@@ -38,7 +39,7 @@ def _child(module, arguments, folder):
   sys.stderr = os.fdopen(2, 'w')
   sys.argv = [module, *arguments]
   script = importlib.import_module(module)
-  script.common.run(script.main)
+  script.common.run(script.main, script.define)
 
 
 def run(module, *arguments, folder, stop=signal.SIGKILL, when=None):
@@ -85,6 +86,17 @@ def last_json(finished):
   """The record that a script has printed last."""
   assert finished.code == 0, finished.err
   return json.loads(finished.out.splitlines()[-1])
+
+
+def refused(module, *arguments, capsys, monkeypatch):
+  """The one line with which a script refuses its arguments, in this process."""
+  script = importlib.import_module(module)
+  monkeypatch.setattr(sys, 'argv', [module, *arguments])
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as ended:
+    script.common.run(script.main, script.define)
+  out, err = capsys.readouterr()
+  return error(Finished(ended.value.code, out, err))
 
 
 def error(finished):

@@ -1,17 +1,16 @@
 """The training step: against itself on other devices, and against NumPy."""
 
-import functools
-from unittest import mock
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from robustlip import methods, released, training
+from robustlip import losses, methods, released, training
+from robustlip.datasets import Split
 from robustlip.images import AUGMENTATIONS
 from robustlip.models import layers
 from robustlip.types import DEVICES
@@ -49,205 +48,257 @@ class Linear(nn.Module):
     return nn.Dense(3)(inputs.reshape(len(inputs), -1))
 
 
-def settings(*seeds, **others):
+def number(**others):
   numbers = dict(learning_rate=0.05, epsilon=0.1, lam=1.0, beta=2.0, mu=1.0)
-  numbers |= others
-  columns = {k: np.full(len(seeds), v, np.float32) for k, v in numbers.items()}
-  return methods.Settings(seed=np.array(seeds, np.uint32), **columns)
+  return {k: np.float32(v) for k, v in (numbers | others).items()}
 
 
-def recipe(method, module=None, **others):
-  return training.Recipe(
-    module=module or Normalised(),
-    method=method,
-    optimizer=training.optimizer(
-      'sgd', momentum=0.9, milestones=(1,), steps_per_epoch=STEPS // 2
-    ),
-    augment=AUGMENTATIONS['crop4_flip'],
-    **others,
-  )
+def factory(method, module=None, **others):
+  """numbers -> the recipe of a method, or of a factory of methods."""
+
+  def make(numbers):
+    chosen = method
+    if not isinstance(method, methods.Method):
+      names = methods.weights(method)
+      chosen = method(
+        epsilon=numbers['epsilon'], **{k: numbers[k] for k in names}
+      )
+    recipe = training.Recipe(
+      module=module or Normalised(),
+      method=chosen,
+      optimizer=optax.sgd(numbers['learning_rate'], momentum=0.9),
+      augment=AUGMENTATIONS['crop4_flip'],
+    )
+    return recipe._replace(**others)
+
+  return make
 
 
-def order(runs, devices):
-  seeds = [int(seed) for seed in runs.seed]
-  orders = np.stack(
-    [
-      training.epoch_order(s, 0, num_examples=80, batch_size=BATCH)
-      for s in seeds
-    ]
-  )
-  return np.stack(np.split(orders, devices, axis=-1))
+def order(seed=0):
+  return training.epoch_order(seed, 0, num_examples=80, batch_size=BATCH)
 
 
-def train(plan, runs, *, devices, chunks=((0, STEPS),), data=(IMAGES, LABELS)):
-  """States after some steps, without the device axis."""
-  states = training.initial_state(plan, runs, SHAPE)
-  copies = training.replicate((states, *data))
+def train(
+  make,
+  numbers=None,
+  *,
+  seed=0,
+  devices=1,
+  chunks=((0, STEPS),),
+  data=(IMAGES, LABELS),
+):
+  """The state after some steps, without the device axis."""
+  numbers, key = numbers or number(), jax.random.key(seed)
+  state = training.initial_state(make(numbers), key, SHAPE)
+  copies = training.replicate((state, *data))
   if devices < jax.device_count():
     copies = jax.tree.map(lambda x: x[:devices], copies)
-  states, images, labels = copies
-  epoch = training.Epoch(images, labels, order(runs, devices))
-  program = training.trainer(plan)
+  state, images, labels = copies
+  orders = np.stack(np.split(order(seed), devices, axis=-1))
+  program = training.trainer(make)
   for first, last in chunks:
-    states = program(states, runs, epoch, first, last)
-  return jax.tree.map(lambda x: x[0], states)
+    epoch = training.Epoch(images, labels, orders)
+    state = program(state, numbers, key, epoch, first, last)
+  return jax.tree.map(lambda x: x[0], state)
 
 
 class TrainingTest(chex.TestCase):
-  @parameterized.parameters(
-    *methods.METHODS.values(),
-    *(released.METHODS[m] for m in ('gr', 'llr', 'trades')),
-  )
-  def test_two_devices_are_one(self, method):
+  @parameterized.parameters(*released.METHODS)
+  def test_two_devices_are_one(self, name):
     assert jax.device_count() >= 2
-    plan = recipe(method)
-    one, two = (train(plan, settings(3), devices=d) for d in (1, 2))
+    make = factory(released.METHODS[name])
+    one, two = (train(make, seed=3, devices=d) for d in (1, 2))
     chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
 
-  @parameterized.parameters(('rst', True), ('llr', False))
-  def test_runs_together_are_runs_alone(self, name, turns):
-    plan = recipe(methods.METHODS[name])
-    with mock.patch.object(training, '_take_turns', lambda: turns):
-      together = train(plan, settings(0, 1, 2), devices=1)
-    for run in range(3):
-      alone = train(plan, settings(run), devices=1)
-      part = jax.tree.map(lambda x, r=run: x[r], together)
-      chex.assert_trees_all_close(
-        part, jax.tree.map(lambda x: x[0], alone), rtol=2e-4, atol=2e-5
-      )
+  @parameterized.parameters('rst', 'llr')
+  def test_steps_mapped_over_seeds_and_weights_are_steps_alone(self, name):
+    make = factory(methods.METHODS[name])
+    seeds, lams = jnp.arange(3), jnp.float32([0.5, 1.0, 2.0])
+    chosen = jnp.stack([jnp.asarray(order(int(seed))) for seed in seeds])
+
+    @jax.vmap
+    def run(seed, lam, chosen):
+      recipe, key = make(number() | {'lam': lam}), jax.random.key(seed)
+      state = training.initial_state(recipe, key, SHAPE)
+
+      def advance(state, batch):
+        images, labels = jnp.asarray(IMAGES)[batch], jnp.asarray(LABELS)[batch]
+        return training.step(recipe, state, images, labels, key), None
+
+      return jax.lax.scan(advance, state, chosen)[0]
+
+    together = run(seeds, lams, chosen)
+    for i, lam in enumerate(lams):
+      alone = train(make, number(lam=lam), seed=i)
+      part = jax.tree.map(lambda x, i=i: x[i], together)
+      chex.assert_trees_all_close(part, alone, rtol=2e-4, atol=2e-5)
+
+  def test_fit_is_the_steps_of_its_epochs(self):
+    make = factory(methods.METHODS['rst'])
+    split = Split(IMAGES, LABELS)
+    fitted = training.fit(
+      make(number()), split, jax.random.key(0), batch_size=BATCH, epochs=1
+    )
+    chex.assert_trees_all_close(
+      fitted, train(make, devices=jax.device_count()), rtol=1e-5, atol=1e-6
+    )
+    on = training.fit(
+      make(number()),
+      split,
+      jax.random.key(0),
+      batch_size=BATCH,
+      epochs=1,
+      state=fitted,
+    )
+    whole = training.fit(
+      make(number()), split, jax.random.key(0), batch_size=BATCH, epochs=2
+    )
+    chex.assert_trees_all_equal(on, whole)
+
+  def test_a_method_may_change_with_the_step(self):
+    def schedule(step):
+      return methods.rst(epsilon=0.1, lam=jnp.where(step < 5, 0.0, 1.0))
+
+    make = factory(methods.Method(methods.unmoved, losses.natural))
+    changed = train(lambda numbers: make(numbers)._replace(method=schedule))
+    first = train(factory(methods.rst), number(lam=0.0), chunks=((0, 5),))
+    half = train(
+      lambda numbers: make(numbers)._replace(method=schedule), chunks=((0, 5),)
+    )
+    chex.assert_trees_all_close(first, half, rtol=1e-5, atol=1e-6)
+    always = train(factory(methods.rst), number(lam=0.0))
+    gap = (
+      changed.params['Dense_1']['kernel'] - always.params['Dense_1']['kernel']
+    )
+    assert np.abs(gap).max() > 1e-4
 
   def test_dispatches_do_not_change_a_bit(self):
-    plan = recipe(methods.METHODS['rst'])
-    whole = train(plan, settings(0), devices=1)
-    parts = train(
-      plan, settings(0), devices=1, chunks=((0, 1), (1, 7), (7, STEPS))
-    )
+    make = factory(methods.rst)
+    whole = train(make)
+    parts = train(make, chunks=((0, 1), (1, 7), (7, STEPS)))
     chex.assert_trees_all_equal(whole, parts)
 
   def test_every_step_draws_anew(self):
     # One image, no learning: the losses differ by the crops alone.
     same = np.repeat(IMAGES[:1], 80, axis=0), np.zeros(80, np.int32)
-    plan = recipe(methods.METHODS['natural'], Linear())
-    still = settings(0, learning_rate=0.0)
+    make, still = factory(methods.natural, Linear()), number(learning_rate=0.0)
     sums = [
-      train(plan, still, devices=1, chunks=((0, last),), data=same).loss_sum[0]
+      train(make, still, chunks=((0, last),), data=same).loss_sum
       for last in range(4)
     ]
     assert len(set(np.round(np.diff(sums), 5))) == 3
 
   def test_one_compilation_serves_all_dispatches(self):
-    method = chex.assert_max_traces(methods.METHODS['rst'], n=1)
-    chunks = ((0, 1), (1, 4), (4, STEPS))
-    train(
-      recipe(method), settings(0), devices=jax.device_count(), chunks=chunks
-    )
+    make = factory(methods.rst)
+    program = training.trainer(chex.assert_max_traces(make, n=1))
+    orders = np.stack(np.split(order(), jax.device_count(), axis=-1))
+    epoch = training.Epoch(*training.replicate((IMAGES, LABELS)), orders)
+    for seed, lam in ((0, 1.0), (1, 2.0)):
+      numbers, key = number(lam=lam), jax.random.key(seed)
+      state = training.initial_state(make(numbers), key, SHAPE)
+      state = training.replicate(state)
+      for first, last in ((0, 1), (1, 4), (4, STEPS)):
+        state = program(state, numbers, key, epoch, first, last)
 
   def test_accumulation_without_batch_norm_is_the_whole_batch(self):
-    plan = functools.partial(recipe, methods.METHODS['rst'], Linear())
-    whole = train(plan(), settings(0), devices=1)
-    sliced = train(plan(accumulate=4), settings(0), devices=1)
+    whole = train(factory(methods.rst, Linear()))
+    sliced = train(factory(methods.rst, Linear(), accumulate=4))
     chex.assert_trees_all_close(whole, sliced, rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters('llr', 'trades')
   def test_a_loss_compares_the_network_with_itself(self, name):
-    runs = settings(0, epsilon=0.0, learning_rate=0.01)
-    still = methods.Method(methods.stay, methods.METHODS[name](runs).loss)
+    numbers = number(epsilon=0.0, learning_rate=0.01)
+    loss = methods.METHODS[name](epsilon=0.0).loss
+    still = methods.Method(methods.unmoved, loss)
     natural, same, fresh = (
-      train(recipe(lambda _, m=m: m, Dropping(), **others), runs, devices=1)
-      for m, others in [
-        (methods.METHODS['natural'](runs), {}),
-        (still, {}),
-        (still, {'fresh_masks': True}),
-      ]
+      train(factory(method, Dropping()), numbers)
+      for method in (
+        methods.natural(),
+        still,
+        still._replace(fresh_masks=True),
+      )
     )
     chex.assert_trees_all_close(same.params, natural.params, atol=1e-6)
     kernels = (x.params['Dense_0']['kernel'] for x in (fresh, natural))
     assert np.abs(np.subtract(*kernels)).max() > 1e-4
 
   def test_attack_in_training_mode_uses_the_batch(self):
-    plan = functools.partial(recipe, methods.METHODS['at'])
-    inference = train(plan(), settings(0), devices=1)
-    batch = train(plan(attack_in_training_mode=True), settings(0), devices=1)
+    inference = train(factory(methods.at))
+    batch = train(factory(methods.at, attack_in_training_mode=True))
     gap = np.abs(
       inference.params['Dense_1']['kernel'] - batch.params['Dense_1']['kernel']
     )
     assert gap.max() > 1e-4
 
   def test_natural_linear_training_is_numpy_softmax_regression(self):
-    plan = recipe(methods.METHODS['natural'], Linear())._replace(
-      augment=AUGMENTATIONS['none']
-    )
-    runs = settings(0)
-    fresh = training.initial_state(plan, runs, SHAPE)
-    dense = jax.tree.map(lambda x: np.float64(x[0]), fresh.params)['Dense_0']
+    make = factory(methods.natural, Linear(), augment=AUGMENTATIONS['none'])
+    fresh = training.initial_state(make(number()), jax.random.key(0), SHAPE)
+    dense = jax.tree.map(np.float64, fresh.params)['Dense_0']
     weights = np.vstack([dense['kernel'], dense['bias'][None]])
     velocity = np.zeros_like(weights)
-    for step, chosen in enumerate(order(runs, 1)[0, 0]):
+    for chosen in order():
       inputs = IMAGES[chosen].reshape(BATCH, -1) / 255
       inputs = np.hstack([inputs, np.ones((BATCH, 1))])
       p = np.exp(inputs @ weights)
       p /= p.sum(axis=1, keepdims=True)
       slope = inputs.T @ (p - np.eye(3)[LABELS[chosen]]) / BATCH
       velocity = 0.9 * velocity + slope
-      weights -= (0.05 if step < STEPS // 2 else 0.005) * velocity
-    trained = train(plan, runs, devices=1).params['Dense_0']
-    found = np.vstack([trained['kernel'][0], trained['bias']])
+      weights -= 0.05 * velocity
+    trained = train(make).params['Dense_0']
+    found = np.vstack([trained['kernel'], trained['bias'][None]])
     np.testing.assert_allclose(found, weights, rtol=1e-4, atol=1e-5)
 
   def test_batch_statistics_follow_the_loss_inputs(self):
-    plan = recipe(methods.METHODS['natural'])._replace(
-      augment=AUGMENTATIONS['none']
-    )
-    runs = settings(0, learning_rate=0.0)
-    state = train(plan, runs, devices=1, chunks=((0, 1),))
+    make = factory(methods.natural, augment=AUGMENTATIONS['none'])
+    state = train(make, number(learning_rate=0.0), chunks=((0, 1),))
     dense = jax.tree.map(np.asarray, state.params)['Dense_0']
-    inputs = IMAGES[order(runs, 1)[0, 0, 0]].reshape(BATCH, -1) / 255
-    features = inputs @ dense['kernel'][0] + dense['bias']
+    inputs = IMAGES[order()[0]].reshape(BATCH, -1) / 255
+    features = inputs @ dense['kernel'] + dense['bias'][None]
     found = state.batch_stats['BatchNorm_0']
     np.testing.assert_allclose(
-      found['mean'][0], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
+      found['mean'], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-      found['var'][0], 0.9 + 0.1 * features.var(0), rtol=1e-4
+      found['var'], 0.9 + 0.1 * features.var(0), rtol=1e-4
     )
 
   def test_a_loss_not_finite_is_dated(self):
-    plan = recipe(methods.METHODS['natural'])
-    state = train(plan, settings(0, learning_rate=1e38), devices=1)
-    assert 0 < state.bad_step[0] < STEPS
+    state = train(factory(methods.natural), number(learning_rate=1e38))
+    assert 0 < state.bad_step < STEPS
+    with pytest.raises(ValueError, match='not finite at step'):
+      training.fit(
+        factory(methods.natural)(number(learning_rate=1e38)),
+        Split(IMAGES, LABELS),
+        jax.random.key(0),
+        batch_size=BATCH,
+        epochs=1,
+      )
 
-  def test_milestones(self):
-    plan = training.optimizer(
-      'sgd', momentum=0.0, milestones=(2, 4), steps_per_epoch=10
-    )
+  def test_statistics_of_one_device_of_several_are_refused(self):
+    class Plain(nn.Module):
+      @nn.compact
+      def __call__(self, inputs, train=False):
+        features = inputs.reshape(len(inputs), -1)
+        return nn.Dense(3)(nn.BatchNorm(not train)(features))
 
-    @jax.vmap
-    def rates(rate):
-      tx = plan(rate)
-      state, out = tx.init(jnp.zeros(())), []
-      for _ in range(50):
-        update, state = tx.update(jnp.ones(()), state)
-        out.append(-update)
-      return jnp.stack(out)
+    with pytest.raises(ValueError, match='axis_name'):
+      train(factory(methods.natural, Plain()), devices=2)
 
-    found = rates(jnp.array([0.5, 1.0]))[0][jnp.array([0, 19, 20, 39, 40, 49])]
-    np.testing.assert_allclose(
-      found, [0.5, 0.5, 0.05, 0.05, 5e-3, 5e-3], rtol=1e-6
-    )
-
-  def test_adam_is_adam_of_that_momentum(self):
-    tx = training.optimizer(
-      'adam', momentum=0.8, milestones=(), steps_per_epoch=1
-    )(0.1)
-    gradients = jnp.arange(1.0, 4.0), jnp.array([-1.0, 2.0, -3.0])
-    state, first, second = tx.init(gradients[0]), 0.0, 0.0
-    for count, gradient in enumerate(gradients, start=1):
-      update, state = tx.update(gradient, state)
-      first = 0.8 * first + 0.2 * gradient
-      second = 0.999 * second + 0.001 * gradient**2
-      length = jnp.sqrt(second / (1 - 0.999**count)) + 1e-8
-      expected = -0.1 * first / (1 - 0.8**count) / length
-      chex.assert_trees_all_close(update, expected, rtol=1e-4)
+  @parameterized.parameters(True, False)
+  def test_streamed_examples_are_those_of_the_order(self, stream):
+    feed = training.Feed(Split(IMAGES, LABELS), stream=stream)
+    seen = []
+    for epoch, first, last in feed.dispatches(order(), 1):
+      for step in range(first, last):
+        seen.append(
+          np.concatenate(
+            [
+              np.asarray(epoch.images)[device][epoch.order[device, step]]
+              for device in range(jax.device_count())
+            ]
+          )
+        )
+    np.testing.assert_array_equal(np.stack(seen), IMAGES[order()[1:]])
 
 
 def test_batch_norm_averages_over_devices():

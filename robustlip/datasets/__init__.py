@@ -9,28 +9,32 @@ Y. LeCun, C. Cortes and C. J. C. Burges, licence CC BY-SA 3.0;
 
 import os
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
-from robustlip.datasets import arrays, cache, files, imagenet, tfds_source
+from robustlip.datasets import arrays, cache, tfds_source
 from robustlip.datasets.catalogue import FACTS, Facts
-from robustlip.datasets.splits import Dataset, Split, check, fingerprint
+from robustlip.datasets.splits import (
+  Dataset,
+  Split,
+  check,
+  check_labels,
+  checksum,
+  fingerprint,
+)
 
-__all__ = ['NAMES', 'Dataset', 'Split', 'default_data_dir', 'load']
+__all__ = [
+  'NAMES',
+  'Dataset',
+  'Split',
+  'check_labels',
+  'default_data_dir',
+  'load',
+]
 
 NAMES = ('mnist5k', *FACTS)
 EMBEDDED = pathlib.Path(__file__).with_name('mnist5k.npz')
-
-_Found = tuple[Split, Split, str]  # train, test, where from
-_READERS: dict[str, Callable[[pathlib.Path], tuple[Split, Split] | None]] = {
-  'mnist': files.read_idx,
-  'fashion_mnist': files.read_idx,
-  'cifar10': files.read_cifar10,
-  'svhn': files.read_svhn,
-  'restricted_imagenet': imagenet.read,
-}
 
 
 def default_data_dir() -> pathlib.Path:
@@ -47,16 +51,15 @@ def load(
 ) -> Dataset:
   """The data set `name`, memory-mapped where it has been prepared before.
 
-  Sources in turn: the prepared arrays in `<data_dir>/prepared/<name>`, the
-  files that the authors publish in `<data_dir>/<name>` or `data_dir`, a folder
-  prepared by TFDS, and a download through TFDS.
+  Sources in turn: the files that the authors publish, in `<data_dir>/<name>` or
+  `data_dir`; a folder prepared by TFDS; a download through TFDS. What is read
+  is kept as arrays in `<data_dir>/prepared/<name>`, which are used as long as
+  the files that they were made from do not change.
 
   Args:
     name: one of `NAMES`, or the path of an .npz file with train_images,
-      train_labels, test_images and test_labels (see `arrays.read`), which
-      the data set keeps as its name, made absolute.
-    data_dir: default `default_data_dir()`; where it can be written, the
-      prepared arrays are kept there.
+      train_labels, test_images and test_labels (see `arrays.read`).
+    data_dir: default `default_data_dir()`; it need not be writable.
     download: whether what is not on disk may be fetched.
 
   Raises:
@@ -66,10 +69,11 @@ def load(
   """
   name = os.fspath(name)
   if name.endswith('.npz'):
-    name = os.path.abspath(os.path.expanduser(name))
-    train, test, class_names = arrays.read(pathlib.Path(name))
+    path = pathlib.Path(name).expanduser().absolute()
+    train, test, class_names = arrays.read(path)
     digest = fingerprint(*train, *test)
-    return Dataset(name, train, test, class_names, None, digest)
+    short = path.name if path.stem in NAMES else path.stem
+    return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '
@@ -78,116 +82,106 @@ def load(
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)
     return Dataset(name, train, test, class_names, FACTS['mnist'].epsilon)
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-  train, test = _load_published(name, root.expanduser(), download=download)
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
+  train, test = _load_published(name, root, download=download)
   facts, digest = FACTS[name], None
-  if _sizes(train, test) != (facts.num_train, facts.num_test):
+  if not _is_whole(facts, train, test):
     digest = fingerprint(*train, *test)  # tomorrow it can be another part
   return Dataset(name, train, test, facts.class_names, facts.epsilon, digest)
 
 
-def _sizes(train: Split, test: Split) -> tuple[int, int]:
-  return len(train.labels), len(test.labels)
-
-
 def _load_published(
-  name: str, data_dir: pathlib.Path, *, download: bool
+  name: str, root: pathlib.Path, *, download: bool
 ) -> tuple[Split, Split]:
   facts = FACTS[name]
-  prepared = cache.read(name, data_dir)
-  *splits, source = (
-    prepared
-    or _from_files(name, data_dir)
-    or tfds_source.read(facts, data_dir)
-    or _from_network(name, data_dir, download=download)
-  )
-  where = str(cache.folder(name, data_dir)) if prepared else source
-  train, test = _checked(facts, *splits, where)
-  if not prepared:
-    cache.write(name, data_dir, train, test, source=source)
-  logging.info(
-    '%s: %d + %d images from %s%s',
-    name,
-    len(train.labels),
-    len(test.labels),
-    where,
-    f', made from {source}' if prepared else '',
-  )
+  read, paths = _find(name, root)
+  stamp = cache.stamp(paths, root) if paths else None
+  prepared = cache.read(name, root, stamp)
+  if prepared is not None:
+    return _checked(facts, *prepared, str(cache.folder(name, root)))
+  if not paths:
+    _download(name, root, allowed=download)
+    read, paths = _find(name, root)
+    stamp = cache.stamp(paths, root)
+  where = os.path.commonpath((paths[0], paths[-1]))
+  train, test = _checked(facts, *read(paths), where)
+  if _is_whole(facts, train, test) and facts.checksum:
+    if checksum(train, test) != facts.checksum:
+      raise ValueError(
+        f'{where}: images or labels are not the published ones; the files are '
+        f'damaged or of another data set. Give a changed {name} as .npz file.'
+      )
+  cache.write(name, root, train, test, stamp=stamp)
   return train, test
+
+
+def _find(name: str, root: pathlib.Path):
+  """The reader of the first source there is and its files, if any."""
+  facts = FACTS[name]
+  for folder in facts.folders:
+    if paths := facts.format.find(root / folder):
+      return facts.format.read, paths
+  return tfds_source.find(facts, root)
+
+
+def _download(name: str, root: pathlib.Path, *, allowed: bool) -> None:
+  """Fetches the files into `<root>/<name>`.
+
+  Raises:
+    FileNotFoundError: if that cannot be; it says what to put where.
+  """
+  facts = FACTS[name]
+  reason = 'it has to be downloaded by hand'
+  if not allowed:
+    reason = 'nothing is downloaded here'
+  elif facts.urls:
+    try:
+      return tfds_source.download(facts, root / name)
+    except (OSError, ImportError) as error:
+      reason = str(error)
+  raise FileNotFoundError(
+    f'{name} is not in {root} and {reason}; put {facts.format.wanted} into '
+    f'{root / name}.'
+  )
+
+
+def _is_whole(facts: Facts, train: Split, test: Split) -> bool:
+  sizes = len(train.labels), len(test.labels)
+  return sizes == (facts.num_train, facts.num_test)
 
 
 def _checked(
   facts: Facts, train: Split, test: Split, where: str
 ) -> tuple[Split, Split]:
-  """The splits, if they are what the facts say."""
-  train, test = (
-    check(
-      split,
-      f'{where}, {part}',
-      num_classes=len(facts.class_names),
-      image_shape=facts.image_shape,
-    )
-    for part, split in (('train', train), ('test', test))
-  )
-  _compare_with_published(facts, train, test, where)
-  return train, test
+  """The splits, if they can be the published set or a part of it.
 
-
-def _from_files(name: str, data_dir: pathlib.Path) -> _Found | None:
-  for folder in FACTS[name].folders:
-    splits = _READERS[name](data_dir / folder)
-    if splits is not None:
-      return *splits, str(data_dir / folder)
-  return None
-
-
-def _from_network(
-  name: str, data_dir: pathlib.Path, *, download: bool
-) -> _Found:
-  facts = FACTS[name]
-  reason = 'it has to be downloaded by hand: ImageNet asks for a login'
-  if not download:
-    reason = 'nothing is downloaded here'
-  elif facts.urls:
-    try:
-      tfds_source.download(facts, data_dir / name)
-      return _from_files(name, data_dir)
-    except (OSError, ImportError) as error:
-      reason = str(error)
-  raise FileNotFoundError(
-    f'{name} is not in {data_dir} and {reason}; put {facts.files} into '
-    f'{data_dir / name}.'
-  )
-
-
-def _compare_with_published(
-  facts: Facts, train: Split, test: Split, source: str
-) -> None:
-  """Tells exchanged files and other data sets from the published one.
-
-  A subset is accepted with a log line: the authors' formats are handy.
+  A part is accepted with a log line: the authors' formats are handy.
 
   Raises:
-    ValueError: if the two splits are exchanged or the labels are another's.
+    ValueError: if shapes or labels are wrong, the two splits are exchanged, or
+      a whole set has other numbers of examples by class.
   """
-  sizes = _sizes(train, test)
-  published = facts.num_train, facts.num_test
-  zeros = int(np.sum(test.labels == 0))
-  if sizes == published[::-1]:
-    raise ValueError(
-      f'{source}: {sizes[0]} training and {sizes[1]} test images; the files of '
-      'the two are exchanged.'
-    )
-  if sizes == published and zeros != facts.first_class:
-    raise ValueError(
-      f'{source}: {zeros} test images of {facts.class_names[0]!r}, expected '
-      f'{facts.first_class}; these are files of another data set or of another '
-      'split.'
-    )
-  if sizes != published:
-    logging.info(
-      '%s: %d + %d images, the published set has %d + %d',
-      source,
-      *sizes,
-      *published,
-    )
+  if _is_whole(facts, test, train) and not _is_whole(facts, train, test):
+    raise ValueError(f'{where}: the training and test files are exchanged.')
+  checked = []
+  for part, split, counts in (
+    ('train', train, facts.train_counts),
+    ('test', test, facts.test_counts),
+  ):
+    source, num_classes = f'{where}, {part}', len(facts.class_names)
+    shape = facts.image_shape
+    split = check(split, source, num_classes=num_classes, image_shape=shape)
+    found = np.bincount(split.labels, minlength=num_classes).tolist()
+    if len(split.labels) != sum(counts):
+      logging.info(
+        '%s: %d images, published are %d', source, sum(found), sum(counts)
+      )
+    elif len(counts) > 1 and found != list(counts):  # else a total is known
+      label = int(np.argmax(np.not_equal(found, counts)))
+      raise ValueError(
+        f'{source}: {found[label]} images of {facts.class_names[label]!r}, '
+        f'expected {counts[label]}; the files are damaged, or of another data '
+        'set or split.'
+      )
+    checked.append(split)
+  return checked[0], checked[1]

@@ -1,19 +1,23 @@
 """Prepared arrays on disk: memory-mapped, so ready at once.
 
-A folder `<data_dir>/prepared/<name>` holds four .npy files and info.json. It
-is written under another name and moved in place, so it is whole or absent;
-deleting it has the set prepared again.
+A folder `<data_dir>/prepared/<name>` holds four .npy files and info.json, with
+the stamp of the files that the arrays were made from. It is written under
+another name and moved in place, so it is whole or absent; if it is deleted, the
+set is prepared again.
 """
 
+import hashlib
 import json
+import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Iterable
 
 import numpy as np
 from absl import logging
 
-from robustlip.datasets import splits
+from robustlip.datasets.splits import Split
 
 _ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
 
@@ -23,26 +27,45 @@ def folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   return data_dir / 'prepared' / name
 
 
-def read(
-  name: str, data_dir: pathlib.Path
-) -> tuple[splits.Split, splits.Split, str] | None:
-  """Train, test and where they once came from; None if there is no cache.
+def stamp(paths: Iterable[os.PathLike | str], data_dir: pathlib.Path) -> str:
+  """A hash of names, sizes and times of change: new files, another stamp.
 
-  A damaged cache counts as none, with one log line that names it.
+  Files in `data_dir` are named by their place in it, so that it can be moved.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for path in map(os.fspath, paths):
+    status = os.stat(path)
+    name = path.removeprefix(str(data_dir))
+    digest.update(f'{name}\0{status.st_size}\0{status.st_mtime_ns}\0'.encode())
+  return digest.hexdigest()
+
+
+def read(
+  name: str, data_dir: pathlib.Path, stamp: str | None
+) -> tuple[Split, Split] | None:
+  """Train and test; None if there is no cache, or one made from other files.
+
+  A damaged cache counts as none. Whatever is ignored is named in a log line.
+
+  Args:
+    stamp: of the files on disk; None, if they are gone, accepts any.
   """
   path = folder(name, data_dir)
   if not path.is_dir():
     return None
   try:
+    info = json.loads((path / 'info.json').read_text())
+    if stamp not in (None, info.get('stamp')):
+      logging.info('%s: its files have changed; they are read again', name)
+      return None
     arrays = [
       np.load(path / f'{key}.npy', mmap_mode='r', allow_pickle=False)
       for key in _ARRAYS
     ]
-    info = json.loads((path / 'info.json').read_text())
     for key, array in zip(_ARRAYS, arrays, strict=True):
       if list(array.shape) != info['shapes'][key]:
         raise ValueError(f'{key}.npy has shape {array.shape}')
-    return splits.Split(*arrays[:2]), splits.Split(*arrays[2:]), info['source']
+    return Split(*arrays[:2]), Split(*arrays[2:])
   except Exception as error:  # whatever the damage happens to cause
     logging.warning(
       'Ignored the damaged prepared arrays in %s: %s', path, error
@@ -51,19 +74,14 @@ def read(
 
 
 def write(
-  name: str,
-  data_dir: pathlib.Path,
-  train: splits.Split,
-  test: splits.Split,
-  *,
-  source: str,
+  name: str, data_dir: pathlib.Path, train: Split, test: Split, *, stamp: str
 ) -> None:
   """Keeps the arrays for the next time; one log line where that cannot be."""
   path = folder(name, data_dir)
   partial = path.with_name(f'.{name}.{uuid.uuid4().hex}.partial')
   try:
     partial.mkdir(parents=True)
-    info = {'source': source, 'shapes': {}}
+    info = {'stamp': stamp, 'shapes': {}}
     for key, array in zip(_ARRAYS, (*train, *test), strict=True):
       np.save(partial / f'{key}.npy', array, allow_pickle=False)
       info['shapes'][key] = array.shape

@@ -1,189 +1,252 @@
-"""Readers of the files that the authors of the data sets publish.
+"""Formats in which the authors of the data sets publish them.
 
-Each takes the folder and returns `(train, test)`, or None where the folder
-lacks the files. A file that is there but damaged raises ValueError with its
-path, what was expected and what was found.
+A `Format` finds its files in a folder and reads them. A file that is there but
+damaged raises ValueError with its path, what was expected and what was found.
 """
 
+import contextlib
+import functools
 import gzip
 import io
+import itertools
+import math
+import os
 import pathlib
 import pickle
 import struct
 import tarfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from robustlip.datasets.catalogue import IDX_FILES
 from robustlip.datasets.splits import Split
 
-Splits = tuple[Split, Split]
-
-_CIFAR_FOLDERS = {
-  'cifar-10-batches-bin': '.bin',
-  'cifar-10-batches-py': '',
-}
-_CIFAR_ARCHIVES = {
-  'cifar-10-binary.tar.gz': 'cifar-10-batches-bin',
-  'cifar-10-python.tar.gz': 'cifar-10-batches-py',
-}
-_CIFAR_BATCHES = (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch')
-_CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the planes of the image
-
-# All that a pickled NumPy array is made of, as Python 2 and 3 write it.
-_ARRAY_GLOBALS = {
-  ('numpy', 'dtype'),
-  ('numpy', 'ndarray'),
-  ('numpy.core.multiarray', '_reconstruct'),
-  ('numpy._core.multiarray', '_reconstruct'),
-  ('numpy._core.numeric', '_frombuffer'),
-  ('_codecs', 'encode'),
-}
+Splits = tuple[Split, Split]  # train, test
 
 
-def find_all(
-  folder: pathlib.Path,
-  names: tuple[str, ...],
-  *,
-  endings: tuple[str, ...] = ('',),
-) -> bool:
-  """Whether `folder` holds all the files, False if it holds none.
+class Format(NamedTuple):
+  """How to find the files of a set and what is in them."""
+
+  # The files in the order of `read`; empty where the folder has none of them.
+  find: Callable[[pathlib.Path], Sequence[pathlib.Path | str]]
+  read: Callable[[Sequence[pathlib.Path | str]], Splits]
+  wanted: str  # the names of the files, for people
+
+
+@contextlib.contextmanager
+def expect(path: pathlib.Path, what: str):
+  """Turns whatever the damage of a file causes into a ValueError about it."""
+  if path.is_dir():
+    raise ValueError(f'{path} is a folder, expected {what}.')
+  with path.open('rb') as file:
+    head = file.read(64).lstrip().lower()
+  if head.startswith((b'<!doctype', b'<html')):
+    raise ValueError(f'{path} is a web page, expected {what}.')
+  if head.startswith(b'version https://git-lfs'):
+    raise ValueError(
+      f'{path} is a pointer of Git LFS, expected {what}: run `git lfs pull`.'
+    )
+  try:
+    yield
+  except Exception as error:  # gzip, tarfile, pickle, SciPy: no common base
+    size = path.stat().st_size
+    reason = ' '.join(str(error).split())
+    raise ValueError(
+      f'{path}: {size} bytes, expected {what} ({reason}).'
+    ) from error
+
+
+def _find_all(
+  folder: pathlib.Path, names: Sequence[str], variants=lambda name: (name,)
+) -> list[pathlib.Path]:
+  """The files of these names, each in the first variant that is there.
 
   Raises:
-    FileNotFoundError: if it holds some and lacks others.
+    FileNotFoundError: if the folder holds some and lacks others.
   """
-  missing = [
-    name
+  found = [
+    next((p for v in variants(name) if (p := folder / v).is_file()), None)
     for name in names
-    if not any((folder / (name + ending)).is_file() for ending in endings)
+  ]
+  missing = [
+    name for name, path in zip(names, found, strict=True) if path is None
   ]
   if missing and len(missing) < len(names):
     raise FileNotFoundError(f'{folder} lacks {", ".join(missing)}.')
-  return not missing
+  return [] if missing else found
 
 
-def read_idx(folder: pathlib.Path) -> Splits | None:
-  """MNIST and its relatives: four IDX files, plain or gzipped."""
-  if not find_all(folder, IDX_FILES, endings=('', '.gz')):
-    return None
-  splits = []
-  for images_name, labels_name in (IDX_FILES[:2], IDX_FILES[2:]):
-    images_path, images = _idx(folder / images_name, ndim=3)
-    labels_path, labels = _idx(folder / labels_name, ndim=1)
-    if len(images) != len(labels):
+# Magic number by the end of a file's name: type of the elements, axes.
+_IDX_MAGIC = {'idx3-ubyte': 0x803, 'idx1-ubyte': 0x801, 'idx2-int': 0xC02}
+
+
+def idx(
+  train: str = 'train',
+  test: str = 't10k',
+  *,
+  labels: str = 'idx1-ubyte',
+  first_label: int = 0,
+  transposed: bool = False,
+) -> Format:
+  """MNIST and its relatives: four IDX files, plain or gzipped.
+
+  A dot in place of the hyphen before `idx`, as in Kaggle's copy, is as good,
+  and so is a folder of the same name around the file.
+
+  Args:
+    train: what the names of the training files begin with.
+    test: the same of the test files.
+    labels: end of the names of the label files; the class is the first column
+      of `idx2-int`, as in QMNIST.
+    first_label: the label of the first class, 1 in some sets.
+    transposed: whether rows and columns of an image are exchanged, as in
+      EMNIST.
+  """
+  names = [
+    f'{part}-{kind}'
+    for part in (train, test)
+    for kind in ('images-idx3-ubyte', f'labels-{labels}')
+  ]
+
+  def variants(name):
+    dotted = name.replace('-idx', '.idx')
+    plain = [name, f'{name}/{name}', dotted, f'{name}/{dotted}']
+    return [f'{name}{ending}' for name in plain for ending in ('', '.gz')]
+
+  def split(images_path, labels_path):
+    images, numbers = _idx_array(images_path), _idx_array(labels_path)
+    if len(images) != len(numbers):
       raise ValueError(
         f'{images_path} holds {len(images)} images but {labels_path} '
-        f'{len(labels)} labels.'
+        f'{len(numbers)} labels.'
       )
-    splits.append(Split(images[..., None], labels.astype(np.int32)))
-  return splits[0], splits[1]
+    if transposed:
+      images = np.ascontiguousarray(images.swapaxes(1, 2))
+    numbers = numbers.reshape(len(numbers), -1)[:, 0].astype(np.int32)
+    return Split(images[..., None], numbers - first_label)
+
+  return Format(
+    lambda folder: _find_all(folder, names, variants),
+    lambda paths: (split(*paths[:2]), split(*paths[2:])),
+    f'{", ".join(names)} (plain or .gz)',
+  )
 
 
-def _idx(path: pathlib.Path, *, ndim: int) -> tuple[pathlib.Path, np.ndarray]:
-  """The file that was read, plain before gzipped, and its array."""
-  if not path.is_file():
-    path = path.with_name(path.name + '.gz')
-  content = path.read_bytes()
-  if path.suffix == '.gz':
-    try:
+def _idx_array(path: pathlib.Path) -> np.ndarray:
+  magic = next(m for end, m in _IDX_MAGIC.items() if end in path.name)
+  with expect(path, f'an IDX file of magic number {magic:#x}'):
+    content = path.read_bytes()
+    if path.suffix == '.gz':
       content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+    if int.from_bytes(content[:4], 'big') != magic:
+      raise ValueError(f'it begins with 0x{content[:4].hex()}')
+    ndim = magic % 0x100
+    head = 4 + 4 * ndim
+    shape = struct.unpack(f'>{ndim}I', content[4:head])
+    dtype = np.dtype('>i4' if magic >= 0xC00 else np.uint8)
+    expected = head + dtype.itemsize * math.prod(shape)
+    if len(content) != expected:
       raise ValueError(
-        f'{path}: {len(content)} bytes that are no whole gzip file ({error}).'
-      ) from error
-  head = 4 + 4 * ndim
-  magic = 0x800 + ndim  # unsigned bytes, ndim axes
-  found = int.from_bytes(content[:4], 'big')
-  if len(content) < head or found != magic:
-    raise ValueError(
-      f'{path}: IDX magic number {found:#x} in {len(content)} bytes, '
-      f'expected {magic:#x}.'
-    )
-  shape = struct.unpack(f'>{ndim}I', content[4:head])
-  expected = head + int(np.prod(shape, dtype=object))
-  if len(content) != expected:
-    raise ValueError(
-      f'{path}: {len(content)} bytes, expected {expected} for the shape '
-      f'{shape} in its header.'
-    )
-  return path, np.frombuffer(content, np.uint8, offset=head).reshape(shape)
-
-
-def read_cifar10(folder: pathlib.Path) -> Splits | None:
-  """CIFAR-10: the binary or the Python batches, unpacked or in their tar."""
-  for name, suffix in _CIFAR_FOLDERS.items():
-    for root in (folder / name, folder):
-      names = tuple(batch + suffix for batch in _CIFAR_BATCHES)
-      if find_all(root, names):
-        contents = {name: (root / name).read_bytes() for name in names}
-        return _cifar10(root, contents)
-  for archive, inside in _CIFAR_ARCHIVES.items():
-    if (folder / archive).is_file():
-      names = [batch + _CIFAR_FOLDERS[inside] for batch in _CIFAR_BATCHES]
-      return _cifar10(
-        folder / archive, _members(folder / archive, inside, names)
+        f'{len(content)} unpacked, {expected} for the shape {shape} in its '
+        'header'
       )
-  return None
+    return np.frombuffer(content, dtype, offset=head).reshape(shape)
+
+
+def cifar(
+  folders: dict[str, str], batches: Sequence[str], *, num_labels: int = 1
+) -> Format:
+  """CIFAR: the binary or the Python batches, unpacked or in their tar.gz.
+
+  Args:
+    folders: name of each published folder -> name of its archive; folders of
+      binary batches end in `bin` or `binary`.
+    batches: their names without ending, the test batch last.
+    num_labels: bytes before the image in a binary record; the last is the
+      class.
+  """
+
+  def names(inside):
+    return [name + '.bin' * ('-bin' in inside) for name in batches]
+
+  def find(folder):
+    for inside in folders:
+      for root in (folder / inside, folder):
+        if paths := _find_all(root, names(inside)):
+          return paths
+    for archive in folders.values():
+      if (folder / archive).is_file():
+        return [folder / archive]
+    return []
+
+  def read(paths):
+    if len(paths) == 1:
+      (inside,) = (k for k, v in folders.items() if v == paths[0].name)
+      contents = _members(paths[0], inside, names(inside))
+    else:
+      contents = {path.name: path.read_bytes() for path in paths}
+    *train, test = (
+      _batch(path, name, content, num_labels)
+      for path, (name, content) in zip(
+        itertools.cycle(paths), contents.items(), strict=False
+      )
+    )
+    sizes = [len(batch.labels) for batch in (*train, test)]
+    if len(train) > 1 and len(set(sizes)) > 1:
+      raise ValueError(
+        f'{paths[0].parent}: {", ".join(contents)} have {sizes} examples, '
+        'expected one size.'
+      )
+    images, labels = map(np.concatenate, zip(*train, strict=True))
+    return Split(images, labels), test
+
+  archives, unpacked = ' or '.join(folders.values()), ' or '.join(folders)
+  return Format(find, read, f'{archives}, or the folder {unpacked}')
 
 
 def _members(
-  archive: pathlib.Path, inside: str, names: list[str]
+  archive: pathlib.Path, inside: str, names: Sequence[str]
 ) -> dict[str, bytes]:
   """Contents of files in a tar.gz, read in memory."""
   contents = {}
-  try:
+  with expect(archive, f'a tar.gz with {inside}/{", ".join(names)}'):
     with tarfile.open(archive, 'r:gz') as tar:
       for member in tar:
         folder, _, name = member.name.removeprefix('./').rpartition('/')
         if member.isfile() and folder == inside and name in names:
           contents[name] = tar.extractfile(member).read()
-  except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-    raise ValueError(
-      f'{archive}: {archive.stat().st_size} bytes that are no whole tar.gz '
-      f'({error}).'
-    ) from error
-  missing = [name for name in names if name not in contents]
-  if missing:
-    raise ValueError(f'{archive} lacks {inside}/{", ".join(missing)}.')
-  return {name: contents[name] for name in names}
+    return {name: contents[name] for name in names}
 
 
-def _cifar10(source: pathlib.Path, contents: dict[str, bytes]) -> Splits:
-  """Six batches, which must be of one size as the published ones are."""
-  batches = {
-    name: (_binary if name.endswith('.bin') else _pickled)(
-      source / name, content
-    )
-    for name, content in contents.items()
-  }
-  expected = max(len(batch.labels) for batch in batches.values())
-  for name, batch in batches.items():
-    if len(batch.labels) != expected:
-      raise ValueError(
-        f'{source / name}: {len(batch.labels)} examples, expected {expected} '
-        'as in the other batches.'
-      )
-  *train, test = batches.values()
-  images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
-  return Split(images, labels), test
+def _batch(
+  path: pathlib.Path, name: str, content: bytes, num_labels: int
+) -> Split:
+  """A batch whose images lie as [3, 32, 32]; `path` may be its archive."""
+  with expect(path, f'a whole batch of CIFAR as {name}'):
+    if name.endswith('.bin'):
+      records = np.frombuffer(content, np.uint8)
+      records = records.reshape(-1, num_labels + 3072)
+      images, labels = records[:, num_labels:], records[:, num_labels - 1]
+    else:
+      images, labels = _unpickle(content)
+    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+      raise ValueError(f'data is {images.dtype} of shape {images.shape}')
+    planes = images.reshape(-1, 3, 32, 32)
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
-def _planes(flat: np.ndarray) -> np.ndarray:
-  """[N, 3 * 32 * 32], one plane after another, to [N, 32, 32, 3]."""
-  planes = flat.reshape(-1, 3, 32, 32)
-  return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-
-
-def _binary(path: pathlib.Path, content: bytes) -> Split:
-  if not content or len(content) % _CIFAR_RECORD:
-    raise ValueError(
-      f'{path}: {len(content)} bytes, expected a multiple of {_CIFAR_RECORD} '
-      f'({10_000 * _CIFAR_RECORD} as published).'
-    )
-  records = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
-  return Split(_planes(records[:, 1:]), records[:, 0].astype(np.int32))
+# All that a pickled NumPy array or number is made of, by Python 2 and 3.
+_ARRAY_GLOBALS = {
+  ('numpy', 'dtype'),
+  ('numpy', 'ndarray'),
+  ('numpy.core.multiarray', '_reconstruct'),
+  ('numpy._core.multiarray', '_reconstruct'),
+  ('numpy.core.multiarray', 'scalar'),
+  ('numpy._core.multiarray', 'scalar'),
+  ('numpy._core.numeric', '_frombuffer'),
+  ('_codecs', 'encode'),
+}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -195,47 +258,32 @@ class _ArrayUnpickler(pickle.Unpickler):
     return super().find_class(module, name)
 
 
-def _pickled(path: pathlib.Path, content: bytes) -> Split:
-  try:
-    batch = _ArrayUnpickler(io.BytesIO(content), encoding='bytes').load()
-    images, labels = (
-      batch[key] if key in batch else batch[key.encode()]
-      for key in ('data', 'labels')
-    )
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-      raise ValueError(f'data is {images.dtype} of shape {images.shape}')
-    return Split(_planes(images), labels)
-  except Exception as error:  # a damaged pickle can raise anything
-    raise ValueError(
-      f'{path}: {len(content)} bytes, expected a pickled CIFAR-10 batch with '
-      f'data (uint8, [N, 3072]) and N labels ({error}).'
-    ) from error
-
-
-def read_svhn(folder: pathlib.Path) -> Splits | None:
-  """SVHN, cropped digits; the label 10 of the files is the digit 0."""
-  names = ('train_32x32.mat', 'test_32x32.mat')
-  if not find_all(folder, names):
-    return None
-  train, test = (_mat(folder / name) for name in names)
-  return train, test
+def _unpickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Data and labels of a pickled batch."""
+  batch = _ArrayUnpickler(io.BytesIO(content), encoding='bytes').load()
+  batch = {os.fsdecode(key): value for key, value in batch.items()}
+  labels = batch['labels' if 'labels' in batch else 'fine_labels']
+  return np.asarray(batch['data']), np.asarray(labels)
 
 
 def _mat(path: pathlib.Path) -> Split:
   import scipy.io
 
-  try:
+  what = 'a MATLAB file with X ([32, 32, 3, N]) and y (1 to 10, [N, 1])'
+  with expect(path, what):
     content = scipy.io.loadmat(path, variable_names=('X', 'y'))
     images, labels = content['X'], content['y'].reshape(-1)
     if images.ndim != 4 or images.shape[3] != len(labels):
       raise ValueError(f'X is {images.shape}, y {content["y"].shape}')
     if labels.min() < 1 or labels.max() > 10:
       raise ValueError(f'y from {labels.min()} to {labels.max()}')
-  except Exception as error:  # SciPy raises what the damage happens to cause
-    raise ValueError(
-      f'{path}: {path.stat().st_size} bytes, expected a MATLAB file with X '
-      f'([32, 32, 3, N]) and y (1 to 10, [N, 1]) ({error}).'
-    ) from error
-  images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-  return Split(images, labels.astype(np.int32) % 10)
+    images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+    return Split(images, labels.astype(np.int32) % 10)
+
+
+# SVHN, cropped digits; the label 10 of the files is the digit 0.
+SVHN = Format(
+  functools.partial(_find_all, names=('train_32x32.mat', 'test_32x32.mat')),
+  lambda paths: tuple(map(_mat, paths)),
+  'train_32x32.mat and test_32x32.mat',
+)

@@ -9,11 +9,13 @@ import concurrent.futures
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
 
 from robustlip import progress
+from robustlip.datasets.files import Format
 from robustlip.datasets.splits import Split
 
 SIDE = 64
@@ -78,58 +80,67 @@ LABELS = {
 }
 
 
-def read(folder: pathlib.Path) -> tuple[Split, Split] | None:
-  """The tree `{train,val}/<wnid>/*.JPEG`, or None where it is not there.
+def find(folder: pathlib.Path) -> list[str]:
+  """Images of `{train,val}/<wnid>/*.JPEG`; empty unless both parts are there.
 
-  Images are sorted by synset, then by file name. Other synsets are ignored, so
-  that a whole ImageNet will do; absent ones are said in one log line. What is
-  stored of an image is the centre crop, as the paper evaluates; its training
-  crops, 64 of 72 pixels padded by 8, see more of the border.
+  They are sorted by synset, then by file name. Other synsets are ignored, so
+  that a whole ImageNet will do.
+  """
+  train, val = (_find_part(folder / part) for part in ('train', 'val'))
+  return train + val if train and val else []
+
+
+def _find_part(folder: pathlib.Path) -> list[str]:
+  return [
+    os.path.join(folder, wnid, name)
+    for wnid in sorted(LABELS)
+    if (folder / wnid).is_dir()
+    for name in sorted(os.listdir(folder / wnid))
+    if os.path.splitext(name)[1].lower() in _SUFFIXES
+  ]
+
+
+def read(paths: Sequence[str]) -> tuple[Split, Split]:
+  """Train and val; a class without images is named in one log line.
+
+  What is stored of an image is the centre crop, as the paper evaluates; its
+  training crops, 64 of 72 pixels padded by 8, see more of the border.
 
   Raises:
     ValueError: a file that is no whole image.
   """
-  if not all(_wnids(folder / part) for part in ('train', 'val')):
-    return None
-  for part in ('train', 'val'):
-    present = {LABELS[wnid] for wnid in _wnids(folder / part)}
+  wnids = [path.split(os.sep)[-2] for path in paths]
+  labels = np.array([LABELS[wnid] for wnid in wnids], np.int32)
+  num_train = sum(path.split(os.sep)[-3] == 'train' for path in paths)
+  parts = slice(num_train), slice(num_train, None)
+  for part in parts:
+    present = set(labels[part])
     absent = [name for i, name in enumerate(SYNSETS) if i not in present]
     logging.info(
       '%s: %d of %d synsets; %s',
-      folder / part,
-      len(_wnids(folder / part)),
+      os.path.dirname(os.path.dirname(paths[part][0])),
+      len(set(wnids[part])),
       len(LABELS),
       f'no class {", ".join(absent)}' if absent else 'every class',
     )
-  return _read_split(folder / 'train'), _read_split(folder / 'val')
+  images = decode_all([functools.partial(decode, path) for path in paths])
+  train, val = (Split(images[part], labels[part]) for part in parts)
+  return train, val
 
 
-def _wnids(folder: pathlib.Path) -> list[str]:
-  return [wnid for wnid in sorted(LABELS) if (folder / wnid).is_dir()]
+FORMAT = Format(
+  find,
+  read,
+  'train/<wnid>/*.JPEG and val/<wnid>/*.JPEG of ImageNet (ILSVRC 2012)',
+)
 
 
-def _read_split(folder: pathlib.Path) -> Split:
-  paths, labels = [], []
-  for wnid in _wnids(folder):
-    names = sorted(
-      entry.name
-      for entry in os.scandir(folder / wnid)
-      if os.path.splitext(entry.name)[1].lower() in _SUFFIXES
-    )
-    paths += [folder / wnid / name for name in names]
-    labels += [LABELS[wnid]] * len(names)
-  images = decode_all(
-    [functools.partial(decode, path) for path in paths], str(folder)
-  )
-  return Split(images, np.array(labels, np.int32))
-
-
-def decode_all(tasks: list, description: str) -> np.ndarray:
+def decode_all(tasks: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
   """Results of `tasks`, functions that decode one image, [N, 64, 64, 3]."""
   images = np.empty((len(tasks), SIDE, SIDE, 3), np.uint8)
   with (
     concurrent.futures.ThreadPoolExecutor() as pool,
-    progress.bar(len(tasks), f'decode {description}', unit='image') as bar,
+    progress.bar(len(tasks), 'decode ImageNet', unit='image') as bar,
   ):
     try:
       for i, image in enumerate(pool.map(lambda task: task(), tasks)):

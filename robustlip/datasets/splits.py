@@ -16,12 +16,18 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
   """A training and a test split over the same classes."""
 
-  name: str
+  name: str  # a published set's; else that of the file, without .npz if other
   train: Split
   test: Split
   class_names: tuple[str, ...]
   epsilon: float | None  # l-inf radius in [0, 1]; None: the user must say
-  fingerprint: str | None = None  # unless it is a whole published set
+  fingerprint: str | None = None  # its identity; None: a whole published set
+  path: str | None = None  # of a file of one's own, absolute
+
+  @property
+  def source(self) -> str:
+    """What `load` takes to load this data set again."""
+    return self.path or self.name
 
   @property
   def both(self) -> Split:
@@ -39,6 +45,20 @@ def fingerprint(*arrays: np.ndarray, salt: str = '') -> str:
   return digest.hexdigest()
 
 
+def checksum(*splits: Split) -> str:
+  """A hash of the examples of each split, in any order, in hexadecimal.
+
+  TFDS stores the published examples in an order of its own.
+  """
+  total = 0
+  for part, split in enumerate(splits):
+    for image, label in zip(*split, strict=True):
+      content = bytes([part, label]) + image.tobytes()
+      digest = hashlib.blake2b(content, digest_size=16).digest()
+      total += int.from_bytes(digest)
+  return f'{total % 2**128:032x}'
+
+
 def check(
   split: Split,
   source: str,
@@ -46,7 +66,7 @@ def check(
   num_classes: int,
   image_shape: tuple[int, ...] | None = None,
 ) -> Split:
-  """The split, with int32 labels, if it is what the rest can work on.
+  """The split with int32 labels, if the rest of the library can work on it.
 
   Args:
     source: the file or folder that the message of an error names.
@@ -54,33 +74,64 @@ def check(
     image_shape: (H, W, C); None accepts any.
 
   Raises:
-    ValueError: wrong shape or dtype, no examples, labels out of range.
+    ValueError: wrong shape, layout or dtype, no examples, labels out of range.
   """
   images, labels = split
+  found = f'{source}: images are {images.dtype} of shape {images.shape}'
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
-      f'{source}: images are {images.dtype} of shape {images.shape}, expected '
-      'uint8 of shape (N, height, width, channels), one channel for gray.'
+      f'{found}, expected uint8 of shape (N, height, width, channels); of '
+      'floats in [0, 1]: np.uint8(np.round(255 * images)).'
     )
-  if image_shape is not None and images.shape[1:] != image_shape:
+  shape = images.shape[1:]
+  if shape[0] <= 4 < min(shape[1:]):
     raise ValueError(
-      f'{source}: images of {images.shape[1:]} (height, width, channels), '
-      f'expected {image_shape}.'
+      f'{found}, channels first; expected (N, height, width, channels): '
+      'images.transpose(0, 2, 3, 1).'
     )
-  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f'{source}: labels are {labels.dtype} of shape {labels.shape}, expected '
-      'integers of shape (N,).'
-    )
+  if image_shape not in (None, shape):
+    raise ValueError(f'{found}, expected {("N", *image_shape)}.')
+  labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
   if len(images) != len(labels):
     raise ValueError(
       f'{source}: {len(images)} images but {len(labels)} labels.'
     )
   if images.size == 0:
     raise ValueError(f'{source}: no examples.')
-  if labels.min() < 0 or labels.max() >= num_classes:
+  return Split(images, labels)
+
+
+def check_labels(
+  labels: np.ndarray, source: str = 'labels', *, num_classes: int | None = None
+) -> np.ndarray:
+  """The labels as int32 [N], if they number the classes from 0.
+
+  Args:
+    source: what the message of an error begins with.
+    num_classes: None if every class has to occur.
+
+  Raises:
+    ValueError: labels that are no integers or do not number the classes from
+      0; it says how to map them.
+  """
+  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(
-      f'{source}: labels from {labels.min()} to {labels.max()}, expected '
-      f'0 to {num_classes - 1}.'
+      f'{source} are {labels.dtype} of shape {labels.shape}, expected integers '
+      'of shape (N,): labels.astype(int) if they are whole numbers, '
+      'labels.argmax(1) if they are one-hot.'
     )
-  return Split(images, labels.astype(np.int32, copy=False))
+  values = np.unique(labels).tolist()  # Python's integers, however large
+  if num_classes is None:
+    num_classes = len(values)
+  if not values or 0 <= values[0] <= values[-1] < num_classes:
+    return labels.astype(np.int32, copy=False)
+  if values == [-1, 1]:
+    remedy = '(labels + 1) // 2'
+  elif (values[0], values[-1]) == (1, num_classes):
+    remedy = 'labels - 1'
+  else:
+    remedy = 'np.searchsorted(np.unique(train_labels), labels)'
+  raise ValueError(
+    f'{source} from {values[0]} to {values[-1]}, expected 0 to '
+    f'{num_classes - 1}; to number the classes from 0: {remedy}.'
+  )

@@ -6,11 +6,11 @@ what is not on disk is downloaded, by TFDS with its checksums, as the files
 that the authors publish.
 """
 
+import functools
 import http.client
 import io
 import os
 import pathlib
-import queue
 import shutil
 import threading
 import urllib.request
@@ -24,34 +24,36 @@ from robustlip.datasets import imagenet
 from robustlip.datasets.catalogue import Facts
 from robustlip.datasets.splits import Split
 
-_PROBE_SECONDS = 8.0
+PROBE_SECONDS = 8.0
 
 
-def read(
-  facts: Facts, data_dir: pathlib.Path
-) -> tuple[Split, Split, str] | None:
-  """Train, test and folder of a prepared set; None where there is none.
+def find(facts: Facts, data_dir: pathlib.Path):
+  """A reader and the files of a prepared set; no files where there is none.
 
   Looks into `data_dir`, then into $TFDS_DATA_DIR or ~/tensorflow_datasets. A
   folder in TFRecord format, which only TensorFlow reads, counts as none.
-
-  Raises:
-    ValueError: if there is one that cannot be read: it is damaged, or
-      tensorflow_datasets is not installed.
   """
+  if facts.tfds_name is None:
+    return None, ()
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   for root in (data_dir, pathlib.Path(default).expanduser()):
-    folder = root / facts.tfds_name
-    if any(folder.glob('**/dataset_info.json')):
-      splits = _read_folder(facts, root)
-      if splits is not None:
-        return *splits, str(folder)
-  return None
+    for info in (root / facts.tfds_name).glob('**/dataset_info.json'):
+      if '"array_record"' in info.read_text():
+        paths = [path for path in info.parent.iterdir() if path.is_file()]
+        return functools.partial(_read, facts, root), sorted(paths)
+      logging.warning(
+        'Ignored %s: not prepared with file_format=array_record.', info.parent
+      )
+  return None, ()
 
 
-def _read_folder(
-  facts: Facts, root: pathlib.Path
-) -> tuple[Split, Split] | None:
+def _read(facts: Facts, root: pathlib.Path, paths) -> tuple[Split, Split]:
+  """Train and test of a prepared set.
+
+  Raises:
+    ValueError: if it is damaged, or tensorflow_datasets is not installed.
+  """
+  del paths  # TFDS finds them itself
   is_imagenet = facts.tfds_name == 'imagenet2012'
   names = ['train', 'validation' if is_imagenet else 'test']
   try:
@@ -66,14 +68,6 @@ def _read_folder(
     )
     convert = _imagenet_split if is_imagenet else _split
     return convert(train, facts), convert(test, facts)
-  except ValueError:
-    raise
-  except NotImplementedError:  # prepared with TensorFlow, as TFRecord
-    logging.warning(
-      'Ignored %s: not prepared with file_format=array_record.',
-      root / facts.tfds_name,
-    )
-    return None
   except Exception as error:  # TFDS raises what the damage happens to cause
     reason = ' '.join(str(error).split())
     raise ValueError(
@@ -85,16 +79,9 @@ def _read_folder(
 def _split(source, facts: Facts) -> Split:
   images = np.empty((len(source), *facts.image_shape), np.uint8)
   labels = np.empty(len(source), np.int32)
-  with progress.bar(
-    len(source), f'read {facts.tfds_name}', unit='image'
-  ) as bar:
+  with progress.bar(len(source), facts.tfds_name, unit='image') as bar:
     for i in range(len(source)):
       example = source[i]
-      if example['image'].shape != facts.image_shape:
-        raise ValueError(
-          f'{facts.tfds_name}: image {i} has shape {example["image"].shape}, '
-          f'expected {facts.image_shape}.'
-        )
       images[i], labels[i] = example['image'], example['label']
       bar.update()
   return Split(images, labels)
@@ -117,7 +104,7 @@ def _imagenet_split(source, facts: Facts) -> Split:
   def task(i):
     return lambda: imagenet.decode(io.BytesIO(source[int(i)]['image']))
 
-  images = imagenet.decode_all([task(i) for i in chosen], 'ImageNet')
+  images = imagenet.decode_all([task(i) for i in chosen])
   return Split(images, labels[chosen])
 
 
@@ -157,20 +144,18 @@ def _probe(url: str) -> None:
   TFDS itself retries for minutes. The request has a thread of its own because
   a name that does not resolve is not subject to a socket's timeout.
   """
-  answers = queue.Queue()
+  errors = [f'no answer in {PROBE_SECONDS:g} seconds']
 
   def ask():
     request = urllib.request.Request(url, method='HEAD')
     try:
-      with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
-        answers.put(None)
+      with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+        errors.clear()
     except (OSError, http.client.HTTPException) as error:
-      answers.put(error)
+      errors[:] = [error]
 
-  threading.Thread(target=ask, daemon=True).start()
-  try:
-    error = answers.get(timeout=_PROBE_SECONDS)
-  except queue.Empty:
-    error = TimeoutError(f'no answer in {_PROBE_SECONDS:g} seconds')
-  if error is not None:
-    raise ConnectionError(f'{url} cannot be reached ({error})') from error
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(PROBE_SECONDS)
+  if errors:
+    raise ConnectionError(f'{url} cannot be reached ({errors[0]})')

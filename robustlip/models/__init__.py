@@ -6,17 +6,32 @@ the batch (`mutable=['batch_stats']`) and drops units (`rngs={'dropout': key}`).
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from robustlip.models import cnn, resnet, wide_resnet
+from robustlip.models.torch_weights import from_torch
 from robustlip.types import LogitsFn
 
+__all__ = [
+  'ACTIVATIONS',
+  'MODELS',
+  'build',
+  'from_torch',
+  'init',
+  'logits_fn',
+]
+
 Factory = Callable[..., nn.Module]
+
+ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
 
 
 def _wide_resnet(depth: int, width: int) -> Factory:
@@ -24,7 +39,7 @@ def _wide_resnet(depth: int, width: int) -> Factory:
   return functools.partial(wide_resnet.WideResNet, depth=depth, width=width)
 
 
-# Name -> factory(num_classes, *, dropout_rate=None, dtype=jnp.float32).
+# Name -> factory(num_classes, *, dropout_rate, dtype, activation).
 MODELS: dict[str, Factory] = {
   'cnn1': cnn.CNN1,
   'cnn2': cnn.CNN2,
@@ -44,6 +59,7 @@ def build(
   *,
   dropout_rate: float | None = None,
   dtype: jnp.dtype = jnp.float32,
+  activation: str = 'relu',
   remat: bool = False,
 ) -> nn.Module:
   """The network of that name: one of `MODELS` or any 'wrn_<depth>_<width>'.
@@ -52,6 +68,7 @@ def build(
     dropout_rate: in [0, 1) at every position where the network drops; None is
       the paper's standard network (0.25 and 0.5 in cnn1, 0.5 in cnn2, else 0).
     dtype: type to compute in; parameters and logits stay float32.
+    activation: one of `ACTIVATIONS`; relu is the paper's.
     remat: compute the features of each block again for its gradient, which
       takes a third more time and far less memory; residual networks only.
 
@@ -62,12 +79,21 @@ def build(
     raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
   if dropout_rate is not None and not 0 <= dropout_rate < 1:
     raise ValueError(f'dropout_rate must be in [0, 1), got {dropout_rate}.')
+  if activation not in ACTIVATIONS:
+    raise ValueError(
+      f'activation must be one of {", ".join(ACTIVATIONS)}, got {activation!r}.'
+    )
   factory = MODELS.get(name) or _parse_wide_resnet(name)
   if remat:
     if name.startswith('cnn'):
       raise ValueError(f'remat needs blocks, which {name} has none of.')
     factory = functools.partial(factory, remat=True)
-  return factory(num_classes, dropout_rate=dropout_rate, dtype=dtype)
+  return factory(
+    num_classes,
+    dropout_rate=dropout_rate,
+    dtype=dtype,
+    activation=ACTIVATIONS[activation],
+  )
 
 
 def _parse_wide_resnet(name: str) -> Factory:
@@ -81,5 +107,70 @@ def _parse_wide_resnet(name: str) -> Factory:
 
 
 def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
-  """The network in inference mode as a function of images alone."""
-  return functools.partial(module.apply, variables)
+  """The network in inference mode as a function of images alone.
+
+  Raises:
+    ValueError: if the module is not Linen, or wants more than images.
+  """
+  arguments = _arguments(module)
+  if not isinstance(variables, Mapping):
+    raise ValueError(
+      f'variables must be a dict as {type(module).__name__}.init returns it, '
+      f'got {type(variables).__name__}.'
+    )
+  settings = {'train': False} if 'train' in arguments else {}
+  wanted = [
+    name
+    for name, argument in arguments.items()
+    if argument.default is argument.empty and name not in settings
+  ]
+  if wanted:
+    raise ValueError(
+      f'{type(module).__name__} wants {", ".join(wanted)} beside images; in '
+      'place of logits_fn take functools.partial(module.apply, variables, '
+      f'{wanted[0]}=...).'
+    )
+  return functools.partial(module.apply, variables, **settings)
+
+
+def init(
+  module: nn.Module, key: chex.PRNGKey, inputs: chex.Array
+) -> dict[str, Any]:
+  """Freshly drawn variables of a module that `training` can train.
+
+  Training calls it with `train=True` and keeps `params` and `batch_stats`.
+
+  Raises:
+    ValueError: if the module has no argument `train`, or other variables.
+  """
+  name, arguments = type(module).__name__, _arguments(module)
+  if 'train' not in arguments:
+    raise ValueError(
+      f'{name}.__call__ takes {", ".join(arguments) or "nothing"} beside '
+      'images, expected train: wrap it in a Linen module whose __call__(self, '
+      f'inputs, train=False) calls {name}.'
+    )
+  variables = module.init(key, inputs, train=False)
+  others = set(variables) - {'params', 'batch_stats'}
+  if others:
+    raise ValueError(
+      f'{name} has variables in {", ".join(sorted(others))}; only params and '
+      'batch_stats are trained and kept.'
+    )
+  return variables
+
+
+def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
+  """What the module is called with beside images."""
+  if not isinstance(module, nn.Module):
+    raise ValueError(
+      f'expected a Linen module, got {type(module).__name__}: any other '
+      'network is given as a function from images to logits, of NNX '
+      '`lambda images: network(images)`, of Equinox `jax.vmap(network)`.'
+    )
+  arguments = list(inspect.signature(type(module).__call__).parameters.values())
+  named = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+  )
+  return {a.name: a for a in arguments[2:] if a.kind in named}

@@ -17,6 +17,7 @@ class CNN1(nn.Module):
   num_classes: int
   dropout_rate: float | None = None  # None: 0.25 and 0.5
   dtype: jnp.dtype = jnp.float32
+  activation: layers.Activation = jax.nn.relu
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
@@ -24,13 +25,13 @@ class CNN1(nn.Module):
     rates = (0.25, 0.5)
     if self.dropout_rate is not None:
       rates = (self.dropout_rate,) * 2
-    features = jax.nn.relu(layers.Conv(32, dtype=self.dtype)(inputs))
+    features = self.activation(layers.Conv(32, dtype=self.dtype)(inputs))
     features = layers.Conv(64, dtype=self.dtype)(features)
     features = layers.max_pool(features)  # no ReLU before it, as published
     # Whole channels are dropped here, single units after the affine layer.
     features = nn.Dropout(rates[0], (1, 2), deterministic=not train)(features)
     features = features.reshape(len(features), -1)
-    features = jax.nn.relu(layers.dense(features, 128, dtype=self.dtype))
+    features = self.activation(layers.dense(features, 128, dtype=self.dtype))
     features = nn.Dropout(rates[1], deterministic=not train)(features)
     logits = layers.dense(features, self.num_classes, dtype=self.dtype)
     return logits.astype(jnp.float32)
@@ -45,6 +46,7 @@ class CNN2(nn.Module):
   num_classes: int
   dropout_rate: float | None = None  # None: 0.5
   dtype: jnp.dtype = jnp.float32
+  activation: layers.Activation = jax.nn.relu
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
@@ -53,12 +55,12 @@ class CNN2(nn.Module):
     features = inputs
     for width in (32, 64):
       for _ in range(2):
-        features = jax.nn.relu(self._conv(width)(features))
+        features = self.activation(self._conv(width)(features))
       features = layers.max_pool(features)
     features = features.reshape(len(features), -1)
-    features = jax.nn.relu(layers.dense(features, 200, dtype=self.dtype))
+    features = self.activation(layers.dense(features, 200, dtype=self.dtype))
     features = nn.Dropout(rate, deterministic=not train)(features)
-    features = jax.nn.relu(layers.dense(features, 200, dtype=self.dtype))
+    features = self.activation(layers.dense(features, 200, dtype=self.dtype))
     zeros = nn.initializers.zeros
     logits = layers.dense(
       features,

@@ -13,6 +13,7 @@ both.
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
 
+import os
 from collections.abc import Sequence
 
 import chex
@@ -25,6 +26,21 @@ from jax.interpreters import ad, batching, mlir
 Padding = Sequence[tuple[int, int]]  # before and after, for height and width
 
 _WIDE = 8  # channels from which a convolution beats patches
+
+
+def enable_fast_cpu() -> None:
+  """Has XLA give convolutions on a CPU to Eigen; call it before JAX computes.
+
+  XLA gives them to YNNPACK, which takes up to ten times as long. This adds a
+  flag to $XLA_FLAGS, for the JAX versions on which it was tried: XLA ends the
+  process at a flag that it does not know. Without it the results are the same.
+  """
+  given = os.environ.get('XLA_FLAGS', '')
+  tried = (0, 10, 2) <= jax.__version_info__ < (0, 12, 1)
+  names_a_file = given.lstrip()[:1] not in ('', '-')
+  flag = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
+  if tried and not names_a_file and flag not in given:
+    os.environ['XLA_FLAGS'] = f'{flag} {given}'
 
 
 def convolve(

@@ -18,6 +18,7 @@ from robustlip.models.convolution import Padding, convolve
 from robustlip.types import DEVICES
 
 Initializer = Callable[..., chex.Array]
+Activation = Callable[[chex.Array], chex.Array]
 
 VALID = ((0, 0), (0, 0))
 

@@ -25,21 +25,22 @@ class Bottleneck(nn.Module):
   is_first: bool  # of its stage: projects the shortcut, never drops
   dropout_rate: float
   dtype: jnp.dtype
+  activation: layers.Activation
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool) -> chex.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, 4 * width]."""
     wide = _EXPANSION * self.width
-    features = jax.nn.relu(self._convolve(inputs, self.width, 1, 1, train))
+    features = self.activation(self._convolve(inputs, self.width, 1, 1, train))
     features = self._convolve(features, self.width, 3, self.strides, train)
-    features = jax.nn.relu(features)
+    features = self.activation(features)
     if not self.is_first:
       dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
       features = dropout(features)
     features = self._convolve(features, wide, 1, 1, train)
     if self.is_first:
       inputs = self._convolve(inputs, wide, 1, self.strides, train)
-    return jax.nn.relu(features + inputs)
+    return self.activation(features + inputs)
 
   def _convolve(self, features, width, size, strides, train):
     return convolve_and_normalize(
@@ -54,6 +55,7 @@ class ResNet(nn.Module):
   stage_sizes: Sequence[int]
   dropout_rate: float | None = None  # None: 0
   dtype: jnp.dtype = jnp.float32
+  activation: layers.Activation = jax.nn.relu
   remat: bool = False  # keep no features of a block for its gradient
 
   @nn.compact
@@ -62,7 +64,7 @@ class ResNet(nn.Module):
     features = convolve_and_normalize(
       inputs, 64, 7, 2, train=train, dtype=self.dtype
     )
-    features = jax.nn.relu(features)
+    features = self.activation(features)
     features = layers.max_pool(features, size=3, strides=2, padding=1)
     block = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
     for stage, num_blocks in enumerate(self.stage_sizes):
@@ -74,6 +76,7 @@ class ResNet(nn.Module):
           is_first=index == 0,
           dropout_rate=self.dropout_rate or 0.0,
           dtype=self.dtype,
+          activation=self.activation,
         )(features, train)
     features = features.mean(axis=(1, 2))
     logits = layers.dense(features, self.num_classes, dtype=self.dtype)

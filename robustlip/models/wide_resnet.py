@@ -22,15 +22,16 @@ class Block(nn.Module):
   strides: int
   dropout_rate: float
   dtype: jnp.dtype
+  activation: layers.Activation
 
   @nn.compact
   def __call__(self, inputs: chex.Array, train: bool) -> chex.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
     normalized = layers.batch_norm(inputs, train=train, dtype=self.dtype)
-    normalized = jax.nn.relu(normalized)
+    normalized = self.activation(normalized)
     features = self._conv(3, self.strides)(normalized)
     features = layers.batch_norm(features, train=train, dtype=self.dtype)
-    features = jax.nn.relu(features)
+    features = self.activation(features)
     features = nn.Dropout(self.dropout_rate, deterministic=not train)(features)
     features = self._conv(3, 1)(features)
     if inputs.shape[-1] == self.width and self.strides == 1:
@@ -61,6 +62,7 @@ class WideResNet(nn.Module):
   width: int
   dropout_rate: float | None = None  # None: 0
   dtype: jnp.dtype = jnp.float32
+  activation: layers.Activation = jax.nn.relu
   remat: bool = False  # keep no features of a block for its gradient
 
   @nn.compact
@@ -83,9 +85,10 @@ class WideResNet(nn.Module):
           strides=2 if group > 0 and index == 0 else 1,
           dropout_rate=self.dropout_rate or 0.0,
           dtype=self.dtype,
+          activation=self.activation,
         )(features, train)
     features = layers.batch_norm(features, train=train, dtype=self.dtype)
-    features = jax.nn.relu(features).mean(axis=(1, 2))
+    features = self.activation(features).mean(axis=(1, 2))
     logits = layers.dense(
       features,
       self.num_classes,

@@ -1,0 +1,342 @@
+"""The settings of a training run, each written once; flags are made from them.
+
+`from_flags` is a run's `Config`: what the flags say, else what `--preset` does,
+else the defaults here, which are the preset `quick`: a few epochs of a small
+network on any data set.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import typing
+from typing import Any
+
+from absl import flags
+
+from experiments import common, paper
+from robustlip import images, methods, models, released
+from robustlip.datasets import Dataset
+
+FLAGS = flags.FLAGS
+OPTIMIZERS = ('sgd', 'nesterov', 'adam')
+SCHEDULES = ('milestones', 'onecycle', 'cosine')
+PRESETS = ('quick', 'paper', 'short')
+
+
+def setting(
+  default: Any,
+  text: str,
+  *,
+  choices: typing.Collection[str] = (),
+  lower: float | None = None,
+  upper: float | None = None,
+) -> Any:
+  """A field that a flag of its name sets; without a text there is no flag."""
+  about = dict(text=text, choices=choices, lower=lower, upper=upper)
+  return dataclasses.field(default=default, metadata=about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that decides the numbers of a run.
+
+  Raises:
+    ValueError: for settings that cannot be trained with.
+  """
+
+  dataset: str = setting('mnist5k', '')
+  arch: str = setting('cnn1', 'cnn1, cnn2, resnet26, wrn_<depth>_<width>, ...')
+  method: str = setting('rst', 'How to train.', choices=released.METHODS)
+  epsilon: float = setting(
+    0.1,
+    'Radius of the l-inf ball in units of the pixel range, such as 0.1 or '
+    "8/255. Default: the paper's for the data set.",
+    lower=0,
+    upper=1,
+  )
+  lam: float = setting(0.0, 'Weight in rst, gr and llr.', lower=0)
+  beta: float = setting(0.0, 'Weight in trades.', lower=0)
+  mu: float = setting(0.0, 'Second weight in llr.', lower=0)
+  seed: int = setting(
+    0, 'Seed of everything that is random.', lower=0, upper=2**32 - 1
+  )
+  epochs: int = setting(5, 'Epochs.', lower=1)
+  batch_size: int = setting(
+    64, 'Examples to a step, over all devices.', lower=1
+  )
+  optimizer: str = setting('sgd', 'Optimizer.', choices=OPTIMIZERS)
+  learning_rate: float = setting(0.01, 'For a mean loss.', lower=0)
+  momentum: float = setting(0.9, "SGD's momentum, Adam's b1.", lower=0, upper=1)
+  schedule: str = setting(
+    'milestones',
+    'How the rate falls: tenfold at --milestones, up and down once, or as a '
+    'cosine.',
+    choices=SCHEDULES,
+  )
+  milestones: tuple[int, ...] = setting(
+    (4,),
+    'Epochs at which the rate falls tenfold; `--milestones=`: none.',
+    lower=0,
+  )
+  augment: str = setting(
+    'none', 'Augmentation of training images.', choices=images.AUGMENTATIONS
+  )
+  dropout: float | None = setting(
+    None,
+    "Rate at the network's dropout positions; default: the paper's standard "
+    'network (0.25 and 0.5 in cnn1, 0.5 in cnn2, none in the others).',
+    lower=0,
+    upper=0.99,
+  )
+  attack_mode: str = setting(
+    'eval',
+    'Mode of the network inside the training attack; the released code of the '
+    'paper uses `train` for at and rst.',
+    choices=('eval', 'train'),
+  )
+  precision: str = setting(
+    'float32',
+    'What the network computes in.',
+    choices=('float32', 'bfloat16'),
+  )
+  train_examples: int = setting(
+    0,
+    'The first so many training examples, equal shares of the classes; 0 for '
+    'all.',
+    lower=0,
+  )
+  holdout: int = setting(
+    0,
+    'Training examples held out to choose the checkpoint kept as best.',
+    lower=0,
+  )
+  accumulate: int = setting(
+    1,
+    'Slices of a batch computed one after the other, to save memory.',
+    lower=1,
+  )
+  remat: bool = setting(
+    False,
+    'Keep no features of a residual block but compute them again for the '
+    'gradient: less memory, a third more time.',
+  )
+  eval_examples: int = setting(
+    0,
+    'Examples of each split measured at the end, drawn at random; 0 for all.',
+    lower=0,
+  )
+  train_on: str = setting('train', '', choices=('train', 'train+test'))
+  fingerprint: str | None = setting(None, '')  # of a data set that can change
+
+  def __post_init__(self):
+    """Checks every setting against its bounds and choices."""
+    for field in dataclasses.fields(self):
+      value, about = getattr(self, field.name), field.metadata
+      values = value if isinstance(value, tuple) else (value,)
+      for one in values:
+        _check(field.name, one, **{k: about[k] for k in about if k != 'text'})
+    models.build(self.arch, 2, dropout_rate=self.dropout, remat=self.remat)
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """The weights that the method reads."""
+    names = methods.weights(released.METHODS[self.method])
+    return {name: getattr(self, name) for name in names}
+
+  @property
+  def static(self) -> 'Config':
+    """The settings of which any change is another program."""
+    return dataclasses.replace(
+      self, seed=0, epsilon=0.0, learning_rate=0.0, lam=0.0, beta=0.0, mu=0.0
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _check(name, value, choices, lower, upper) -> None:
+  if isinstance(value, str) and choices and value not in choices:
+    raise ValueError(f'--{name}={value}: one of {", ".join(choices)}')
+  if not isinstance(value, int | float):
+    return
+  if not math.isfinite(value):
+    raise ValueError(f'--{name} must be finite, got {value}')
+  if lower is not None and value < lower:
+    raise ValueError(f'--{name} must be at least {lower}, got {value}')
+  if upper is not None and value > upper:
+    raise ValueError(f'--{name} must be at most {upper}, got {value}')
+
+
+def from_json(record: dict[str, Any]) -> Config:
+  """The settings that `to_json` gave, or those in a record of the run.
+
+  Raises:
+    ValueError: if they are not the settings of a run.
+  """
+  names = {field.name for field in dataclasses.fields(Config)}
+  found = {k: v for k, v in record.items() if k in names}
+  try:
+    return Config(**found | {'milestones': tuple(found['milestones'])})
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'not the settings of a run: {error}') from None
+
+
+def read(path: pathlib.Path) -> Config:
+  """The settings of the run in the folder `path`.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  file = path / 'config.json'
+  if not file.exists():
+    raise ValueError(f'{path} is not the folder of a run: no config.json in it')
+  try:
+    return from_json(common.read_json(file))
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None
+
+
+def define(*, without: tuple[str, ...] = ()) -> None:
+  """Defines `--preset` and a flag for each setting, its default None."""
+  flags.DEFINE_enum(
+    'preset',
+    'quick',
+    PRESETS,
+    'Where settings that are not given come from: `quick`, a few epochs of a '
+    'small network; `paper`, the published schedule of data set and method; '
+    '`short`, a schedule that fits a network in a fraction of it.',
+  )
+  flags.DEFINE_integer(
+    'seeds', 1, 'Number of runs with consecutive seeds from --seed on.', 1
+  )
+  for field in dataclasses.fields(Config):
+    text = field.metadata['text']
+    if text and field.name not in without:
+      if field.metadata['choices']:
+        text += f' One of {", ".join(field.metadata["choices"])}.'
+      _DEFINE[field.type](field.name, None, text)
+
+
+_DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  bool: flags.DEFINE_bool,
+  float: common.define_number,
+  float | None: common.define_number,
+  tuple[int, ...]: flags.DEFINE_list,
+}
+
+
+def given() -> dict[str, Any]:
+  """The settings that flags name.
+
+  Raises:
+    ValueError: if a list has something else than integers.
+  """
+  found = {}
+  for field in dataclasses.fields(Config):
+    if field.name in FLAGS and FLAGS[field.name].present:
+      found[field.name] = FLAGS[field.name].value
+  if 'milestones' in found:
+    found['milestones'] = tuple(numbers('milestones', int))
+  return found
+
+
+def numbers(name: str, kind: type = float) -> list[Any] | None:
+  """The numbers of a list flag, None if it is not given.
+
+  Raises:
+    ValueError: unless they are numbers and no two are equal.
+  """
+  texts = FLAGS[name].value
+  if texts is None:
+    return None
+  try:
+    values = [kind(text) for text in texts]
+  except ValueError:
+    raise ValueError(
+      f'--{name} takes numbers separated by commas, got {",".join(texts)!r}'
+    ) from None
+  if len(set(values)) < len(values):
+    raise ValueError(f'--{name} names a number twice: {values}')
+  return values
+
+
+def seeds() -> range:
+  """The seeds that the flags ask for.
+
+  Raises:
+    ValueError: if they do not fit 32 bits.
+  """
+  first = FLAGS.seed or 0
+  if first + FLAGS.seeds > 2**32:
+    raise ValueError(
+      f'--seed and --seeds go up to {first + FLAGS.seeds - 1}, not {2**32 - 1}'
+    )
+  return range(first, first + FLAGS.seeds)
+
+
+def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
+  """What a preset sets: a dict of overrides of the defaults.
+
+  Raises:
+    ValueError: if it knows nothing of the data set.
+  """
+  own = methods.weights(released.METHODS[method])
+  if name == 'quick':
+    return own
+  known = {'paper': paper.SETUPS, 'short': paper.SHORT}[name]
+  if dataset.name not in known:
+    raise ValueError(
+      f'--preset={name} knows {", ".join(known)}, not {dataset.name!r}'
+    )
+  of_method = paper.OF_METHOD.get((dataset.name, method), {})
+  if name == 'short':  # the published rates are for the published schedule
+    of_method = {k: v for k, v in of_method.items() if k in own}
+  return own | known[dataset.name] | of_method
+
+
+def from_flags(dataset: Dataset, **overrides: Any) -> Config:
+  """What is given, else the preset's, else the default; `overrides` come first.
+
+  Raises:
+    ValueError: for settings that do not fit the data set or one another.
+  """
+  chosen = given() | overrides
+  method = chosen.get('method', Config.method)
+  if method not in released.METHODS:
+    raise ValueError(f'--method={method}: one of {", ".join(released.METHODS)}')
+  chosen['dataset'] = dataset.source
+  chosen['fingerprint'] = dataset.fingerprint
+  if 'epsilon' not in chosen:
+    chosen['epsilon'] = common.radius(dataset)
+  base = preset(FLAGS.preset, dataset, method)
+  settings = base | chosen
+  for name in ('lam', 'beta', 'mu'):
+    if name in chosen and name not in base:
+      raise ValueError(f'--{name} means nothing to --method={method}')
+  return Config(**settings)
+
+
+def name(config: Config, dataset: Dataset) -> str:
+  """A short name for the folder of a run: what its preset does not say."""
+  parts = [dataset.name, config.arch, config.method]
+  parts += [f'{k}{v:g}' for k, v in config.weights.items()]
+  if config.dropout is not None:
+    parts.append(f'dropout{config.dropout:g}')
+  parts += [f'eps{config.epsilon:g}', f'seed{config.seed}']
+  if FLAGS.preset != 'quick':
+    parts.append(f'preset{FLAGS.preset}')
+  usual = Config(**preset(FLAGS.preset, dataset, config.method))
+  said = ('dataset', 'arch', 'method', 'epsilon', 'seed', 'dropout')
+  for field in dataclasses.fields(Config):
+    value = getattr(config, field.name)
+    unsaid = (
+      field.name not in (*said, *config.weights) and field.metadata['text']
+    )
+    if unsaid and value != getattr(usual, field.name):
+      value = '_'.join(map(str, value)) if isinstance(value, tuple) else value
+      parts.append(f'{field.name}{value}')
+  return '-'.join(parts)

@@ -1,0 +1,465 @@
+"""What is measured of a network, by which attack, under which name.
+
+A record names a column by what it holds: `adv_test_acc` under the attack that
+the record names, `eq3_lipschitz` by the paper's Eq. (3), `released_lipschitz`
+by the procedure of the authors' code, with which alone the published column can
+be compared. Both are means over test examples.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import flags, logging
+
+from experiments import common
+from experiments.config import Config, read
+from robustlip import (
+  attacks,
+  bounds,
+  checkpoints,
+  evaluation,
+  lipschitz,
+  models,
+  released,
+)
+from robustlip.datasets import Dataset, Split
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """The flag of everything that measures."""
+  flags.DEFINE_integer(
+    'eval_batch_size',
+    100,
+    'Examples to a dispatch when measuring; but for rounding no result depends '
+    'on it.',
+    1,
+  )
+
+
+class Attack(NamedTuple):
+  """How to measure, and what the record states of it."""
+
+  name: str = 'pgd'  # or a cascade of several, see `attacks.cascade`
+  num_steps: int | None = None  # None: each attack's own
+  num_restarts: int = 1
+  epsilons: tuple[float, ...] = ()  # radii; none: the one trained with
+  certify: str = ''  # method of `bounds.certified`; '': no bounds
+
+  def radii(self, config: Config) -> tuple[float, ...]:
+    """The radii in their order; columns are of the last, the largest."""
+    return tuple(sorted(self.epsilons or (config.epsilon,)))
+
+
+PGD = Attack()  # ten steps, as the paper measures
+
+
+def network(config: Config, dataset: Dataset) -> nn.Module:
+  """The Linen module that `config` names, for the classes of the data."""
+  return models.build(
+    config.arch,
+    len(dataset.class_names),
+    dropout_rate=config.dropout,
+    dtype=config.precision,
+    remat=config.remat,
+  )
+
+
+def cascade(
+  config: Config, dataset: Dataset, attack: Attack
+) -> tuple[attacks.Stage, ...]:
+  """The stages of an attack at the largest radius."""
+  return attacks.cascade(
+    attack.name,
+    epsilon=attack.radii(config)[-1],
+    num_classes=len(dataset.class_names),
+    num_steps=attack.num_steps,
+    num_restarts=attack.num_restarts,
+  )
+
+
+def evaluator(
+  config: Config, dataset: Dataset, attack: Attack
+) -> evaluation.Evaluator:
+  """Compiled measurements for networks trained with `config`."""
+  return _evaluator(
+    config.static,
+    dataset.class_names,
+    attack._replace(epsilons=attack.radii(config)),
+    FLAGS.eval_batch_size,
+  )
+
+
+@functools.lru_cache(maxsize=2)  # runs that differ in numbers share programs
+def _evaluator(config, class_names, attack, batch_size):
+  data = Dataset('', None, None, class_names, None)  # only the classes count
+  epsilon = attack.epsilons[-1]
+  estimates = {
+    'eq3': lipschitz.estimate,
+    'released': released.lipschitz_estimate,
+  }
+
+  def ratios(estimate, *args):
+    return estimate(*args, epsilon=epsilon).ratios
+
+  return evaluation.Evaluator(
+    partial(models.logits_fn, network(config, data)),
+    cascade=cascade(config, data, attack),
+    ratios={name: partial(ratios, how) for name, how in estimates.items()},
+    batch_size=batch_size,
+  )
+
+
+def key(config: Config) -> jax.Array:
+  """The key of all measurements of a run, apart from those of training."""
+  return jax.random.fold_in(jax.random.key(config.seed), 2**31)
+
+
+def take(split: Split, chosen: np.ndarray) -> Split:
+  """The examples at sorted indices."""
+  chosen = np.sort(chosen)
+  return Split(split.images[chosen], split.labels[chosen])
+
+
+def subset(split: Split, count: int) -> Split:
+  """`count` examples drawn without replacement; all if `count` is 0."""
+  if not 0 < count < len(split.labels):
+    return split
+  order = np.random.default_rng(0).permutation(len(split.labels))
+  return take(split, order[:count])
+
+
+def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
+  """What is trained on, and the held-out part, which is empty without one.
+
+  The draw is the same for every seed.
+
+  Raises:
+    ValueError: if the classes do not have such equal shares.
+  """
+  split = dataset.train if config.train_on == 'train' else dataset.both
+  if config.train_examples:
+    share, rest = divmod(config.train_examples, len(dataset.class_names))
+    classes = range(len(dataset.class_names))
+    firsts = [np.flatnonzero(split.labels == c)[:share] for c in classes]
+    if rest or min(map(len, firsts)) < share:
+      raise ValueError(
+        f'--train_examples={config.train_examples} are no equal shares of '
+        f'{len(classes)} classes that {dataset.name} has'
+      )
+    split = take(split, np.concatenate(firsts))
+  if config.holdout == 0:
+    return split, take(split, np.arange(0))
+  order = np.random.default_rng([0, 1]).permutation(len(split.labels))
+  held = order[: config.holdout]
+  return take(split, order[config.holdout :]), take(split, held)
+
+
+def measured(config: Config, dataset: Dataset) -> dict[str, Split]:
+  """The examples that the columns `train` and `test` are measured on."""
+  train = dataset.train
+  if config.train_on == 'train':
+    train, _ = training_split(config, dataset)
+  return {
+    'train': subset(train, config.eval_examples),
+    'test': subset(dataset.test, config.eval_examples),
+  }
+
+
+def under_attack(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack,
+  *,
+  partial_file: pathlib.Path | None = None,
+  keep_points: bool = False,
+) -> dict[str, dict[float, evaluation.Attacked]]:
+  """What became of each split at each radius.
+
+  Args:
+    partial_file: where stages are kept until all are done, so that an
+      interrupted cascade goes on; its name tells one network from another.
+    keep_points: whether to keep the adversarial images.
+  """
+  measures, outcomes = evaluator(config, dataset, attack), {}
+  if jax.process_count() > 1:
+    partial_file = None
+  for name, split in measured(config, dataset).items():
+    outcomes[name], done = {}, None
+    for epsilon in attack.radii(config):
+      file = None
+      if partial_file:
+        file = partial_file.with_name(
+          f'{partial_file.name}-{name}-{epsilon:g}.npz'
+        )
+      outcome = measures.accuracies(
+        variables,
+        split,
+        key(config),
+        name=name,
+        epsilon=epsilon,
+        keep_points=keep_points,
+        done=_saved(file, keep_points) or done,
+        save=partial(_save, file) if file else None,
+      )
+      outcomes[name][epsilon], done = outcome, (0, outcome)
+  return outcomes
+
+
+def _save(file: pathlib.Path, place: int, attacked) -> None:
+  arrays = {k: v for k, v in attacked._asdict().items() if v is not None}
+  scratch = file.with_suffix('.writing.npz')
+  np.savez(scratch, place=place, **arrays)
+  scratch.replace(file)
+
+
+def _saved(file: pathlib.Path | None, keep_points: bool):
+  """(stages done, what came of them), None if there is nothing of use."""
+  if file is None or not file.exists():
+    return None
+  arrays = dict(np.load(file))
+  place = int(arrays.pop('place'))
+  if keep_points and 'points' not in arrays:
+    return None
+  logging.info('Going on after %d stages in %s', place, file)
+  return place, evaluation.Attacked(**arrays)
+
+
+def certificates(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack,
+  robust: np.ndarray,
+  ratios: np.ndarray,
+) -> dict[str, Any]:
+  """The other side of what an attack shows: bounds, on test examples.
+
+  Args:
+    robust: who withstood the attack at the largest radius, bool [N].
+    ratios: lower bounds of the ratio of Eq. (3), [N].
+
+  Raises:
+    ArithmeticError: if an example is certified and was broken, or a lower
+      bound exceeds an upper one: one of the two is wrong.
+  """
+  epsilon = attack.radii(config)[-1]
+  module = network(config, dataset)
+
+  def bound(variables, batch, keys):
+    del keys
+    logits_fn = models.logits_fn(module, variables)
+    sure = bounds.certified(
+      logits_fn, batch, epsilon=epsilon, method=attack.certify
+    )
+    return sure, lipschitz.upper_bound(logits_fn, batch.inputs, epsilon=epsilon)
+
+  sure, upper = evaluation.per_example(
+    evaluation.over_devices(bound),
+    variables,
+    measured(config, dataset)['test'],
+    key(config),
+    batch_size=FLAGS.eval_batch_size,
+    description='certificates',
+  )
+  wrong = int((sure & ~robust).sum()), int((ratios > upper * 1.001).sum())
+  if any(wrong):
+    raise ArithmeticError(
+      f'{wrong[0]} examples are certified and broken, of {wrong[1]} the lower '
+      'bound of the Lipschitz constant exceeds the upper one'
+    )
+  return {
+    'certified_test_acc': evaluation.percent(sure),
+    'certified_by': attack.certify,
+    'upper_lipschitz': float(upper.mean(dtype=np.float64)),
+  }
+
+
+def record(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack = PGD,
+  *,
+  outcomes: dict[str, dict[float, evaluation.Attacked]] | None = None,
+) -> dict[str, Any]:
+  """Everything measured of a network, with the settings behind it.
+
+  Args:
+    outcomes: what `under_attack` gave, None to call it.
+  """
+  outcomes = outcomes or under_attack(config, dataset, variables, attack)
+  stages = [stage.name for stage in cascade(config, dataset, attack)]
+  splits, found = measured(config, dataset), {}
+  for name, by_radius in outcomes.items():
+    last = by_radius[attack.radii(config)[-1]]
+    found[f'{name}_acc'] = evaluation.percent(last.correct)
+    found[f'adv_{name}_acc'] = evaluation.percent(last.robust)
+    if len(by_radius) > 1:
+      found[f'adv_{name}_acc_at'] = {
+        f'{epsilon:g}': evaluation.percent(outcome.robust)
+        for epsilon, outcome in by_radius.items()
+      }
+    found[f'broken_{name}'] = {
+      stage: sum(
+        int((last.broken_by == i).sum())
+        for i, each in enumerate(stages)
+        if each == stage
+      )
+      for stage in stages
+    }
+  found['gap'] = found['train_acc'] - found['test_acc']
+  found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
+  measures = evaluator(config, dataset, attack)
+  ratios = measures.lipschitz(
+    variables, splits['test'], key(config), name='test'
+  )
+  for name, values in ratios.items():
+    found[f'{name}_lipschitz'] = float(values.mean(dtype=np.float64))
+  if attack.certify:
+    found |= certificates(
+      *(config, dataset, variables, attack, last.robust, ratios['eq3'])
+    )
+  return {
+    **config.to_json(),
+    **found,
+    'measured_train': len(splits['train'].labels),
+    'measured_test': len(splits['test'].labels),
+    'attack': attack.name,
+    'attack_steps': attack.num_steps,
+    'attack_restarts': attack.num_restarts,
+    'attack_epsilon': attack.radii(config)[-1],
+    'doubts': doubts(config, dataset, variables, last, stages),
+    **common.provenance(),
+  }
+
+
+def doubts(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attacked: evaluation.Attacked,
+  stages: list[str],
+) -> dict[str, float]:
+  """What makes these numbers doubtful, each with a warning; {} is none."""
+  found = evaluation.doubts(
+    partial(models.logits_fn, network(config, dataset)),
+    variables,
+    subset(dataset.test, 100),
+    key(config),
+    batch_size=FLAGS.eval_batch_size,
+  )
+  squares = [i for i, stage in enumerate(stages) if stage == 'square']
+  found['gradient_free'] = float(np.isin(attacked.broken_by, squares).mean())
+  found = {name: share for name, share in found.items() if share}
+  for name, share in found.items():
+    logging.warning('%s %.4g: %s', name, share, evaluation.ADVICE[name])
+  return found
+
+
+def label(config: Config, attack: Attack, checkpoint: str) -> str:
+  """The file name of a measurement inside the folder of its run."""
+  parts = [attack.name.replace(',', '_')]
+  if attack.num_steps:
+    parts.append(f'{attack.num_steps}steps')
+  if attack.num_restarts > 1:
+    parts.append(f'{attack.num_restarts}restarts')
+  if attack.epsilons:
+    parts.append('eps' + '_'.join(f'{x:g}' for x in attack.radii(config)))
+  if config.eval_examples:
+    parts.append(f'{config.eval_examples}examples')
+  if attack.certify:
+    parts.append(attack.certify)
+  return '-'.join([*parts, checkpoint])
+
+
+def evaluate(
+  path: pathlib.Path,
+  dataset: Dataset,
+  attack: Attack,
+  *,
+  checkpoint: str = 'newest',
+  eval_examples: int | None = None,
+  save_examples: bool = False,
+) -> dict[str, Any]:
+  """The record of a saved run under an attack, measured once.
+
+  It is kept in `evaluations/` of the run, whose own result stays, and measured
+  again if the run has gone on since. An interrupted cascade goes on.
+
+  Args:
+    path: folder of the run.
+    checkpoint: 'newest', or 'best' on the held-out examples.
+    eval_examples: of each split, 0 for all; None as many as after training.
+    save_examples: whether to write the adversarial images too.
+
+  Raises:
+    ValueError: if it is no run, or the data have changed.
+  """
+  began, config = time.monotonic(), read(path)
+  if config.fingerprint not in (None, dataset.fingerprint):
+    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
+  if eval_examples is not None:
+    config = dataclasses.replace(config, eval_examples=eval_examples)
+  cascade(config, dataset, attack)  # an unknown attack is said before all else
+  folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
+  step, variables = checkpoints.newest_variables(path / folder)
+  state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
+  if (path / 'result.json').exists():
+    last = common.read_json(path / 'result.json').get('step', step)
+    state['finished'] = last == step or checkpoint == 'best'
+  if not state['finished']:
+    logging.warning('%s: this is its step %d, not its last', path, step)
+  name = label(config, attack, checkpoint)
+  output = path / 'evaluations' / f'{name}.json'
+  examples = output.with_name(f'{name}-examples.npz')
+  if output.exists() and (examples.exists() or not save_examples):
+    found = common.read_json(output)
+    if common.difference(found, state) is None:
+      logging.info('%s was measured before', output)
+      return found
+  scratch = common.output_folder(output.parent) / f'{name}-step{step}-partial'
+  outcomes = under_attack(
+    config,
+    dataset,
+    variables,
+    attack,
+    partial_file=scratch,
+    keep_points=save_examples,
+  )
+  found = record(config, dataset, variables, attack, outcomes=outcomes) | state
+  found['seconds'] = time.monotonic() - began
+  common.write_json(found, output)
+  if save_examples:
+    _write_examples(examples, config, dataset, attack, outcomes['test'])
+  for file in output.parent.glob(f'{scratch.name}*'):
+    file.unlink()
+  return found
+
+
+def _write_examples(file, config, dataset, attack, outcomes) -> None:
+  """Adversarial test images, as floats and as bytes inside the ball."""
+  epsilon = attack.radii(config)[-1]
+  attacked, split = outcomes[epsilon], measured(config, dataset)['test']
+  room = np.floor(255 * np.float64(epsilon) + 1e-6)  # of a byte in the ball
+  images = split.images.astype(np.float64)
+  moved = np.rint(255 * attacked.points.astype(np.float64)) - images
+  rounded = np.uint8(images + np.clip(moved, -room, room))
+  np.savez_compressed(
+    file,
+    points=attacked.points,
+    bytes=rounded,
+    labels=split.labels,
+    correct=attacked.correct,
+    robust=attacked.robust,
+    broken_by=attacked.broken_by,
+  )

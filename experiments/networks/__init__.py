@@ -1,1 +1,0 @@
-"""Runs: their settings and flags, training, folders, measurements."""

@@ -1,0 +1,386 @@
+"""From settings to a record: trains what is missing, measures, writes.
+
+The folder of a run has `config.json`, its settings, and others are refused;
+`checkpoints/`, the newest states, and `best/`, one more with a held-out set;
+`metrics.jsonl`, a line per epoch, which `curves.png` draws; `result.json`,
+which is written last and ends the run. Checkpoints hold the whole state at a
+step and every draw depends on seed and step alone, so that a resumed run is the
+run that was never stopped.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags, logging
+from jax.experimental import multihost_utils
+
+from experiments import common, config, measure, plots
+from experiments.config import Config
+from robustlip import evaluation, progress, released, training
+from robustlip.checkpoints import Store
+from robustlip.datasets import Dataset, Split
+from robustlip.images import AUGMENTATIONS
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """The flags of everything that trains."""
+  measure.define()
+  common.define_processes()
+  common.define_number(
+    'checkpoint_seconds', 60.0, 'Least time between two checkpoints.', 0.0
+  )
+  flags.DEFINE_bool(
+    'stream',
+    None,
+    'Keep the training images on the host and send each dispatch its own. '
+    'Default: only if they would take over half of the memory of the device.',
+  )
+  flags.DEFINE_integer(
+    'curve_examples',
+    500,
+    'Test examples measured after every epoch for the curve; 0 for none. They '
+    'select nothing.',
+    0,
+  )
+
+
+def optimizer(
+  settings: Config, learning_rate: Any, steps_per_epoch: int
+) -> optax.GradientTransformation:
+  """The optimizer and the schedule of its rate, which may be traced."""
+  total = settings.epochs * steps_per_epoch
+  if settings.schedule == 'onecycle':
+    rate = optax.cosine_onecycle_schedule(total, learning_rate)
+  elif settings.schedule == 'cosine':
+    rate = optax.cosine_decay_schedule(learning_rate, total)
+  else:
+    falls = (m for m in settings.milestones if m < settings.epochs)
+    scales = {epoch * steps_per_epoch: 0.1 for epoch in falls}
+    rate = optax.piecewise_constant_schedule(learning_rate, scales)
+  if settings.optimizer == 'adam':
+    return optax.adam(rate, b1=settings.momentum)
+  nesterov = settings.optimizer == 'nesterov'
+  return optax.sgd(rate, settings.momentum or None, nesterov)
+
+
+@functools.lru_cache(maxsize=2)
+def _trainer(static: Config, module, steps_per_epoch: int):
+  """(make_recipe, its program) of all runs that differ in numbers alone."""
+
+  def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
+    weights = {name: numbers[name] for name in static.weights}
+    method = released.METHODS[static.method]
+    return training.Recipe(
+      module=module,
+      method=method(epsilon=numbers['epsilon'], **weights),
+      optimizer=optimizer(static, numbers['learning_rate'], steps_per_epoch),
+      augment=AUGMENTATIONS[static.augment],
+      attack_in_training_mode=static.attack_mode == 'train',
+      accumulate=static.accumulate,
+    )
+
+  return make_recipe, training.trainer(make_recipe)
+
+
+class Progress(NamedTuple):
+  """What a checkpoint holds."""
+
+  state: training.TrainState
+  seconds: np.ndarray  # float64, spent so far
+
+
+def train(
+  settings: Config, dataset: Dataset, path: pathlib.Path
+) -> dict[str, Any]:
+  """The record of the run in the folder `path`, finished if it is not.
+
+  Raises:
+    ValueError: if the settings cannot work, the folder has a run of others or
+      is in use, or the loss or the weights are not finite.
+  """
+  check(settings, dataset)
+  result = path / 'result.json'
+  with claimed(path, settings):
+    if not result.exists():
+      began = time.monotonic()
+      trained = fit(settings, dataset, path)
+      spent = time.monotonic()
+      record = measure.record(settings, dataset, trained.state.variables)
+      record['step'] = int(trained.state.step)
+      record['train_seconds'] = float(trained.seconds)
+      record['seconds'] = float(trained.seconds) + time.monotonic() - spent
+      logging.info('%s: %.0f s', path, time.monotonic() - began)
+      if jax.process_index() == 0:
+        common.write_json(record, result)
+        common.draw(plots.curves, read_curve(path), path / 'curves')
+    multihost_utils.sync_global_devices('the result is written')
+    record = common.read_json(result)
+    kept = [path / 'checkpoints' / str(record['step'])]
+    if not all(folder.exists() for folder in kept):
+      logging.warning('%s is gone: its network cannot be measured', kept[0])
+    return record
+
+
+def check(settings: Config, dataset: Dataset) -> None:
+  """Raises ValueError for settings that cannot work; nothing is written yet."""
+  common.check_classes(dataset)
+  devices, parts = jax.device_count(), settings.accumulate
+  if settings.batch_size % (devices * parts):
+    raise ValueError(
+      f'--batch_size={settings.batch_size} does not split evenly over '
+      f'{devices} devices and --accumulate={parts}'
+    )
+  split, _ = measure.training_split(settings, dataset)
+  if not len(split.labels):
+    raise ValueError(f'--holdout={settings.holdout} leaves no training example')
+  training.epoch_order(
+    0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
+  )
+  image = jnp.float32(dataset.train.images[:1])  # it may be too small
+  module = measure.network(settings, dataset)
+  jax.eval_shape(module.init, jax.random.key(0), image)
+
+
+def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
+  """Trains on from where the folder stands; what is there after the last step.
+
+  Raises:
+    ValueError: if the loss or the weights are not finite.
+    KeyboardInterrupt: after Ctrl-C or SIGTERM, with the last step on disk.
+  """
+  split, held_out = measure.training_split(settings, dataset)
+  module = measure.network(settings, dataset)
+  order = functools.partial(
+    training.epoch_order,
+    settings.seed,
+    num_examples=len(split.labels),
+    batch_size=settings.batch_size,
+  )
+  steps = len(order(0))
+  total = steps * settings.epochs
+  make_recipe, program = _trainer(settings.static, module, steps)
+  names = ('epsilon', 'learning_rate', 'lam', 'beta', 'mu')
+  numbers = {name: np.float32(getattr(settings, name)) for name in names}
+  key = jax.random.key(settings.seed)
+  watch = Watch(settings, dataset, held_out)
+  feed = training.Feed(split, stream=FLAGS.stream)
+  fresh = training.initial_state(
+    make_recipe(numbers), key, split.images.shape[1:]
+  )
+  with (
+    Store(path / 'checkpoints') as newest,
+    Store(path / 'best') as best,
+    stop_asked() as stopping,
+    progress.bar(total, f'training {path.name}', unit='step') as bar,
+  ):
+    state, seconds = newest.newest(Progress(fresh, np.zeros(()))) or Progress(
+      fresh, np.zeros(())
+    )
+    done, saved_at = int(state.step), time.monotonic()
+    curve, states = rewound_curve(path, done), training.replicate(state)
+    bar.update(done)
+
+    def save_if_due(last: bool = False) -> None:
+      nonlocal saved_at
+      due = time.monotonic() - saved_at >= FLAGS.checkpoint_seconds
+      if last or due or stopping():
+        best.wait()  # the best is on disk before the curve that names it
+        newest.save(done, Progress(training.unreplicate(states), seconds))
+        saved_at = time.monotonic()
+      if stopping():
+        raise KeyboardInterrupt
+
+    for epoch in range(done // steps, settings.epochs):
+      end = (epoch + 1) * steps
+      for arguments in feed.dispatches(order(epoch), done - epoch * steps):
+        began, taken = time.monotonic(), arguments[2] - arguments[1]
+        states = program(states, numbers, key, *arguments)
+        loss = check_finite(states, newest)  # waits for the devices
+        seconds = np.float64(seconds + time.monotonic() - began)
+        done += taken
+        bar.set_postfix_str(f'loss {loss / (done - end + steps):.3f}')
+        bar.update(taken)
+        if done < end:
+          save_if_due()
+      states = states._replace(loss_sum=states.loss_sum * 0)
+      state = training.unreplicate(states)
+      line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
+      line |= {'seconds': round(float(seconds), 2)} | watch(state.variables)
+      if settings.holdout and line['holdout_adv_acc'] > max(
+        (earlier['holdout_adv_acc'] for earlier in curve), default=-1
+      ):
+        best.save(done, Progress(state, seconds))
+      curve.append(line)
+      append_curve(path, line)
+      if done < total:
+        save_if_due()
+    check_finite(states, newest, weights=True)
+    if done != max(newest.numbers(), default=0):
+      save_if_due(last=True)
+    return Progress(training.unreplicate(states), seconds)
+
+
+class Watch:
+  """Accuracies after an epoch: of test and of held-out examples, in percent."""
+
+  def __init__(self, settings: Config, dataset: Dataset, held_out: Split):
+    self._settings = settings
+    self._splits = {'holdout': held_out} if settings.holdout else {}
+    if count := FLAGS.curve_examples:
+      self._splits['test'] = measure.subset(dataset.test, count)
+    self._measures = measure.evaluator(settings, dataset, measure.PGD)
+
+  def __call__(self, variables: Any) -> dict[str, float]:
+    """What joins the line of the curve."""
+    line = {}
+    for name, split in self._splits.items():
+      found = self._measures.accuracies(
+        variables, split, measure.key(self._settings), name=name
+      )
+      line[f'{name}_acc'] = evaluation.percent(found.correct)
+      line[f'{name}_adv_acc'] = evaluation.percent(found.robust)
+    return line
+
+
+def check_finite(
+  states: training.TrainState, newest: Store, *, weights: bool = False
+) -> float:
+  """The sum of the losses of this epoch so far.
+
+  Args:
+    weights: whether to look at the weights too: the last update has no loss
+      that would show what became of them.
+
+  Raises:
+    ValueError: if the loss, or a weight, is not finite.
+  """
+  loss, bad = training.unreplicate((states.loss_sum, states.bad_step))
+  if weights and bad < 0:
+    state = training.unreplicate(states)
+    leaves = jax.tree.leaves(state.variables)
+    bad = -1 if all(np.isfinite(x).all() for x in leaves) else state.step
+  if bad >= 0:
+    kept = newest.numbers()
+    where = (
+      f'the last good checkpoint is step {kept[-1]}'
+      if kept
+      else ('there is no checkpoint yet')
+    )
+    raise ValueError(
+      f'the loss or the weights of {newest.folder.parent} are not finite at '
+      f'step {bad}; {where}; try a lower --learning_rate'
+    )
+  return float(loss)
+
+
+@contextlib.contextmanager
+def stop_asked() -> Iterator[Callable[[], bool]]:
+  """Within it Ctrl-C and SIGTERM are only noted; a second one acts at once.
+
+  Signals that are ignored stay ignored. Of several processes none is stopped
+  so: they would not stop at the same step.
+  """
+  asked = []
+
+  def note(number, _):
+    asked.append(number)
+    signal.signal(number, handlers[number])
+    logging.info('Stopping after these steps; interrupt again to stop at once.')
+
+  numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+  handlers = {number: signal.getsignal(number) for number in numbers}
+  handlers = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+  for number in handlers:
+    signal.signal(number, note)
+  try:
+    yield lambda: bool(asked)
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
+  """Within it no other process may touch the folder, which has these settings.
+
+  Raises:
+    ValueError: if the folder has a run of other settings, or is in use.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      common.output_folder(path)
+      names = {file.name for file in path.iterdir()}
+      # A process may have ended before its settings were in place.
+      names = {n for n in names if n != '.lock' and not n.endswith('.partial')}
+      if names and 'config.json' not in names:
+        raise ValueError(
+          f'{path} has files but no config.json, so it is not the folder of a '
+          'run; name another --workdir'
+        )
+      lock = stack.enter_context(open(path / '.lock', 'w'))
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise ValueError(f'{path} is in use by another process') from None
+      if not names:
+        common.write_json(settings.to_json(), path / 'config.json')
+      check_settings(path, settings)
+    multihost_utils.sync_global_devices(f'{path} is claimed')
+    yield
+
+
+def check_settings(path: pathlib.Path, settings: Config) -> None:
+  """Raises ValueError if the run in the folder has other settings."""
+  found, asked = config.read(path).to_json(), settings.to_json()
+  if found['fingerprint']:  # says which data they are, wherever they lie
+    found['dataset'] = asked['dataset']
+  name = common.difference(found, asked)
+  if name == 'fingerprint':
+    raise ValueError(
+      f'{path} was trained on other arrays than {settings.dataset} has now; '
+      'name another --workdir'
+    )
+  if name:
+    raise ValueError(
+      f'{path} has a run with {name}={found[name]}, asked for '
+      f'{name}={asked[name]}; name another --workdir'
+    )
+
+
+def read_curve(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of the curve; a torn last line is left out."""
+  file, lines = path / 'metrics.jsonl', []
+  if file.exists():
+    for line in file.read_text().splitlines():
+      with contextlib.suppress(json.JSONDecodeError):
+        lines.append(json.loads(line))
+  return lines
+
+
+def rewound_curve(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+  """The curve up to `step`; what was written after it is dropped."""
+  lines = [line for line in read_curve(path) if line['step'] <= step]
+  if jax.process_index() == 0:
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    common.write_text(text, path / 'metrics.jsonl')
+  return lines
+
+
+def append_curve(path: pathlib.Path, line: dict[str, Any]) -> None:
+  """Adds one line to the curve."""
+  if jax.process_index() == 0:
+    with open(path / 'metrics.jsonl', 'a') as file:
+      file.write(json.dumps(common.plain(line)) + '\n')

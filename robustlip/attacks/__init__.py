@@ -1,0 +1,71 @@
+"""Attacks: points in a small ball around an image where a network errs.
+
+    points = attacks.pgd(logits_fn, batch, key, epsilon=8 / 255)
+    stages = attacks.cascade('autoattack', epsilon=8 / 255, num_classes=10)
+
+`ascend` is the one projected ascent, with an objective of your own; `pgd`,
+`targeted` and `multi_targeted` are what it does to a classifier. `apgd`, `fab`
+and `square` are those of AutoAttack. `cascade` makes a sequence of them by
+name, which `evaluation.Evaluator` runs on the examples that still stand.
+
+Shared arguments: `logits_fn` maps [B, H, W, C] float32 images in [0, 1] to
+logits [B, classes] and should be in inference mode; `batch` is a
+`types.Batch`; `key` is one PRNG key or one per example ([B]), see
+`projections`; `epsilon` and `step_size` are in units of the pixel range, a
+number or one per example ([B]), and may be traced; `norm` is 'linf' or 'l2'.
+No gradient flows through an attack.
+
+Within `jax.jit`, images out of [0, 1] and a radius out of range give points
+that are NaN, since they cannot be refused there.
+"""
+
+from robustlip.attacks.apgd import apgd, dlr
+from robustlip.attacks.ascent import KEEP, ascend
+from robustlip.attacks.cascade import (
+  ATTACKS,
+  AUTOATTACK,
+  SEQUENCES,
+  Attack,
+  Stage,
+  cascade,
+)
+from robustlip.attacks.fab import Nearest, fab, nearest_error, to_hyperplane
+from robustlip.attacks.gradient import (
+  check_num_classes,
+  falling,
+  highest,
+  likely_wrong,
+  multi_targeted,
+  pgd,
+  target_keys,
+  targeted,
+  wrong_classes,
+)
+from robustlip.attacks.square import square
+
+__all__ = [
+  'ATTACKS',
+  'AUTOATTACK',
+  'KEEP',
+  'SEQUENCES',
+  'Attack',
+  'Nearest',
+  'Stage',
+  'apgd',
+  'ascend',
+  'cascade',
+  'check_num_classes',
+  'dlr',
+  'fab',
+  'falling',
+  'highest',
+  'likely_wrong',
+  'multi_targeted',
+  'nearest_error',
+  'pgd',
+  'square',
+  'target_keys',
+  'targeted',
+  'to_hyperplane',
+  'wrong_classes',
+]

@@ -1,0 +1,230 @@
+"""Auto-PGD: projected gradient ascent with momentum that sets its own steps."""
+
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustlip import losses, projections
+from robustlip.attacks.gradient import check_targets, toward
+from robustlip.images import check_images
+from robustlip.types import Batch, LogitsFn
+
+MOMENTUM = 0.75  # share of the gradient step, alpha in the source
+RISING = 0.75  # share of steps that must rise to keep their size, rho
+OBJECTIVES = ('ce', 'dlr')
+
+
+class _State(NamedTuple):
+  """Of one ascent, [B, ...] or [B] but for `step`."""
+
+  step: chex.Array
+  points: chex.Array
+  previous: chex.Array
+  gradients: chex.Array
+  values: chex.Array  # objective at the points
+  best_points: chex.Array
+  best_gradients: chex.Array
+  best_values: chex.Array
+  step_sizes: chex.Array
+  rises: chex.Array  # since the last checkpoint
+  checked_values: chex.Array  # best values at the last checkpoint
+  halved: chex.Array  # whether the last checkpoint halved the step
+  fooled: chex.Array
+  adversarial: chex.Array  # the first point that fooled the network
+
+
+def apgd(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  objective: str = 'ce',
+  targets: chex.Array | None = None,
+  num_steps: int = 100,
+  norm: str = 'linf',
+) -> chex.Array:
+  """Auto-PGD: points of the ball that fool the network or come close.
+
+  For each example the first point that fools the network; where none does, the
+  one of the highest objective. It ends when every example is fooled.
+
+  Args:
+    objective: 'ce' ascends the log odds of the label (those of cross entropy,
+      without its vanishing gradients), 'dlr' the difference of logits ratio.
+    targets: a wrong class for each example, [B], to attack towards; None takes
+      any. 'dlr' needs three classes, four with targets; with fewer the margin
+      takes its place (`dlr`).
+
+  Raises:
+    ValueError: for an unknown objective, or a number or target out of range.
+
+  Source: Croce and Hein 2020, arXiv:2003.01690, Algorithm 1.
+  """
+  if objective not in OBJECTIVES:
+    raise ValueError(
+      f'objective must be one of {OBJECTIVES}, got {objective!r}.'
+    )
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  inputs = check_images(batch.inputs)
+  intervals = jnp.asarray(_intervals(num_steps))
+
+  def project(points):
+    return projections.ball(points, inputs, epsilon=epsilon, norm=norm)
+
+  def measure(points):
+    """Objective, gradient and who is fooled."""
+
+    def values(points):
+      logits = logits_fn(points)
+      losses.check_labels(logits, batch.labels)
+      return _objective(logits, batch.labels, targets, objective), logits
+
+    values, pullback, logits = jax.vjp(values, points, has_aux=True)
+    (gradients,) = pullback(jnp.ones_like(values))
+    return values, gradients, ~losses.correct(logits, batch.labels)
+
+  def step(state):
+    sizes = projections.per_example(state.step_sizes, inputs)
+    direction = projections.normalize_direction(state.gradients, norm=norm)
+    moved = project(state.points + sizes * direction) - state.points
+    drift = state.points - state.previous  # 0 at the first step
+    share = jnp.where(state.step > 0, MOMENTUM, 1.0).astype(inputs.dtype)
+    points = project(state.points + share * moved + (1 - share) * drift)
+    values, gradients, fooled = measure(points)
+    state = _remember(state, points, values, gradients, fooled)
+    return _checkpoint(state, intervals[state.step - 1])
+
+  def unfinished(state):
+    return (state.step < num_steps) & ~state.fooled.all()
+
+  start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  start = project(start)
+  steps = 2 * projections.check_numbers(epsilon, inputs, name='epsilon')
+  state = _first(start, *measure(start), steps)
+  state = jax.lax.while_loop(unfinished, step, state)
+  points = projections.choose(
+    state.fooled, state.adversarial, state.best_points
+  )
+  return jax.lax.stop_gradient(points)
+
+
+def _first(start, values, gradients, fooled, steps):
+  best_values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
+  return _State(
+    step=jnp.zeros((), jnp.int32),
+    points=start,
+    previous=start,
+    gradients=gradients,
+    values=values,
+    best_points=start,
+    best_gradients=gradients,
+    best_values=best_values,
+    step_sizes=jnp.broadcast_to(steps.reshape(-1), len(start)),
+    rises=jnp.zeros(len(start), jnp.int32),
+    checked_values=best_values,
+    halved=jnp.zeros(len(start), bool),
+    fooled=fooled,
+    adversarial=start,
+  )
+
+
+def _remember(state, points, values, gradients, fooled):
+  """The state after a step to these points."""
+  better = jnp.isfinite(values) & (values > state.best_values)
+  first = fooled & ~state.fooled
+  choose = projections.choose
+  return state._replace(
+    step=state.step + 1,
+    points=points,
+    previous=state.points,
+    gradients=gradients,
+    values=values,
+    best_points=choose(better, points, state.best_points),
+    best_gradients=choose(better, gradients, state.best_gradients),
+    best_values=jnp.where(better, values, state.best_values),
+    rises=state.rises + (values > state.values),
+    fooled=state.fooled | fooled,
+    adversarial=choose(first, points, state.adversarial),
+  )
+
+
+def _checkpoint(state, interval):
+  """Halves steps that no longer help, and goes on from the best point.
+
+  Args:
+    interval: steps since the last checkpoint; 0 at a step that is none.
+  """
+  due = interval > 0
+  few = state.rises < RISING * interval
+  stuck = ~state.halved & (state.best_values == state.checked_values)
+  halve = due & (few | stuck)
+  choose = projections.choose
+  return state._replace(
+    points=choose(halve, state.best_points, state.points),
+    gradients=choose(halve, state.best_gradients, state.gradients),
+    values=jnp.where(halve, state.best_values, state.values),
+    step_sizes=jnp.where(halve, state.step_sizes / 2, state.step_sizes),
+    rises=jnp.where(due, 0, state.rises),
+    checked_values=jnp.where(due, state.best_values, state.checked_values),
+    halved=jnp.where(due, halve, state.halved),
+  )
+
+
+def _intervals(num_steps: int) -> np.ndarray:
+  """For each step, how many a checkpoint after it looks back on; 0 is none.
+
+  Checkpoints are at shares 0, .22, ... of the steps; their distance falls by
+  .03 each time, to .06.
+  """
+  shares = [0.0, 0.22]
+  while shares[-1] < 1:
+    gap = max(shares[-1] - shares[-2] - 0.03, 0.06)
+    shares.append(shares[-1] + gap)
+  # The shares are of hundredths: rounding errors must not lift a ceiling.
+  ends = sorted({math.ceil(round(s * num_steps, 6)) for s in shares})
+  intervals = np.zeros(num_steps, np.int32)
+  for first, last in zip(ends, ends[1:], strict=False):
+    if last <= num_steps:
+      intervals[last - 1] = last - first
+  return intervals
+
+
+def _objective(logits, labels, targets, objective):
+  if objective == 'dlr':
+    return dlr(logits, labels, targets)
+  if targets is None:
+    return losses.log_odds(logits, labels)
+  check_targets(logits, labels, targets)
+  return -losses.log_odds(logits, targets)
+
+
+def dlr(
+  logits: chex.Array, labels: chex.Array, targets: chex.Array | None = None
+) -> chex.Array:
+  """The margin in units of the spread of the highest logits, [B].
+
+  Without targets (z_w - z_y) / (z_1 - z_3), w the best wrong class and z_i the
+  i-th highest logit; with targets (z_t - z_y) / (z_1 - (z_3 + z_4) / 2). Its
+  gradient does not depend on the scale of the logits. With fewer classes, or
+  with -inf among these logits, it is the numerator alone.
+
+  Source: Croce and Hein 2020, arXiv:2003.01690, Eqs. (6) and (7).
+  """
+  if targets is None:
+    margin, last = losses.margins(logits, labels), [2]
+  else:
+    margin, last = toward(logits, labels, targets), [2, 3]
+  if logits.shape[-1] <= last[-1]:
+    return margin
+  top = jax.lax.top_k(logits, last[-1] + 1)[0]
+  rest = top[:, last]
+  usable = jnp.isfinite(rest).all(axis=-1)
+  rest = jnp.where(usable[:, None], rest, 0.0).mean(axis=-1)
+  first = jnp.where(usable, top[:, 0], 1.0)
+  return margin / (first - rest + 1e-12)

@@ -1,0 +1,91 @@
+"""The one projected ascent, which knows neither labels nor networks."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from robustlip import projections
+from robustlip.images import check_images
+from robustlip.types import Objective
+
+KEEP = ('last', 'best')
+
+
+def ascend(
+  objective: Objective,
+  inputs: chex.Array,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  step_size: chex.Numeric | Callable[[chex.Numeric], chex.Numeric],
+  num_steps: int,
+  norm: str = 'linf',
+  start: chex.Array | None = None,
+  keep: str = 'last',
+) -> chex.Array:
+  """Points of the ball around `inputs` that ascend `objective`, [B, ...].
+
+  Each step follows the sign of the gradient (l-inf) or the normalised gradient
+  (l2) and is projected back. A component of the gradient that is NaN counts as
+  zero, so that every point is finite if `inputs` are.
+
+  Args:
+    objective: [B, ...] -> [B], differentiable; it must not mix examples.
+    epsilon: radius in units of the pixel range, a number or one per example.
+    step_size: of the same kinds, or a function of the step, counted from 0.
+    num_steps: number of gradient steps, at least 0.
+    norm: 'linf' or 'l2'.
+    start: explicit first point; None draws it uniformly from the ball.
+    keep: 'last' returns the last iterate, 'best' for each example the iterate
+      (the start and the end included) with the highest finite objective.
+
+  Raises:
+    ValueError: if images, `norm`, `keep` or a number are out of range.
+
+  Source: Madry et al. 2018, arXiv:1706.06083.
+  """
+  inputs = check_images(inputs)
+  if num_steps < 0:
+    raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
+  if keep not in KEEP:
+    raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
+  if start is None:
+    start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
+  schedule = step_size if callable(step_size) else lambda step: step_size
+  projections.check_numbers(schedule(0), inputs, name='step_size')
+
+  def step(index, state):
+    points, best = state
+    values, pullback = jax.vjp(objective, points)
+    (gradients,) = pullback(jnp.ones_like(values))
+    best = _better(best, values, points)
+    length = projections.check_numbers(
+      schedule(index), inputs, name='step_size'
+    )
+    moved = points + length * projections.normalize_direction(
+      gradients, norm=norm
+    )
+    return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
+
+  best = None
+  if keep == 'best':
+    dtype = jax.eval_shape(objective, points).dtype
+    best = jnp.full(len(inputs), -jnp.inf, dtype), points
+  points, best = jax.lax.fori_loop(0, num_steps, step, (points, best))
+  if best is not None:
+    points = _better(best, objective(points), points)[1]
+  return jax.lax.stop_gradient(points)
+
+
+def _better(best, values, points):
+  """Keeps, per example, the higher of the value and point seen so far."""
+  if best is None:
+    return None
+  improved = jnp.isfinite(values) & (values > best[0])
+  return (
+    jnp.where(improved, values, best[0]),
+    projections.choose(improved, points, best[1]),
+  )

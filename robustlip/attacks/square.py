@@ -1,0 +1,198 @@
+"""Square Attack: a random search that asks for values of the network alone."""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustlip import losses, projections
+from robustlip.images import check_images
+from robustlip.types import Batch, LogitsFn
+
+FIRST_SHARE = 0.8  # of the pixels, in the first squares
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries
+
+
+def square(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  key: chex.PRNGKey,
+  *,
+  epsilon: chex.Numeric,
+  num_queries: int = 5000,
+  norm: str = 'linf',
+) -> chex.Array:
+  """Points of the ball with the largest margin that random search finds.
+
+  It changes squares of the image at random, smaller and smaller ones, and keeps
+  what raises the margin. No gradient is taken. It ends when every example is
+  fooled.
+
+  Args:
+    batch: its inputs must be [B, H, W, C].
+
+  Raises:
+    ValueError: if a number is out of range.
+
+  Source: Andriushchenko et al. 2020, arXiv:1912.00049, with the sizes that
+  AutoAttack gives to the squares.
+  """
+  inputs = check_images(batch.inputs)
+  if inputs.ndim != 4:
+    raise ValueError(f'squares need images [B, H, W, C], got {inputs.shape}.')
+  if num_queries < 1:
+    raise ValueError(f'num_queries must be at least 1, got {num_queries}.')
+  projections.check_norm(norm)
+  first, propose = (_linf if norm == 'linf' else _l2)(
+    inputs.shape[1:], num_queries
+  )
+  radius = projections.check_numbers(epsilon, inputs, name='epsilon')
+  radius = jnp.broadcast_to(radius.reshape(-1), len(inputs))
+  keys = projections.example_keys(key, len(inputs))
+
+  def project(deltas):
+    return projections.ball(inputs + deltas, inputs, epsilon=epsilon, norm=norm)
+
+  def measure(points):
+    logits = logits_fn(points)
+    margins = losses.margins(logits, batch.labels)
+    return margins, ~losses.correct(logits, batch.labels)
+
+  def query(state):
+    count, points, margins, fooled = state
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, count + 1)
+    propose_each = jax.vmap(propose, (0, 0, 0, None))
+    proposed = project(propose_each(own, points - inputs, radius, count))
+    new_margins, new_fooled = measure(proposed)
+    better = ((new_margins > margins) | new_fooled) & ~fooled
+    return (
+      count + 1,
+      projections.choose(better, proposed, points),
+      jnp.where(better, new_margins, margins),
+      fooled | new_fooled,
+    )
+
+  def unfinished(state):
+    count, _, _, fooled = state
+    return (count < num_queries) & ~fooled.all()
+
+  own = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+  points = project(jax.vmap(first)(own, radius))
+  state = jnp.zeros((), jnp.int32), points, *measure(points)
+  return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, query, state)[1])
+
+
+# For one image: (key, radius) -> delta and (key, delta, radius, query) -> delta
+_Search = tuple[Callable[..., chex.Array], Callable[..., chex.Array]]
+
+
+def _linf(shape: tuple[int, ...], num_queries: int) -> _Search:
+  """Vertical stripes, then squares of one colour at the edge of the ball."""
+  height, width, channels = shape
+  sides = jnp.asarray(_sides(height, width, num_queries))
+
+  def first(key, radius):
+    signs = jax.random.rademacher(key, (1, width, channels), radius.dtype)
+    return radius * jnp.broadcast_to(signs, shape)
+
+  def propose(key, delta, radius, query):
+    place, sign = jax.random.split(key)
+    rows, _ = _window(place, height, width, sides[query])
+    inside = (rows >= 0)[..., None]
+    colour = jax.random.rademacher(sign, (channels,), radius.dtype)
+    return jnp.where(inside, 2 * radius * colour[None, None], 0.0) + delta
+
+  return first, propose
+
+
+def _window(key, height, width, side):
+  """A random square: (row, column) within it of every pixel, -1 outside."""
+  top, left = jax.random.randint(
+    key, (2,), 0, jnp.array([height, width]) - side + 1
+  )
+  rows = jnp.arange(height)[:, None] - top
+  columns = jnp.arange(width)[None] - left
+  inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+  return jnp.where(inside, rows, -1), jnp.where(inside, columns, -1)
+
+
+def _sides(height: int, width: int, num_queries: int) -> np.ndarray:
+  """The side of the square of every query, int32."""
+  halvings = np.searchsorted(HALVED_AFTER, np.arange(num_queries))
+  sides = np.sqrt(FIRST_SHARE / 2.0**halvings * height * width)
+  return np.clip(np.rint(sides), 1, min(height, width)).astype(np.int32)
+
+
+def _l2(shape: tuple[int, ...], num_queries: int) -> _Search:
+  """Tiles of bumps, then bumps that take the budget of another square."""
+  height, width, channels = shape
+  sides = _sides(height, width, num_queries)
+  most = min(height, width)
+  sides = np.minimum(np.maximum(sides, 3) // 2 * 2 + 1, (most - 1) // 2 * 2 + 1)
+  distinct, which = np.unique(sides, return_inverse=True)
+  bumps = np.zeros((len(distinct), most, most), np.float32)
+  for bump, side in zip(bumps, distinct, strict=True):
+    bump[:side, :side] = _bump(side)
+  bumps, sides, which = map(jnp.asarray, (bumps, sides, which))
+  tile = max(most // 5, 1)
+  count = height // tile, width // tile, channels
+
+  def first(key, radius):
+    signs = jax.random.rademacher(key, count, radius.dtype)
+    tiles = jnp.kron(signs, _bump(tile)[..., None].astype(radius.dtype))
+    rest = height - tiles.shape[0], width - tiles.shape[1]  # stays as it is
+    edges = [(n // 2, n - n // 2) for n in rest]
+    return _rescaled(jnp.pad(tiles, [*edges, (0, 0)]), radius)
+
+  def propose(key, delta, radius, query):
+    one, two, sign, turn = jax.random.split(key, 4)
+    side = sides[query]
+    rows, columns = _window(one, height, width, side)
+    target = (rows >= 0)[..., None]
+    giver = (_window(two, height, width, side)[0] >= 0)[..., None]
+    bump = bumps[which[query]][rows, columns][..., None]
+    turned = bumps[which[query]][columns, rows][..., None]
+    bump = jnp.where(jax.random.bernoulli(turn), turned, bump)
+    colour = jax.random.rademacher(sign, (channels,), radius.dtype)
+    per_channel = partial(jnp.sum, axis=(0, 1), keepdims=True)
+
+    old = jnp.where(target, delta, 0.0)
+    old /= jnp.sqrt(per_channel(old**2)) + 1e-12
+    new = jnp.where(target, bump * colour[None, None] + old, 0.0)
+    new /= jnp.sqrt(per_channel(new**2)) + 1e-12
+    unused = jnp.maximum(radius**2 - (delta**2).sum(), 0.0) / channels
+    budget = per_channel(jnp.where(target | giver, delta, 0.0) ** 2) + unused
+    kept = jnp.where(target | giver, 0.0, delta)
+    return _rescaled(kept + new * jnp.sqrt(budget), radius)
+
+  return first, propose
+
+
+def _rescaled(delta, radius):
+  return radius * delta / jnp.maximum(jnp.sqrt((delta**2).sum()), 1e-12)
+
+
+def _bump(side: int) -> np.ndarray:
+  """Two opposite peaks side by side, of length 1, [side, side]."""
+  half = side // 2
+  bump = np.concatenate([_peak(half, side), -_peak(side - half, side)])
+  return bump / np.linalg.norm(bump)
+
+
+def _peak(height: int, width: int) -> np.ndarray:
+  """Squares around the middle that lie on each other, of length 1.
+
+  The k-th reaches k pixels from the middle and is 1 / (k + 1)^2 high.
+  """
+  if not height:
+    return np.zeros((0, width))
+  rows = np.abs(np.arange(height) - height // 2)
+  columns = np.abs(np.arange(width) - width // 2)
+  reach = np.maximum(rows[:, None], columns)
+  count = max(height, width) // 2 + 1
+  tails = np.cumsum(1.0 / np.arange(count, 0, -1) ** 2)[::-1]
+  peak = tails[reach]
+  return peak / np.linalg.norm(peak)
