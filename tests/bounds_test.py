@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from robustlip import attacks, bounds, lipschitz, losses, models
+from robustlip import attacks, bounds, lipschitz, losses, methods, models
 from robustlip.models import layers
 from robustlip.types import Batch
 
@@ -397,6 +397,28 @@ def test_training_on_the_bound_lowers_it():
       values.append(value)
     chex.assert_tree_all_finite(trained)
     assert values[-1] < 0.8 * values[0]
+
+
+@pytest.mark.parametrize('name', ['ibp', 'crown_ibp'])
+def test_certified_training_starts_natural_and_ends_above_any_attack(name):
+  layers = dense_layers(KEY, (12, 20, 3))
+  inputs = jax.random.uniform(KEY, (6, 2, 2, 3))
+  batch = Batch(inputs, jnp.array([0, 1, 2, 0, 1, 2]))
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  @jax.jit
+  def loss(progress):
+    method = getattr(methods, name)(epsilon=0.1, kappa=0.2, progress=progress)
+    return method.loss(logits_fn, batch, inputs)
+
+  clean = losses.natural(logits_fn, batch, inputs)
+  chex.assert_trees_all_close(loss(0.0), clean, rtol=1e-5)
+  points = attacks.pgd(logits_fn, batch, KEY, epsilon=0.1)
+  attacked = losses.at(logits_fn, batch, points)
+  assert (loss(1.0) >= 0.2 * clean + 0.8 * attacked).all()
+  assert (loss(0.35) < loss(1.0)).all()
 
 
 BOX = jnp.zeros((2, 4)), jnp.ones((2, 4))

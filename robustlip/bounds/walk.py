@@ -118,7 +118,7 @@ def backward(
   """
   (counts, pending), parts = owed(network), []
   for variable, rows in cotangents.items():
-    if pending[variable]:
+    if pending.get(variable):
       slack = gamma(pending[variable]) * rules.magnitude(bounds[variable])
       parts.append(_least(rows, -slack, slack))
 
