@@ -27,6 +27,7 @@ from absl import flags, logging
 from experiments import (
   common,
   config,
+  evaluate,
   findings,
   measure,
   paper,
@@ -99,7 +100,7 @@ def finished(
     path = root / f'{name}-{base.arch}' / row / f'seed{seed}'
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
-      more = measure.evaluate(path, dataset, measure.Attack(attack))
+      more = evaluate.evaluate(path, dataset, measure.Attack(attack))
       run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
       run = more | run  # what only the evaluation has, such as certificates
