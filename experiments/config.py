@@ -22,6 +22,8 @@ FLAGS = flags.FLAGS
 OPTIMIZERS = ('sgd', 'nesterov', 'adam')
 SCHEDULES = ('milestones', 'onecycle', 'cosine')
 PRESETS = ('quick', 'paper', 'short')
+# What runs of one program may differ in, besides the seed.
+NUMBERS = ('epsilon', 'learning_rate', 'lam', 'beta', 'mu', 'kappa')
 
 
 def setting(
@@ -58,6 +60,12 @@ class Config:
   lam: float = setting(0.0, 'Weight in rst, gr and llr.', lower=0)
   beta: float = setting(0.0, 'Weight in trades.', lower=0)
   mu: float = setting(0.0, 'Second weight in llr.', lower=0)
+  kappa: float = setting(
+    0.0,
+    'Share of the clean loss at the end, in ibp and crown_ibp.',
+    lower=0,
+    upper=1,
+  )
   seed: int = setting(
     0, 'Seed of everything that is random.', lower=0, upper=2**32 - 1
   )
@@ -148,7 +156,14 @@ class Config:
   def static(self) -> 'Config':
     """The settings of which any change is another program."""
     return dataclasses.replace(
-      self, seed=0, epsilon=0.0, learning_rate=0.0, lam=0.0, beta=0.0, mu=0.0
+      self,
+      seed=0,
+      epsilon=0.0,
+      learning_rate=0.0,
+      lam=0.0,
+      beta=0.0,
+      mu=0.0,
+      kappa=0.0,
     )
 
   def to_json(self) -> dict[str, Any]:
@@ -314,7 +329,7 @@ def from_flags(dataset: Dataset, **overrides: Any) -> Config:
     chosen['epsilon'] = common.radius(dataset)
   base = preset(FLAGS.preset, dataset, method)
   settings = base | chosen
-  for name in ('lam', 'beta', 'mu'):
+  for name in NUMBERS[2:]:
     if name in chosen and name not in base:
       raise ValueError(f'--{name} means nothing to --method={method}')
   return Config(**settings)

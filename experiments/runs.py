@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import evaluation, progress, released, training
+from robustlip import evaluation, methods, progress, released, training
 from robustlip.checkpoints import Store
 from robustlip.datasets import Dataset, Split
 from robustlip.images import AUGMENTATIONS
@@ -81,11 +81,14 @@ def _trainer(static: Config, module, steps_per_epoch: int):
   """(make_recipe, its program) of all runs that differ in numbers alone."""
 
   def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
-    weights = {name: numbers[name] for name in static.weights}
-    method = released.METHODS[static.method]
+    method = methods.at_progress(
+      released.METHODS[static.method],
+      **{name: numbers[name] for name in ('epsilon', *static.weights)},
+    )
+    total = static.epochs * steps_per_epoch
     return training.Recipe(
       module=module,
-      method=method(epsilon=numbers['epsilon'], **weights),
+      method=lambda step: method(step / total),
       optimizer=optimizer(static, numbers['learning_rate'], steps_per_epoch),
       augment=AUGMENTATIONS[static.augment],
       attack_in_training_mode=static.attack_mode == 'train',
@@ -172,8 +175,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   steps = len(order(0))
   total = steps * settings.epochs
   make_recipe, program = _trainer(settings.static, module, steps)
-  names = ('epsilon', 'learning_rate', 'lam', 'beta', 'mu')
-  numbers = {name: np.float32(getattr(settings, name)) for name in names}
+  numbers = {
+    name: np.float32(getattr(settings, name)) for name in config.NUMBERS
+  }
   key = jax.random.key(settings.seed)
   watch = Watch(settings, dataset, held_out)
   feed = training.Feed(split, stream=FLAGS.stream)

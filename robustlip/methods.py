@@ -175,10 +175,25 @@ METHODS: dict[str, Callable[..., Method]] = {
   'at': at,
   'rst': rst,
   'trades': trades,
+  'ibp': ibp,
+  'crown_ibp': crown_ibp,
 }
 
 
 def weights(method: Callable[..., Method]) -> dict[str, float]:
   """The weights that a factory of methods takes, with their defaults."""
-  parameters = inspect.signature(method).parameters
-  return {k: p.default for k, p in parameters.items() if k != 'epsilon'}
+  parameters = inspect.signature(method).parameters.values()
+  others = ('epsilon', 'progress')
+  return {p.name: p.default for p in parameters if p.name not in others}
+
+
+def at_progress(
+  method: Callable[..., Method], **numbers: chex.Numeric
+) -> Callable[[chex.Numeric], Method]:
+  """The method as a function of the share of the training that is done.
+
+  Most are the same all the time.
+  """
+  if 'progress' in inspect.signature(method).parameters:
+    return lambda progress: method(**numbers, progress=progress)
+  return lambda progress: method(**numbers)
