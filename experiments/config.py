@@ -97,6 +97,9 @@ class Config:
     lower=0,
     upper=0.99,
   )
+  activation: str = setting(
+    'relu', 'Nonlinearity of the network.', choices=models.ACTIVATIONS
+  )
   attack_mode: str = setting(
     'eval',
     'Mode of the network inside the training attack; the released code of the '
@@ -144,7 +147,13 @@ class Config:
       values = value if isinstance(value, tuple) else (value,)
       for one in values:
         _check(field.name, one, **{k: about[k] for k in about if k != 'text'})
-    models.build(self.arch, 2, dropout_rate=self.dropout, remat=self.remat)
+    models.build(
+      self.arch,
+      2,
+      dropout_rate=self.dropout,
+      activation=self.activation,
+      remat=self.remat,
+    )
 
   @property
   def weights(self) -> dict[str, float]:

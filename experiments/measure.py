@@ -66,6 +66,7 @@ def network(config: Config, dataset: Dataset) -> nn.Module:
     len(dataset.class_names),
     dropout_rate=config.dropout,
     dtype=config.precision,
+    activation=config.activation,
     remat=config.remat,
   )
 
