@@ -8,7 +8,6 @@ be compared. Both are means over test examples.
 
 import functools
 import pathlib
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,10 +17,10 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import common
-from experiments.config import Config, read
+from experiments.config import Config
 from robustlip import (
   attacks,
-  checkpoints,
+  bounds,
   evaluation,
   lipschitz,
   models,
@@ -30,10 +29,6 @@ from robustlip import (
 from robustlip.datasets import Dataset, Split
 
 FLAGS = flags.FLAGS
-LIPSCHITZ = {
-  'eq3': lipschitz.estimate,
-  'released': released.lipschitz_estimate,
-}
 
 
 def define() -> None:
@@ -48,12 +43,17 @@ def define() -> None:
 
 
 class Attack(NamedTuple):
-  """An attack by name, with what the record states of it."""
+  """How to measure, and what the record states of it."""
 
-  name: str = 'pgd'  # or several: a cascade, see `attacks.cascade`
-  num_steps: int | None = None  # None: the attack's own
+  name: str = 'pgd'  # or a cascade of several, see `attacks.cascade`
+  num_steps: int | None = None  # None: each attack's own
   num_restarts: int = 1
-  epsilon: float | None = None  # None: the radius trained with
+  epsilons: tuple[float, ...] = ()  # radii; none: the one trained with
+  certify: str = ''  # method of `bounds.certified`; '': no bounds
+
+  def radii(self, config: Config) -> tuple[float, ...]:
+    """The radii in their order; columns are of the last, the largest."""
+    return tuple(sorted(self.epsilons or (config.epsilon,)))
 
 
 PGD = Attack()  # ten steps, as the paper measures
@@ -74,30 +74,36 @@ def evaluator(
   config: Config, dataset: Dataset, attack: Attack
 ) -> evaluation.Evaluator:
   """Compiled measurements for networks trained with `config`."""
-  epsilon = config.epsilon if attack.epsilon is None else attack.epsilon
   return _evaluator(
-    network(config, dataset),
-    len(dataset.class_names),
-    attack._replace(epsilon=epsilon),
+    config.static,
+    dataset.class_names,
+    attack._replace(epsilons=attack.radii(config)),
     FLAGS.eval_batch_size,
   )
 
 
-@functools.lru_cache(maxsize=4)
-def _evaluator(module, num_classes, attack, batch_size):
+@functools.lru_cache(maxsize=2)  # runs that differ in numbers share programs
+def _evaluator(config, class_names, attack, batch_size):
+  data = Dataset('', None, None, class_names, None)  # only the classes count
+  epsilon = attack.epsilons[-1]
+  estimates = {
+    'eq3': lipschitz.estimate,
+    'released': released.lipschitz_estimate,
+  }
+
   def ratios(estimate, *args):
-    return estimate(*args, epsilon=attack.epsilon).ratios
+    return estimate(*args, epsilon=epsilon).ratios
 
   return evaluation.Evaluator(
-    partial(models.logits_fn, module),
+    partial(models.logits_fn, network(config, data)),
     cascade=attacks.cascade(
       attack.name,
-      epsilon=attack.epsilon,
-      num_classes=num_classes,
+      epsilon=epsilon,
+      num_classes=len(class_names),
       num_steps=attack.num_steps,
       num_restarts=attack.num_restarts,
     ),
-    ratios={name: partial(ratios, how) for name, how in LIPSCHITZ.items()},
+    ratios={name: partial(ratios, how) for name, how in estimates.items()},
     batch_size=batch_size,
   )
 
@@ -158,19 +164,142 @@ def measured(config: Config, dataset: Dataset) -> dict[str, Split]:
   }
 
 
-def record(
-  config: Config, dataset: Dataset, variables: Any, attack: Attack = PGD
+def under_attack(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack,
+  *,
+  partial_file: pathlib.Path | None = None,
+  keep_points: bool = False,
+) -> dict[str, dict[float, evaluation.Attacked]]:
+  """What became of each split at each radius.
+
+  Args:
+    partial_file: where stages are kept until all are done, so that an
+      interrupted cascade goes on; its name tells one network from another.
+    keep_points: whether to keep the adversarial images.
+  """
+  measures, outcomes = evaluator(config, dataset, attack), {}
+  if jax.process_count() > 1:
+    partial_file = None
+  for name, split in measured(config, dataset).items():
+    outcomes[name], done = {}, None
+    for epsilon in attack.radii(config):
+      file = None
+      if partial_file:
+        file = partial_file.with_name(
+          f'{partial_file.name}-{name}-{epsilon:g}.npz'
+        )
+      outcome = measures.accuracies(
+        variables,
+        split,
+        key(config),
+        name=name,
+        epsilon=epsilon,
+        keep_points=keep_points,
+        done=_saved(file, keep_points) or done,
+        save=partial(_save, file) if file else None,
+      )
+      outcomes[name][epsilon], done = outcome, (0, outcome)
+  return outcomes
+
+
+def _save(file: pathlib.Path, place: int, attacked) -> None:
+  arrays = {k: v for k, v in attacked._asdict().items() if v is not None}
+  scratch = file.with_suffix('.writing.npz')
+  np.savez(scratch, place=place, **arrays)
+  scratch.replace(file)
+
+
+def _saved(file: pathlib.Path | None, keep_points: bool):
+  """(stages done, what came of them), None if there is nothing of use."""
+  if file is None or not file.exists():
+    return None
+  arrays = dict(np.load(file))
+  place = int(arrays.pop('place'))
+  if keep_points and 'points' not in arrays:
+    return None
+  logging.info('Going on after %d stages in %s', place, file)
+  return place, evaluation.Attacked(**arrays)
+
+
+def certificates(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack,
+  robust: np.ndarray,
+  ratios: np.ndarray,
 ) -> dict[str, Any]:
-  """Everything measured of a network, with the settings behind it."""
+  """The other side of what an attack shows: bounds, on test examples.
+
+  Args:
+    robust: who withstood the attack at the largest radius, bool [N].
+    ratios: lower bounds of the ratio of Eq. (3), [N].
+
+  Raises:
+    ArithmeticError: if an example is certified and was broken, or a lower
+      bound exceeds an upper one: one of the two is wrong.
+  """
+  epsilon = attack.radii(config)[-1]
+  module = network(config, dataset)
+
+  def bound(variables, batch, keys):
+    del keys
+    logits_fn = models.logits_fn(module, variables)
+    sure = bounds.certified(
+      logits_fn, batch, epsilon=epsilon, method=attack.certify
+    )
+    return sure, lipschitz.upper_bound(logits_fn, batch.inputs, epsilon=epsilon)
+
+  sure, upper = evaluation.per_example(
+    evaluation.over_devices(bound),
+    variables,
+    measured(config, dataset)['test'],
+    key(config),
+    batch_size=FLAGS.eval_batch_size,
+    description='certificates',
+  )
+  wrong = int((sure & ~robust).sum()), int((ratios > upper * 1.001).sum())
+  if any(wrong):
+    raise ArithmeticError(
+      f'{wrong[0]} examples are certified and broken, of {wrong[1]} the lower '
+      'bound of the Lipschitz constant exceeds the upper one'
+    )
+  return {
+    'certified_test_acc': evaluation.percent(sure),
+    'certified_by': attack.certify,
+    'upper_lipschitz': float(upper.mean(dtype=np.float64)),
+  }
+
+
+def record(
+  config: Config,
+  dataset: Dataset,
+  variables: Any,
+  attack: Attack = PGD,
+  *,
+  outcomes: dict[str, dict[float, evaluation.Attacked]] | None = None,
+) -> dict[str, Any]:
+  """Everything measured of a network, with the settings behind it.
+
+  Args:
+    outcomes: what `under_attack` gave, None to call it.
+  """
+  outcomes = outcomes or under_attack(config, dataset, variables, attack)
   measures = evaluator(config, dataset, attack)
-  splits, found, broken = measured(config, dataset), {}, {}
-  for name, split in splits.items():
-    outcome = measures.accuracies(variables, split, key(config), name=name)
-    found[f'{name}_acc'] = evaluation.percent(outcome.correct)
-    found[f'adv_{name}_acc'] = evaluation.percent(outcome.robust)
-    stages = [stage.name for stage in measures.cascade]
-    counts = [int((outcome.broken_by == i).sum()) for i in range(len(stages))]
-    broken[name] = dict(zip(stages, counts, strict=True))
+  splits, found = measured(config, dataset), {}
+  for name, by_radius in outcomes.items():
+    last = by_radius[attack.radii(config)[-1]]
+    found[f'{name}_acc'] = evaluation.percent(last.correct)
+    found[f'adv_{name}_acc'] = evaluation.percent(last.robust)
+    if len(by_radius) > 1:
+      found[f'adv_{name}_acc_at'] = {
+        f'{epsilon:g}': evaluation.percent(outcome.robust)
+        for epsilon, outcome in by_radius.items()
+      }
+    found[f'broken_{name}'] = evaluation.taken(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
   ratios = measures.lipschitz(
@@ -178,7 +307,10 @@ def record(
   )
   for name, values in ratios.items():
     found[f'{name}_lipschitz'] = float(values.mean(dtype=np.float64))
-  epsilon = config.epsilon if attack.epsilon is None else attack.epsilon
+  if attack.certify:
+    found |= certificates(
+      *(config, dataset, variables, attack, last.robust, ratios['eq3'])
+    )
   return {
     **config.to_json(),
     **found,
@@ -187,69 +319,30 @@ def record(
     'attack': attack.name,
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
-    'attack_epsilon': epsilon,
-    'broken_by': broken,
+    'attack_epsilon': attack.radii(config)[-1],
+    'doubts': doubts(config, dataset, variables, last, measures.cascade),
     **common.provenance(),
   }
 
 
-def label(config: Config, attack: Attack, checkpoint: str) -> str:
-  """The file name of a measurement inside the folder of its run."""
-  parts = [attack.name.replace(',', '_')]
-  if attack.num_steps:
-    parts.append(f'{attack.num_steps}steps')
-  if attack.num_restarts > 1:
-    parts.append(f'{attack.num_restarts}restarts')
-  if attack.epsilon is not None:
-    parts.append(f'eps{attack.epsilon:g}')
-  if config.eval_examples:
-    parts.append(f'{config.eval_examples}examples')
-  return '-'.join([*parts, checkpoint])
-
-
-def evaluate(
-  path: pathlib.Path,
+def doubts(
+  config: Config,
   dataset: Dataset,
-  attack: Attack,
-  *,
-  checkpoint: str = 'newest',
-  eval_examples: int | None = None,
-) -> dict[str, Any]:
-  """The record of a saved run under an attack, measured once.
-
-  It is kept in `evaluations/` of the run, whose own result stays, and measured
-  again if the run has gone on since.
-
-  Args:
-    path: folder of the run.
-    checkpoint: 'newest', or 'best' on the held-out examples.
-    eval_examples: of each split, 0 for all; None as many as after training.
-
-  Raises:
-    ValueError: if it is no run, or the data have changed.
-  """
-  began, config = time.monotonic(), read(path)
-  if config.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
-  if eval_examples is not None:
-    fields = config.to_json() | {'eval_examples': eval_examples}
-    config = Config(**fields | {'milestones': config.milestones})
-  folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
-  step, variables = checkpoints.newest_variables(path / folder)
-  state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
-  if (path / 'result.json').exists():
-    last = common.read_json(path / 'result.json').get('step', step)
-    state['finished'] = last == step or checkpoint == 'best'
-  if not state['finished']:
-    logging.warning('%s: this is its step %d, not its last', path, step)
-  output = path / 'evaluations' / f'{label(config, attack, checkpoint)}.json'
-  if output.exists():
-    found = common.read_json(output)
-    if common.difference(found, state) is None:
-      logging.info('%s was measured before', output)
-      return found
-  common.output_folder(output.parent)
-  found = record(config, dataset, variables, attack) | state
-  found['seconds'] = time.monotonic() - began
-  common.write_json(found, output)
+  variables: Any,
+  attacked: evaluation.Attacked,
+  cascade: tuple[attacks.Stage, ...],
+) -> dict[str, float]:
+  """What makes these numbers doubtful, each with a warning; {} is none."""
+  found = evaluation.doubts(
+    partial(models.logits_fn, network(config, dataset)),
+    variables,
+    subset(dataset.test, 100),
+    key(config),
+    attacked=attacked,
+    cascade=cascade,
+    batch_size=FLAGS.eval_batch_size,
+  )
+  found = {name: share for name, share in found.items() if share}
+  for name, share in found.items():
+    logging.warning('%s %.4g: %s', name, share, evaluation.ADVICE[name])
   return found

@@ -1,5 +1,7 @@
 """How every figure begins and is saved, and the curves of a training run."""
 
+import contextlib
+import os
 import pathlib
 from typing import Any
 
@@ -10,21 +12,35 @@ def figure(width: float, height: float, layout: str | None = 'constrained'):
   Args:
     layout: None where the axes are placed by hand.
   """
+  # What a notebook asks for need not be installed here: a figure needs none.
+  backend = os.environ.pop('MPLBACKEND', None)
   import matplotlib.figure
 
+  if backend:
+    with contextlib.suppress(ValueError):
+      matplotlib.rcParams['backend'] = backend
   return matplotlib.figure.Figure((width, height), layout=layout)
 
 
 def save(figure, path: pathlib.Path) -> None:
-  """Writes `path`.png and .pdf, the same bytes whenever it is drawn."""
+  """Writes `path`.png, the same bytes whenever it is drawn.
+
+  Every text is shown as it is: names from data may have a `$` in them.
+  """
+  import matplotlib.text
+
+  for text in figure.findobj(matplotlib.text.Text):
+    text.set_parse_math(False)
+  for axes in figure.axes:
+    for axis in (axes.xaxis, axes.yaxis):
+      for label in axis.get_ticklabels(which='both'):
+        label.set_parse_math(axis.get_scale() == 'log')  # powers of ten
   path.parent.mkdir(parents=True, exist_ok=True)
-  for suffix, metadata in (('.png', {}), ('.pdf', {'CreationDate': None})):
-    target = path.with_name(path.name + suffix)
-    figure.savefig(target, dpi=150, metadata=metadata)
+  figure.savefig(path.with_name(path.name + '.png'), dpi=150)
 
 
 def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Loss and accuracies over epochs, to `path`.png and `path`.pdf."""
+  """Loss and accuracies over epochs, to `path`.png."""
   canvas = figure(8, 3.2)
   left, right = canvas.subplots(1, 2)
   epochs = [line['epoch'] for line in metrics]
@@ -46,4 +62,18 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[['top', 'right']].set_visible(False)
+  save(canvas, path)
+
+
+def accuracy_curve(record: dict[str, Any], path: pathlib.Path) -> None:
+  """Accuracy under attack over radii, to `path`.png."""
+  canvas = figure(5, 3.2)
+  axes = canvas.subplots()
+  for name, style in (('train', 'C0--'), ('test', 'C3-')):
+    curve = record[f'adv_{name}_acc_at']
+    radii = [float(radius) for radius in curve]
+    axes.plot(radii, list(curve.values()), style, marker='.', label=name)
+  axes.set(xlabel='epsilon', ylabel='accuracy under attack (%)', ylim=(0, 101))
+  axes.legend(frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
   save(canvas, path)

@@ -5,66 +5,42 @@ r"""The paper's tables: trains what is missing, holds it against the paper.
 trains the ten methods of Table 2 on the embedded mnist5k (GR and LLR both as
 the text defines and as the released code computes them) for two epochs of
 cnn1, measures them on 500 examples of each split and prints ours / paper /
-difference. `--rows` limits what is trained, not what is shown of what is
-finished; a record of networks is never replaced by one with fewer runs.
-`--preset=paper` is the published schedule:
+difference. `--rows` limits what is trained; rows that the record has already
+stay in it. `--preset=paper` is the published schedule, `--preset=short` one
+that fits a network in a fraction of it:
 
   python -m experiments.tables --table=2 --preset=paper --arch=cnn2 --seeds=3
 
 Finished runs are reused and a stopped one goes on where it was. The record,
-Markdown, CSV and picture are `<workdir>/table_<table>-<preset>.*`, with the
-data set and the network in the name where the flags give them;
-`--render_only` makes them again from the record alone. A published record is
-rendered with `--render_only --workdir=experiments/results`. CIFAR-10 with
-`--augment=none` is held against the appendix. Table 1 is made of
-the records of `python -m experiments.separation`.
+its Markdown and its picture are `<workdir>/table_<table>-<preset>.*`, with the
+data set and the network in the name where the flags give them; `--render_only`
+makes them again from the record. CIFAR-10 with `--augment=none` is held against
+the appendix. Table 1 is made of the records of `experiments.separation`.
 """
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 from absl import flags, logging
 
-from experiments import common, paper_tables, provenance
-from experiments.comparison import (
-  render,
-  separation_table,
-  table_record,
+from experiments import (
+  common,
+  config,
+  evaluate,
+  findings,
+  measure,
+  paper,
+  report,
+  runs,
+  table_figures,
   table_rows,
 )
-from experiments.comparison.table_rows import ROWS, Target
-from experiments.networks import measure, remeasure, runs, train_flags
-from experiments.networks.config import Config
-from robustlip import datasets
+from experiments.table_rows import ROWS
+from robustlip.datasets import Dataset
+from robustlip.datasets.catalogue import FACTS
 
-flags.adopt_module_key_flags(train_flags)
-flags.adopt_module_key_flags(runs)
-flags.declare_key_flag(common.DATASET)
-flags.declare_key_flag(common.DATA_DIR)
-TABLE = flags.DEFINE_enum(
-  'table',
-  '2',
-  ['1', *paper_tables.TABLES],
-  '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
-  '`svhn`.',
-)
-CHOSEN = flags.DEFINE_list(
-  'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: all of the table.'
-)
-WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Folder of runs and tables; tables share their runs. Default: runs/<preset>, '
-  'of Table 1 the published separation records.',
-)
-RENDER_ONLY = flags.DEFINE_bool(
-  'render_only', False, 'Train and measure nothing; render the record.'
-)
-# All rows on two cores in under half an hour.
-QUICK = train_flags.QUICK._replace(epochs=2, milestones=(), batch_size=32)
-QUICK_EVAL_EXAMPLES = 500
+FLAGS = flags.FLAGS
 TITLES = {
   '1': 'Table 1: separation',
   '2': 'Table 2: MNIST',
@@ -73,192 +49,292 @@ TITLES = {
   'mt': 'Appendix: multi-targeted attack',
   'svhn': 'Appendix: SVHN',
 }
+ATTACKS = {'mt': ['multi_targeted_released', 'multi_targeted']}
+UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
+PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
-def config(dataset: datasets.Dataset, target: Target, name: str) -> Config:
-  """The settings of a row with seed 0.
-
-  Raises:
-    ValueError: if dropout is asked for and no rate is known.
-  """
-  row = ROWS[name]
-  quick = train_flags.PRESET.value == 'quick'
-  setup = QUICK if quick else train_flags.setup(dataset.name)
-  fields = train_flags.fields(dataset, row.method, setup)
-  if quick and not measure.EVAL_EXAMPLES.present:
-    fields['eval_examples'] = QUICK_EVAL_EXAMPLES
-  fields |= row.settings | {'protocol': row.protocol, 'arch': target.arch}
-  if TABLE.value == '4':
-    rate = setup.dropout if fields['dropout'] is None else fields['dropout']
-    if rate is None:
-      raise ValueError(f'--dropout is needed: none is known for {dataset.name}')
-    fields['dropout'] = rate if row.dropout else None
-  return Config(**fields, seed=0)
-
-
-def seeded(
-  dataset: datasets.Dataset, target: Target, name: str
-) -> list[Config]:
-  """The settings of a row, one for each seed."""
-  row = config(dataset, target, name)
-  return [dataclasses.replace(row, seed=seed) for seed in train_flags.seeds()]
-
-
-def together(names: list[str]) -> list[list[str]]:
-  """Rows by program: those that differ in numbers alone train at once."""
-  groups: dict[Any, list[str]] = {}
-  for name in names:
-    row = ROWS[name]
-    key = row.method, row.protocol, row.dropout
-    groups.setdefault(key, []).append(name)
-  return list(groups.values())
-
-
-def train(
-  dataset: datasets.Dataset,
-  target: Target,
-  names: list[str],
-  root: pathlib.Path,
-) -> None:
-  """Trains and measures what is missing of rows of one program."""
-  configs, paths = [], []
-  for name in names:
-    for run in seeded(dataset, target, name):
-      configs.append(run)
-      paths.append(table_record.folder(root, target, name, run.seed))
-  measured = {'mt': remeasure.multi_targeted}.get(
-    TABLE.value, remeasure.lipschitz
+def define() -> None:
+  """The flags of this script."""
+  common.define_dataset()
+  config.define(without=('method', 'lam', 'beta', 'mu'))
+  runs.define()
+  flags.DEFINE_enum(
+    'table',
+    '2',
+    TITLES,
+    '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
+    '`svhn`.',
   )
-  try:
-    runs.train(configs, dataset, paths)
-  except ValueError:  # a run that diverges takes nothing from the others
-    measured(configs, dataset, paths)
-    raise
-  measured(configs, dataset, paths)
+  flags.DEFINE_list(
+    'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: all.'
+  )
+  flags.DEFINE_list(
+    'attacks',
+    None,
+    'Further attacks, a column for each: strong, autoattack, multi_targeted, '
+    'multi_targeted_released. Default: the last two for `mt`, else none.',
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of runs and tables; tables share their runs. Default: '
+    'runs/<preset>; the searches of Table 1 are then the published ones.',
+  )
+  flags.DEFINE_bool(
+    'render_only', False, 'Train and measure nothing; render the record.'
+  )
 
 
-def collect(
-  path: pathlib.Path,
-  targets: list[Target],
-  loaded: list[datasets.Dataset],
+def finished(
+  dataset: Dataset, arch: str | None, row: str, root: pathlib.Path
 ) -> dict[str, Any]:
-  """The record of every finished row of these settings."""
-  panels = []
-  for target, dataset in zip(targets, loaded, strict=True):
-    names = table_rows.rows(TABLE.value, target.dataset, None)
-    wanted = {name: seeded(dataset, target, name) for name in names}
-    panels.append(table_record.panel(TABLE.value, target, wanted, path.parent))
-  record = table_record.table(TABLE.value, TITLES[TABLE.value], panels)
-  return record | provenance.record()
-
-
-def check_kept(output: pathlib.Path, record: dict[str, Any]) -> None:
-  """Raises a ValueError if `output` has rows that `record` would drop."""
-  if not output.exists():
-    return
-  lost = table_record.row_names(published(output))
-  lost -= table_record.row_names(record)
-  if lost:
-    names = ', '.join(sorted({name for _, _, name, _ in lost}))
-    raise ValueError(
-      f'{output} has rows or seeds of other settings, or of runs that are '
-      f'gone: {names}; name another --workdir'
-    )
-
-
-def published(output: pathlib.Path) -> dict[str, Any]:
-  """The record in `output`, its findings drawn anew.
+  """A row of the record, trained and measured where it was not.
 
   Raises:
-    ValueError: if it is no record of a table.
+    ValueError: if a run fails.
   """
-  record = common.read_json(output)
-  try:
-    parts = (record[key] for key in ('table', 'title', 'panels'))
-    return record | table_record.table(*parts)
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{output} is no record of a table: {error!r}') from None
+  base = table_rows.settings(dataset, arch, row)
+  name, found = dataset.name, []
+  for seed in config.seeds():
+    path = root / f'{name}-{base.arch}' / row / f'seed{seed}'
+    run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
+    for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
+      more = evaluate.evaluate(path, dataset, measure.Attack(attack))
+      run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
+      run['seconds'] += more['seconds']
+      run = more | run  # what only the evaluation has, such as certificates
+    found.append(run)
+  return row_record(dataset, base, row, found)
 
 
-def networks(path: pathlib.Path) -> dict[str, Any]:
-  """The record of a table of networks, written whenever rows are finished.
+def row_record(
+  dataset: Dataset, base: config.Config, row: str, found: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Runs of a row, one for each seed, beside the paper's."""
+  label = ROWS[row.removesuffix('_dropout')][0]
+  columns = [
+    column
+    for column in found[0]
+    if (column in report.HEADINGS or column.endswith(UNDER_ATTACK))
+    and all(run.get(column) is not None for run in found)  # null: not finite
+  ]
+  measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
+  theirs = table_rows.published(dataset.name, base.arch)[1].get(row, {})
+  return {
+    'dataset': dataset.name,
+    'arch': base.arch,
+    'row': row,
+    'label': label + (' + dropout' if row.endswith('_dropout') else ''),
+    'seeds': [run['seed'] for run in found],
+    'settings': table_rows.settings_of(base) | measured,
+    'paper_settings': table_rows.paper_settings(base, dataset, row),
+    'ours': {c: [run[c] for run in found] for c in columns if c != 'epsilon'},
+    'paper': {c: x for c, x in theirs.items() if c in columns},
+    'seconds': sum(run['seconds'] for run in found),
+    'runs': [{key: run[key] for key in PROVENANCE} for run in found],
+  }
+
+
+def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """The record of a table, its rows in order and its findings drawn anew."""
+  rows = sorted(
+    rows,
+    key=lambda x: (x['dataset'], x['arch'], table_rows.ORDER.index(x['row'])),
+  )
+  found = {
+    title: findings.decided(
+      {
+        row['row']: {c: sum(x) / len(x) for c, x in row['ours'].items()}
+        for row in panel
+      }
+    )
+    for title, panel in report.panels({'rows': rows}).items()
+  }
+  return {
+    'table': FLAGS.table,
+    'title': TITLES[FLAGS.table],
+    'rows': rows,
+    'findings': {title: x for title, x in found.items() if x},
+    'seconds': sum(row['seconds'] for row in rows),
+  }
+
+
+def kept(
+  output: pathlib.Path, asked: list[tuple[Dataset, str, str]]
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+  """Rows that the record has already, by data set, network and name.
+
+  Raises:
+    ValueError: if some have other settings than those asked for, or seeds that
+      would be lost.
+  """
+  loaded = {dataset.name: dataset for dataset, *_ in asked}
+  rows = common.read_json(output)['rows'] if output.exists() else []
+  for row in (row for row in rows if row['dataset'] in loaded):
+    dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
+    wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
+    found = table_rows.settings_of(config.from_json(row['settings']))
+    other = common.difference(found, wanted)
+    if any(asked_for[1:] == (arch, name) for asked_for in asked):
+      if not set(row['seeds']) <= set(config.seeds()):
+        other = other or 'seeds'
+    if other:
+      raise ValueError(
+        f'{output} has a row {name} of other settings ({other}); name another '
+        '--workdir'
+      )
+  return {(row['dataset'], row['arch'], row['row']): row for row in rows}
+
+
+def joined(
+  before: dict[str, Any] | None, row: dict[str, Any]
+) -> dict[str, Any]:
+  """A row with what other attacks found of the same runs."""
+  if before is None or before['seeds'] != row['seeds']:
+    return row
+  return row | {part: before[part] | row[part] for part in ('ours', 'paper')}
+
+
+def networks(output: pathlib.Path) -> dict[str, Any]:
+  """The record of a table of networks, written whenever a row is finished.
 
   Raises:
     ValueError: at the end, if rows failed; the others are in the record.
   """
-  targets = table_rows.targets(TABLE.value)
-  wanted = [
-    table_rows.rows(TABLE.value, target.dataset, CHOSEN.value)
-    for target in targets
-  ]
-  loaded = [
-    datasets.load(target.dataset, data_dir=common.DATA_DIR.value)
-    for target in targets
-  ]
-
-  output, failures = path.with_name(f'{path.name}.json'), []
-  check_kept(output, collect(path, targets, loaded))
-  common.output_folder(path.parent)
-  for target, dataset, names in zip(targets, loaded, wanted, strict=True):
-    for group in together(names):
-      logging.info('%s: %s', target.name, ', '.join(group))
-      try:
-        train(dataset, target, group, path.parent)
-      except ValueError as error:  # the loss of one run need not stop others
-        logging.error('%s', error)
-        failures.append(str(error))
-      record = collect(path, targets, loaded)
-      if render.filled(record):
-        common.write_json(record, output)
+  asked, failures = [], []
+  for name, arch in table_rows.panels():
+    dataset = common.load_dataset(name)
+    arch = arch or config.from_flags(dataset, method='natural').arch
+    known = table_rows.published(dataset.name, arch)[1]
+    for row in table_rows.row_names(known):
+      runs.check(table_rows.settings(dataset, arch, row), dataset)
+      asked.append((dataset, arch, row))
+  kept(output, asked)  # refuses what cannot be joined before any training
+  common.output_folder(output.parent)
+  for dataset, arch, row in asked:
+    logging.info('%s on %s: %s', arch, dataset.name, row)
+    try:
+      found = finished(dataset, arch, row, output.parent)
+    except ValueError as error:  # the loss of one run need not stop others
+      logging.error('%s', error)
+      failures.append(str(error))
+      continue
+    rows = kept(output, asked)  # another process may have added some
+    key = found['dataset'], found['arch'], row
+    rows[key] = joined(rows.get(key), found)
+    record = table(list(rows.values())) | common.provenance()
+    write(record, output)
   if failures:
-    if render.filled(record):
-      render.write(record, path)
-    raise ValueError(f'{len(failures)} groups failed: {"; ".join(failures)}')
+    raise ValueError(f'{len(failures)} rows failed: {"; ".join(failures)}')
   return record
 
 
-def separations(path: pathlib.Path) -> dict[str, Any]:
-  """The record of Table 1, from the published searches.
+def separations(root: pathlib.Path) -> dict[str, Any]:
+  """The record of Table 1, from the searches `separation_*.json` in `root`.
+
+  Where the paper left out examples, a search with `--drop` goes first.
 
   Raises:
-    ValueError: for flags that say how networks are trained.
+    FileNotFoundError: if there is none.
+    ValueError: for settings of networks.
   """
-  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-    if flag.present and flag.name not in ('table', 'workdir'):
-      raise ValueError(f'--{flag.name} means nothing to --table=1')
-  panel = separation_table.panel(path.parent)
-  return table_record.table('1', TITLES['1'], [panel]) | provenance.record()
+  if given := config.given():
+    raise ValueError(f'--{next(iter(given))} means nothing to --table=1')
+  rows = {}
+  for path in sorted(root.glob('separation_*.json')):
+    record = common.read_json(path)
+    name, theirs = record['dataset'], paper.separation(record)
+    if not theirs or (name in rows and not record['dropped']):
+      continue
+    whole = {
+      'num_train': sum(FACTS[name].train_counts) - len(record['dropped']),
+      'num_test': sum(FACTS[name].test_counts),
+    }
+    rows[name] = {
+      'dataset': name,
+      'arch': '',
+      'label': name,
+      'settings': {k: record[k] for k in whole},
+      'paper_settings': {k: v for k, v in whole.items() if record[k] != v},
+      'ours': {column: [record[column]] for column in theirs},
+      'paper': theirs,
+      'seconds': record['seconds'],
+      'runs': [{key: record.get(key) for key in PROVENANCE}],
+    }
+  if not rows:
+    raise FileNotFoundError(
+      f'{root} has no search of Table 1; run python -m experiments.separation '
+      f'--dataset=NAME --workdir={root}'
+    )
+  found = [rows[name] for name, _ in paper.panels('1') if name in rows]
+  distances = [
+    (
+      f'{row["label"]} {part}',
+      row['ours'][part][0],
+      2 * row['ours']['epsilon'][0],
+    )
+    for row in found
+    for part in ('train_train_min', 'test_train_min')
+  ]
+  return {
+    'table': '1',
+    'title': TITLES['1'],
+    'rows': found,
+    'findings': {'': {'separated': findings.finding(distances)}},
+    'seconds': sum(row['seconds'] for row in found),
+    **common.provenance(),
+  }
 
 
 def location() -> pathlib.Path:
-  """The table's files, without their suffixes; Table 1 trains nothing."""
-  preset = train_flags.PRESET.value
-  if TABLE.value == '1':
-    return pathlib.Path(WORKDIR.value or provenance.RESULTS) / 'table_1'
-  parts = [f'table_{TABLE.value}', preset]
-  if common.DATASET.present:
-    parts.append(pathlib.Path(common.DATASET.value).stem)
-  if train_flags.ARCH.present:
-    parts.append(train_flags.ARCH.value)
-  return pathlib.Path(WORKDIR.value or f'runs/{preset}') / '-'.join(parts)
+  """The record of the table; its Markdown and its picture are beside it."""
+  root = pathlib.Path(FLAGS.workdir or f'runs/{FLAGS.preset}')
+  if FLAGS.table == '1':
+    return root / 'table_1.json'
+  parts = [f'table_{FLAGS.table}', FLAGS.preset]
+  if FLAGS['dataset'].present:
+    parts.append(pathlib.Path(FLAGS.dataset).stem)
+  if FLAGS.arch:
+    parts.append(FLAGS.arch)
+  if FLAGS.train_examples:
+    parts.append(f'{FLAGS.train_examples}examples')
+  return root / f'{"-".join(parts)}.json'
+
+
+def write(record: dict[str, Any], output: pathlib.Path) -> str:
+  """Writes the record, its Markdown and its picture; returns the Markdown.
+
+  Raises:
+    ValueError: if it is no record of a table.
+  """
+  try:
+    text = report.markdown(record)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{output} is no record of a table: {error!r}') from None
+  common.write_json(record, output)
+  common.write_text(text, output.with_suffix('.md'))
+  common.draw(table_figures.draw, record, output.with_suffix(''))
+  return text
 
 
 def main() -> None:
   """The table as Markdown, then its record on one line."""
-  path = location()
-  output = path.with_name(f'{path.name}.json')
-  if RENDER_ONLY.value and not output.exists():
+  output = location()
+  if FLAGS.render_only and not output.exists():
     raise FileNotFoundError(
       f'there is no {output} to render; the same command without '
       '--render_only makes it'
     )
-  if RENDER_ONLY.value:
-    record = published(output)
+  if FLAGS.render_only:
+    record = common.read_json(output)
+  elif FLAGS.table == '1':
+    record = separations(pathlib.Path(FLAGS.workdir or common.RESULTS))
   else:
-    record = (separations if TABLE.value == '1' else networks)(path)
-  print(render.write(record, path))
-  common.finish(record, output)
+    record = networks(output)
+  print(write(record, output))
+  common.print_json(record)
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

@@ -9,115 +9,96 @@ every training image and certified in the open ball of radius r around it
 images, where the theorem promises nothing, the accuracy of g, its certified
 accuracy and what an attack leaves of it: certified <= attacked <= clean.
 
-Figures, in PNG and PDF: figure_2, figure_4 (r = 0.353, accuracy 1 with seed 0,
-the published draw), figure_5, not_separated (the distribution of Tsipras et
-al.) and accuracies. The train-train separation takes a time quadratic in the
-number of images: `--noseparation` leaves out what depends on it.
+Figures, in PNG: figure_2, figure_4 (r = 0.353, accuracy 1 with seed 0, the
+published draw), figure_5, not_separated (the distribution of Tsipras et al.)
+and accuracies. The train-train separation takes a time quadratic in the number
+of images: `--noseparation` leaves out what depends on it.
 
 Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
 """
 
 import math
-import pathlib
 import time
 
-from absl import flags
+from absl import flags, logging
 
-from experiments import common, provenance
-from robustlip import datasets
+from experiments import common, distance_classifier, theory_figures
+from robustlip import datasets, separation
 
-flags.declare_key_flag(common.DATASET)
-flags.declare_key_flag(common.DATA_DIR)
-flags.declare_key_flag(common.EPSILON)
-flags.declare_key_flag(common.SEED)
-WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/theory', 'Folder for the record and the figures.'
-)
-NUM_TEST = flags.DEFINE_integer(
-  'num_test',
-  None,
-  'Test images, drawn at random. Default: all.',
-  lower_bound=1,
-)
-NUM_ATTACKED = flags.DEFINE_integer(
-  'num_attacked', 500, 'Of these, the first are attacked.', lower_bound=1
-)
-NUM_CHECKED = flags.DEFINE_integer(
-  'num_checked', 100, 'Training images to check Lemma 4.1 at.', lower_bound=0
-)
-SEPARATION = flags.DEFINE_bool(
-  'separation', True, 'Measure the train-train separation.'
-)
-FIGURES = flags.DEFINE_bool(
-  'figures', True, 'Draw what does not depend on the data set.'
-)
+FLAGS = flags.FLAGS
 
 
-def on_data(dataset: datasets.Dataset, epsilon: float) -> dict:
+def define() -> None:
+  """The flags of this script."""
+  common.define_dataset()
+  common.define_epsilon()
+  common.define_seed()
+  flags.DEFINE_string(
+    'workdir', 'runs/theory', 'Folder for the record and the figures.'
+  )
+  flags.DEFINE_integer(
+    'num_test', None, 'Test images, drawn at random. Default: all.', 1
+  )
+  flags.DEFINE_integer('num_attacked', 500, 'How many of these to attack.', 1)
+  flags.DEFINE_integer(
+    'num_checked', 100, 'Training images to check Lemma 4.1 at.', 0
+  )
+  flags.DEFINE_bool('separation', True, 'Measure the train-train separation.')
+  flags.DEFINE_bool(
+    'figures', True, 'Draw what does not depend on the data set.'
+  )
+
+
+def on_data(dataset: datasets.Dataset, epsilon: float, seed: int) -> dict:
   """The certificate on the training set, the lemma's checks, the test table."""
-  from experiments.distances import distance_table
-
   result = {'name': dataset.name}
-  if SEPARATION.value:
-    distances = distance_table.train_distances(dataset)
-    result['train'] = distance_table.train_certificate(distances)
-    if 0 < result['train']['r'] < math.inf and NUM_CHECKED.value:
-      result['lemma_4_1'] = distance_table.lemma_checks(
-        dataset,
-        radius=result['train']['r'],
-        num_examples=NUM_CHECKED.value,
-        seed=common.SEED.value,
+  if FLAGS.separation:
+    logging.info('separation of %d training images', len(dataset.train.labels))
+    distances = separation.nearest_opposite(*dataset.train).distances
+    result['train'] = distance_classifier.train_certificate(distances)
+    radius = result['train']['r']
+    if 0 < radius < math.inf and FLAGS.num_checked:
+      result['lemma_4_1'] = distance_classifier.lemma_checks(
+        dataset, radius=radius, num_examples=FLAGS.num_checked, seed=seed
       )
-  result['test'] = distance_table.test_table(
+  result['test'] = distance_classifier.test_table(
     dataset,
-    num_test=NUM_TEST.value or len(dataset.test.labels),
-    num_attacked=NUM_ATTACKED.value,
+    num_test=FLAGS.num_test or len(dataset.test.labels),
+    num_attacked=FLAGS.num_attacked,
     epsilon=epsilon,
-    seed=common.SEED.value,
+    seed=seed,
   )
   return result
 
 
-def draw(folder: pathlib.Path, seed: int) -> dict:
-  """Draws the figures of the plane, returns what was measured for them."""
-  from experiments.distances import theory_curves, theory_figures
-
-  return {
-    'figure_2': theory_figures.existence(folder / 'figure_2', seed),
-    'figure_4': theory_figures.spirals(folder / 'figure_4', seed),
-    'figure_5': theory_figures.two_classifiers(folder / 'figure_5', seed),
-    'not_separated': theory_curves.not_separated(
-      folder / 'not_separated', seed
-    ),
-  }
-
-
 def main() -> None:
-  """The measurements, the figures, the record."""
-  from experiments.distances import theory_curves
-
-  start = time.monotonic()
-  seed = common.SEED.value
-  dataset = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  name, epsilon = pathlib.Path(dataset.name).stem, common.radius(dataset)
+  """The measurements, the record, the figures."""
+  start, seed = time.monotonic(), FLAGS.seed
+  dataset = common.load_dataset()
+  name, epsilon = dataset.name, common.radius(dataset)
   common.check_classes(dataset)
-  folder = common.output_folder(WORKDIR.value)
+  folder = common.output_folder(FLAGS.workdir)
   output = folder / f'theory_{name}.json'
-  owner = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
+  owner = {'dataset': name, 'fingerprint': dataset.fingerprint}
   common.check_owner(output, owner)
-  data = on_data(dataset, epsilon)
-  theory_curves.accuracies(folder / f'accuracies_{name}', name, data['test'])
   record = {
     'job': 'theory',
     **owner,
     'seed': seed,
-    'data': data,
+    'data': on_data(dataset, epsilon, seed),
   }
-  if FIGURES.value:
-    record['figures'] = draw(folder, seed)
-  record |= {'seconds': time.monotonic() - start, **provenance.record()}
+  figures = {}
+  if FLAGS.figures:
+    for figure, compute in theory_figures.FIGURES.items():
+      figures[figure] = compute(seed)
+    record['figures'] = {key: numbers for key, (numbers, _) in figures.items()}
+  record |= {'seconds': time.monotonic() - start, **common.provenance()}
   common.finish(record, output)
+  for figure, (_, draw) in figures.items():
+    common.draw(draw, folder / figure)
+  test, path = record['data']['test'], folder / f'accuracies_{name}'
+  common.draw(theory_figures.accuracies, name, test, path)
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

@@ -7,9 +7,11 @@ should be in inference mode; `key` is one PRNG key or one per example.
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from robustlip import attacks, losses, projections
+from robustlip import attacks, bounds, losses, projections
+from robustlip.bounds import change, walk
 from robustlip.images import check_images
 from robustlip.types import LogitsFn
 
@@ -26,10 +28,10 @@ def slope(
 ) -> chex.Array:
   """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0.
 
-  A logit that is infinite in both adds nothing.
+  A logit that is -inf in both, a class that is never predicted, adds nothing.
   """
   losses.check_logits(clean, fewest=1)
-  same = clean == logits
+  same = (clean == logits) & (clean < jnp.inf)
   change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
   rise = jnp.abs(change).sum(axis=-1)
   run = projections.norms(deltas)
@@ -97,3 +99,29 @@ def estimate(
     keep=keep,
   )
   return Estimate(objective(points), points)
+
+
+def upper_bound(
+  logits_fn: LogitsFn, inputs: chex.Array, *, epsilon: chex.Numeric
+) -> chex.Array:
+  """Upper bounds of Eq. (3): no point of the ball has a larger ratio, [B].
+
+  In exact arithmetic: as x' approaches x the ratio of the rounded logits has
+  no bound. Exact for affine networks of at most 12 classes; see
+  `bounds.change`. Takes some twenty times as long as the network.
+
+  Args:
+    epsilon: radius of the ball in units of the pixel range.
+
+  Raises:
+    ValueError: if a primitive of the network has no rule, see `bounds`.
+  """
+  check_images(inputs)
+  lower, upper = bounds.ball(inputs, epsilon=epsilon)
+  bounds.check_boxes(lower, upper)
+
+  def one(image, lower, upper):
+    network = walk.trace_one(logits_fn, image.shape)
+    return change.rate(network, image, (lower, upper))
+
+  return jax.vmap(one)(inputs, lower, upper)

@@ -1,50 +1,44 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long work: a bar in a terminal or a notebook, lines in a log."""
 
 import sys
-import time
 
-import tqdm
-from absl import logging
-
-SECONDS_BETWEEN_LINES = 10.0
+import tqdm.auto
+import tqdm.notebook
 
 
 class _Lines:
-  """The three methods of a tqdm bar that we use, as log lines."""
+  """A file for tqdm that shows each state of a bar on a line of its own."""
 
-  def __init__(self, total: int, description: str, initial: int):
-    self.total, self.description, self.done = total, description, initial
-    self.last, self.suffix = time.monotonic(), ''
+  last = ''
 
-  def update(self, amount: int = 1) -> None:
-    self.done += amount
-    now = time.monotonic()
-    if self.done >= self.total or now - self.last > SECONDS_BETWEEN_LINES:
-      self.last = now
-      logging.info(
-        '%s: %d of %d%s', self.description, self.done, self.total, self.suffix
-      )
+  def write(self, text: str) -> None:
+    text = text.strip()
+    if text and text != self.last:  # tqdm repeats the last one
+      self.last = text
+      print(text, file=sys.stderr, flush=True)
 
-  def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-    del refresh
-    self.suffix = f', {text}' if text else ''
+  def flush(self) -> None:
+    """Every line is flushed as it is written."""
 
-  def __enter__(self):
-    return self
 
-  def __exit__(self, *exc):
-    return None
+# Every ten seconds and at the end; no line at the start of what takes a moment.
+_LOG = {
+  'file': _Lines(),
+  'mininterval': 10,
+  'miniters': 1,
+  'delay': 1e-9,
+  'bar_format': '{desc}: {n_fmt} of {total_fmt}, {elapsed} spent, '
+  '{remaining} left{postfix}',
+}
 
 
 def bar(total: int, description: str, *, unit: str = 'it', initial: int = 0):
-  """A context manager with `update(amount)` and `set_postfix_str(text)`."""
-  if not sys.stderr.isatty():
-    return _Lines(total, description, initial)
-  return tqdm.tqdm(
-    total=total,
-    desc=description,
-    unit=unit,
-    initial=initial,
-    dynamic_ncols=True,
-    leave=False,
+  """A tqdm bar: a context manager with `update` and `set_postfix_str`."""
+  in_notebook = issubclass(tqdm.auto.tqdm, tqdm.notebook.tqdm_notebook)
+  if in_notebook or sys.stderr.isatty():
+    style = {'dynamic_ncols': True, 'leave': False}
+  else:
+    style = _LOG
+  return tqdm.auto.tqdm(
+    total=total, desc=description, unit=unit, initial=initial, **style
   )

@@ -1,12 +1,12 @@
 """The classifier of the paper's theorems, computed exactly on finite sets.
 
-f(x)_i = dist(x, class i) / r and g(x) = argmin_i f(x)_i (Eqs. 1 and 2), with
-the examples of a reference set as the classes. Each distance moves by at most
-dist(x, x') between x and x', so f is 1/r-Lipschitz everywhere and g keeps its
-answer while x moves by less than half the gap between the two smallest class
-distances. At exactly half the gap the two can tie (the boundary case of
-Lemma 4.1, where f(x)_j - f(x)_y = 2 and x' is at distance r): certificates
-here hold in the open ball.
+f(x)_i = dist(x, class i) / r and g(x) = argmin_i f(x)_i (Eqs. 1 and 2), where
+the classes are the examples of a reference set. A class distance changes by at
+most dist(x, x') between x and x'. So f is 1/r-Lipschitz everywhere, and g keeps
+its answer while x moves by less than half the difference of the two smallest
+class distances. After exactly half of it the two can tie (the boundary case of
+Lemma 4.1, where f(x)_j - f(x)_y = 2 and x' is at distance r), so certificates
+hold in the open ball.
 
 Shared arguments: `class_distances` is [N, C], of `class_distances`; `labels`
 is [N], integers in [0, C); `radius` is r, positive, in units of the inputs.
@@ -73,10 +73,11 @@ def binary_values(class_distances: np.ndarray, *, radius: float) -> np.ndarray:
   return (negative - positive) / (2 * radius)
 
 
-def gaps(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def margins(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Distance to the nearest other class minus that to the own class, [N].
 
-  Positive where g is right. Divided by r it is the margin of Lemma 4.1.
+  In units of the inputs; divided by r it is the margin of Lemma 4.1. Positive
+  where g is right.
   """
   labels = np.asarray(labels)
   count, num_classes = class_distances.shape
@@ -95,26 +96,26 @@ def certified_radius(
 ) -> np.ndarray:
   """Radius of the open ball on which g is right for certain, [N].
 
-  Half the gap of the two smallest class distances where g is right, 0 where
-  it is wrong or tied; inf if no other class has a reference.
+  Half the margin where g is right, 0 where it is wrong or tied; inf if no other
+  class has a reference.
   """
-  return np.maximum(gaps(class_distances, labels), 0) / 2
+  return np.maximum(margins(class_distances, labels), 0) / 2
 
 
-def certified(gaps: np.ndarray, radius: float) -> np.ndarray:
+def certified(margins: np.ndarray, radius: float) -> np.ndarray:
   """Whether g is right for certain on the closed ball of `radius`, bool [N].
 
-  That is where half the gap exceeds the radius. Distances are float32, so that
-  what is within `ROUNDING` of a tie is not certified; class distances beyond 8,
-  which l-inf has none of on images in [0, 1], need another scale.
+  That is where half the margin exceeds the radius. Distances are float32, so
+  what is within `ROUNDING` of a tie is not certified. That covers class
+  distances up to 8, and so all l-inf distances of images in [0, 1].
 
   Args:
-    gaps: [N], of `gaps`.
+    margins: [N], of `margins`.
     radius: not negative.
   """
   if not radius >= 0:
     raise ValueError(f'the radius cannot be negative or NaN, got {radius}.')
-  return np.asarray(gaps, np.float64) / 2 > radius + ROUNDING
+  return np.asarray(margins, np.float64) / 2 > radius + ROUNDING
 
 
 def lipschitz_ratio(
@@ -122,8 +123,8 @@ def lipschitz_ratio(
 ) -> np.ndarray:
   """Largest |f(x)_i - f(x')_i| / dist(x, x') over coordinates i, [N].
 
-  A coordinate that is inf at both points, that of a class without a reference,
-  has not changed.
+  A coordinate that is inf at both points (its class has no reference) has not
+  changed.
 
   Args:
     values: f at x, [N, C].

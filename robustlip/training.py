@@ -78,12 +78,12 @@ def initial_state(
   """A state with freshly drawn parameters, before the first step.
 
   Raises:
-    ValueError: if the module is not one that `step` can train.
+    ValueError: if the module is not one that `step` can train (`models.init`).
   """
 
   def init(key):
     image = jnp.zeros((1, *image_shape))
-    variables = recipe.module.init(jax.random.fold_in(key, 0), image)
+    variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
     params = variables['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -141,7 +141,8 @@ def _refuse_device_statistics(call, args, kwargs, context):
   """Refuses BatchNorm over the examples of one device of several."""
   module = context.module
   if isinstance(module, nn.BatchNorm) and module.axis_name is None:
-    if models.layers.devices_axis() and jax.device_count() > 1:
+    running = kwargs.get('use_running_average', module.use_running_average)
+    if not running and models.layers.devices_axis() and jax.device_count() > 1:
       raise ValueError(
         f'{module.name} would normalise by the examples of one device of '
         f'{jax.device_count()}: write models.layers.batch_norm(...) or '

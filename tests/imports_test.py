@@ -16,16 +16,17 @@ LAYERS = {
     {'projections'},
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
-    {'attacks'},
-    {'lipschitz', 'methods'},
+    {'attacks', 'bounds'},
+    {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
   ],
   experiments: [
-    {'common', 'paper', 'paper_tables', 'plots'},
-    {'provenance'},
-    {'distances', 'networks', 'regression', 'suites'},
-    {'comparison'},
+    {'common', 'findings', 'paper', 'plots'},
+    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
+    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
+    {'table_figures', 'table_rows'},
+    {'runs'},
   ],  # the scripts above
 }
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 from robustlip import models
-from robustlip.models import convolution, resnet, wide_resnet
+from robustlip.models import cnn, convolution, resnet, wide_resnet
 from robustlip.types import DEVICES
 
 KEY = jax.random.key(0)
@@ -247,25 +247,28 @@ def test_running_statistics_move_by_a_tenth():
 
 
 @pytest.mark.parametrize(
-  'name, shape',
+  'network, shape',
   [
-    ('cnn1', (8, 8, 1)),
-    ('cnn2', (16, 16, 1)),
-    ('wrn_10_1', (8, 8, 3)),
-    ('resnet26', (32, 32, 3)),
+    (cnn.CNN1, (8, 8, 1)),
+    (cnn.CNN2, (16, 16, 1)),
+    (functools.partial(wide_resnet.WideResNet, depth=10, width=1), (8, 8, 3)),
+    (functools.partial(resnet.ResNet, stage_sizes=(1,)), (32, 32, 3)),
   ],
 )
-def test_activations(name, shape):
-  def primitives(**settings):
-    module = models.build(name, 3, **settings)
+def test_activations(network, shape):
+  def activations(**settings):
+    module = network(3, **settings)
     variables = jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
     jaxpr = jax.make_jaxpr(module.apply)(variables, jnp.zeros((1, *shape)))
     return str(jaxpr).count('relu'), str(jaxpr).count('logistic')
 
-  relus, _ = primitives()
-  assert relus and primitives() == primitives(activation='relu')
-  relus, logistics = primitives(activation='silu')
+  relus, logistics = activations()
+  assert relus and not logistics
+  relus, logistics = activations(activation=models.ACTIVATIONS['silu'])
   assert logistics and not relus
+  built = models.build('cnn1', 3, activation='silu')
+  assert built == cnn.CNN1(3, activation=jax.nn.silu)
+  assert models.build('cnn1', 3) == cnn.CNN1(3, activation=jax.nn.relu)
 
 
 class Training(nn.Module):
@@ -297,34 +300,31 @@ def test_modules_of_others():
   logits = models.logits_fn(module, variables)(inputs)
   np.testing.assert_array_equal(logits, module.apply(variables, inputs))
   with pytest.raises(ValueError, match='takes training .*expected train: wrap'):
-    models.check_trainable(module, variables)
+    models.init(module, KEY, inputs)
 
-  with pytest.raises(
-    ValueError, match='wants deterministic .*functools.partial'
-  ):
+  with pytest.raises(ValueError, match='wants deterministic .*functools.part'):
     models.logits_fn(Deterministic(), {})
   with pytest.raises(ValueError, match='takes deterministic'):
-    models.check_trainable(Deterministic(), {})
+    models.init(Deterministic(), KEY, inputs)
 
   variables = Counting().init(KEY, inputs, train=False)
   logits = models.logits_fn(Counting(), variables)(inputs)
   np.testing.assert_array_equal(logits, inputs)
-  with pytest.raises(
-    ValueError, match='has variables in counters; only params'
-  ):
-    models.check_trainable(Counting(), variables)
-  module = models.build('wrn_10_1', 3)
-  variables = jax.eval_shape(module.init, KEY, inputs)
-  models.check_trainable(module, variables)
+  with pytest.raises(ValueError, match='has variables in counters; only para'):
+    models.init(Counting(), KEY, inputs)
+  module = models.build('cnn2', 3)
+  inputs = images(1, 16, 16, 1)
+  chex.assert_trees_all_equal(
+    models.init(module, KEY, inputs), module.init(KEY, inputs)
+  )
 
 
 def test_networks_that_are_no_linen_modules():
   network = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-  for call in (models.logits_fn, models.check_trainable):
-    with pytest.raises(
-      ValueError, match='Linen module, got Linear: .* `lambda'
-    ):
-      call(network, {})
+  with pytest.raises(ValueError, match='Linen module, got Linear: .* `lambda'):
+    models.logits_fn(network, {})
+  with pytest.raises(ValueError, match='Linen module, got Linear'):
+    models.init(network, KEY, images(2, 3))
   with pytest.raises(ValueError, match='variables must be a dict .*got Linear'):
     models.logits_fn(Training(), network)
 

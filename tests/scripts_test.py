@@ -54,8 +54,6 @@ def test_flags_that_a_script_does_not_read_are_refused(tmp_path):
     ('staircase', 'workdir'),
     ('tables', 'workdir'),
     ('benchmark', 'output'),
-    ('growth', 'output'),
-    ('profile', 'output'),
   ],
 )
 def test_a_folder_that_cannot_be_is_found_out_first(name, flag, tmp_path):

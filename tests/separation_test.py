@@ -1,6 +1,9 @@
 """Against a NumPy brute force, bit for bit."""
 
+from unittest import mock
+
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from absl.testing import parameterized
@@ -81,43 +84,66 @@ def test_one_set_equals_brute_force(sets, norm):
 class ManyTiles(parameterized.TestCase):
   """Several blocks, and so many features that the filter leaves some out."""
 
-  @parameterized.parameters(
-    (np.uint8, 3, False),
-    (np.uint8, 256, True),
-    (np.float32, 3, True),
-    (np.float32, 256, False),
-  )
-  def test_equals_brute_force(self, dtype, levels, ordered):
-    rng = np.random.default_rng(1)
-    images, labels = random_set(rng, 2100, (5, 20, 2), levels, 3, dtype)
-    # Correlated features, as in pictures: some survive the filter.
-    images = np.minimum(images, images.mean(axis=(2, 3), keepdims=True))
-    images = images.astype(dtype)
-    if ordered:
-      labels = np.sort(labels)
-    for size in (2100, 1500):  # with itself, with other examples
-      others = () if size == 2100 else (images[:size], labels[:size])
-      found = separation.nearest_opposite(images, labels, *others)
+  def check(self, images, labels, norm):
+    for size in (len(images), 1700):  # with itself, with other examples
+      refs = images[:size], labels[:size]
+      others = () if size == len(images) else refs
+      found = separation.nearest_opposite(images, labels, *others, norm=norm)
       part = slice(None, None, 17)
       check(
         separation.Neighbors(*(side[part] for side in found)),
-        all_distances(images[part], labels[part], images[:size], labels[:size]),
+        all_distances(images[part], labels[part], *refs, norm=norm),
       )
 
-  def test_resumed_search_equals_the_whole(self):
+  @parameterized.parameters(
+    (np.uint8, 3, False, 'linf'),
+    (np.uint8, 256, True, 'linf'),
+    (np.float32, 3, True, 'linf'),
+    (np.float32, 256, False, 'linf'),
+    (np.uint8, 3, True, 'l2'),
+    (np.uint8, 256, False, 'l2'),
+    (np.float32, 256, True, 'l2'),
+  )
+  def test_equals_brute_force(self, dtype, levels, ordered, norm):
+    rng = np.random.default_rng(1)
+    images, labels = random_set(rng, 2100, (10, 20, 2), levels, 3, dtype)
+    # Correlated features, as in pictures: some survive the filter.
+    images = np.minimum(images, images.mean(axis=(2, 3), keepdims=True))
+    images = images.astype(dtype)
+    self.check(images, np.sort(labels) if ordered else labels, norm)
+
+  @parameterized.parameters(1e2, 1e4)
+  def test_far_clusters_do_not_round_near_opponents_away(self, apart):
     rng = np.random.default_rng(2)
-    images, labels = random_set(rng, 2100, (4, 4, 1), 256, 3, np.uint8)
-    states = []
-    whole = separation.nearest_opposite(
-      images,
-      labels,
-      report=lambda best: states.append(type(best)(*map(np.array, best))),
-    )
-    assert [int(state.next_query) for state in states] == [1024, 2048, 2100]
-    for state in states:
-      again = separation.nearest_opposite(images, labels, start=state)
-      np.testing.assert_array_equal(again.distances, whole.distances)
-      np.testing.assert_array_equal(again.indices, whole.indices)
+    images = rng.random((1800, 390), np.float32)
+    images[::2] += np.float32(apart)
+    self.check(images, rng.integers(0, 2, 1800), 'l2')
+
+  def test_what_accelerators_do_instead(self):
+    rng = np.random.default_rng(3)
+    images, labels = random_set(rng, 1800, (100,), 256, 3, np.uint8)
+    with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):
+      self.check(images, labels, 'linf')
+      self.check(images, labels, 'l2')
+
+
+def test_progress_counts_queries():
+  done = []
+  images = np.zeros((2100, 1), np.uint8)
+  labels = np.arange(2100)
+  separation.nearest_opposite(images, labels, progress=done.append)
+  assert done == [1024, 1024, 52]
+
+
+def test_labels_of_two_integer_types_are_compared_exactly():
+  images = np.array([[0], [10]], np.uint8)
+  refs = np.array([[8], [7]], np.uint8)
+  labels = np.array([2**53, 2**53 + 1])  # equal as float64
+  found = separation.nearest_opposite(
+    images, labels, refs, labels.astype(np.uint64)
+  )
+  np.testing.assert_array_equal(found.distances, np.float32([7, 2]) / 255)
+  np.testing.assert_array_equal(found.indices, [1, 0])
 
 
 def test_nearest_ignores_classes():
@@ -172,6 +198,15 @@ def test_duplicates_and_conflicts():
   found = separation.duplicates(images, np.array([0, 1, 0, 0, 1, 2]))
   assert [g.tolist() for g in found.groups] == [[0, 2, 5], [1, 4]]
   assert [g.tolist() for g in found.conflicts] == [[0, 2, 5]]
+
+
+def test_shared_images():
+  images = np.array([[1], [2], [1], [3]], np.uint8)
+  refs = np.array([[4], [3], [1], [1]], np.uint8)
+  np.testing.assert_array_equal(
+    separation.shared(images, refs), [[0, 2], [3, 1]]
+  )
+  assert separation.shared(images, refs[:1]).shape == (0, 2)
 
 
 def test_signed_zeros_are_the_same_image():

@@ -1,6 +1,7 @@
 """Staircase fits against the published table and against brute force."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,24 +9,22 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from experiments.regression import (
+from experiments.staircase_fits import (
   convex_fits,
   gradient_fits,
+  methods,
   splines,
-  staircase_table,
 )
 from robustlip.datasets import synthetic
 
 CONVEX = [
-  name
-  for name in staircase_table.PUBLISHED[40]
-  if not name.startswith(('GR', 'LLR'))
+  name for name in methods.PUBLISHED[40] if not name.startswith(('GR', 'LLR'))
 ]
 
 
 @pytest.fixture(scope='module')
 def rows():
-  return staircase_table.table(40, 1)[0]
+  return methods.fit_all(40, 1)[0]
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +59,7 @@ def brute_force(name, coefficients, data):
     'at': lambda: losses.max(0).sum(),
     'rst': lambda: (clean + 2 * losses.max(0)).sum(),
     'trades': lambda: (clean + 6 * moves).sum(),
-    'gr_reference': lambda: clean.sum() + 0.05 * lengths.sum(),
+    'gr_released': lambda: clean.sum() + 0.05 * lengths.sum(),
     'gr': lambda: (clean + gradient**2 / 2).sum(),
     'llr': lambda: (
       clean + 4 * np.maximum(*linear) + 3 * np.abs(d * gradient)
@@ -73,7 +72,7 @@ FITS = {
   'at': lambda d: convex_fits.robust(d, clean=0.0, attacked=1.0),
   'rst': lambda d: convex_fits.robust(d, clean=1.0, attacked=2.0),
   'trades': lambda d: convex_fits.trades(d, beta=6.0),
-  'gr_reference': lambda d: gradient_fits.gr_reference(d, beta=0.1),
+  'gr_released': lambda d: gradient_fits.gr_released(d, beta=0.1),
   'gr': lambda d: gradient_fits.gr(d, beta=1.0),
   'llr': lambda d: gradient_fits.llr(d, linearity=4.0, gradient=3.0),
 }
@@ -146,7 +145,7 @@ def test_no_descent_from_the_fit(name, data):
     assert elsewhere >= value - 1e-8
 
 
-def test_reference_llr_is_the_best_of_a_general_purpose_optimizer(data):
+def test_released_llr_is_the_best_of_a_general_purpose_optimizer(data):
   difference = np.diff(np.eye(34))
   rows = difference @ difference.T
   stairs = np.arange(10)
@@ -163,7 +162,7 @@ def test_reference_llr_is_the_best_of_a_general_purpose_optimizer(data):
     sides = left - center + first_order, right - center - first_order
     return center + 0.01 * max(sides) + splines.penalty(coefficients)
 
-  fit = gradient_fits.llr_reference(data, beta=0.01)
+  fit = gradient_fits.llr_released(data, beta=0.01)
   assert abs(fit.optimality_gap) < 1e-8
   value = objective(fit.coefficients)
   found = scipy.optimize.minimize(objective, fit.coefficients).fun
@@ -185,8 +184,8 @@ def test_llr_gradient_is_the_derivative(data):
 
 @pytest.mark.parametrize('name', CONVEX)
 def test_convex_rows_are_the_published_ones(name, rows):
-  published = staircase_table.PUBLISHED[40][name]
-  got = [rows[name][column] for column in staircase_table.COLUMNS]
+  published = methods.PUBLISHED[40][name]
+  got = [rows[name][column] for column in methods.COLUMNS]
   # The recorded RST(2) came from a solver that stopped early: 1e-4 off.
   tolerance = 1.1e-4 if name == 'RST(2)' else 5e-5
   np.testing.assert_allclose(got, published, atol=tolerance)
@@ -194,16 +193,16 @@ def test_convex_rows_are_the_published_ones(name, rows):
 
 
 def test_trades_on_30000_examples_is_the_published_one():
-  train, test = staircase_table.draw(30000, 1)
+  train, test = methods.samples(30000, 1)
   fit = convex_fits.trades(train, beta=6.0)
-  row = staircase_table.measure(fit, train, test)
-  published = staircase_table.PUBLISHED[30000]['TRADES(6)']
-  got = [row[column] for column in staircase_table.COLUMNS[:4]]
+  row = methods.measured(fit, train, test)
+  published = methods.PUBLISHED[30000]['TRADES(6)']
+  got = [row[column] for column in methods.COLUMNS[:4]]
   np.testing.assert_allclose(got, published, atol=5.1e-4)
 
 
 def test_train_and_test_are_drawn_in_turn():
-  train, test = staircase_table.draw(40, 1)
+  train, test = methods.samples(40, 1)
   random = np.random.RandomState(1)
   synthetic.staircase(40, random)
   np.testing.assert_array_equal(
@@ -215,11 +214,13 @@ def test_train_and_test_are_drawn_in_turn():
 def test_script_prints_one_record(tmp_path):
   command = [sys.executable, '-m', 'experiments.staircase', '--num_seeds=2']
   done = subprocess.run(
-    [*command, f'--workdir={tmp_path}'], capture_output=True, text=True
+    [*command, f'--workdir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'MPLBACKEND': 'no_such_backend'},
   )
   assert done.returncode == 0, done.stderr
   record = json.loads(done.stdout.splitlines()[-1])
   assert record == json.loads((tmp_path / 'staircase.json').read_text())
   assert record['tables']['n=40']['equals_published']['TRADES(6)']
-  for suffix in ('.png', '.pdf'):
-    assert (tmp_path / 'staircase').with_suffix(suffix).stat().st_size > 10_000
+  assert (tmp_path / 'staircase.png').stat().st_size > 10_000

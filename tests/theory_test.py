@@ -16,14 +16,15 @@ GRID = 64
 
 
 def brute_force(inputs, refs, labels, num_classes, norm):
-  gaps = inputs[:, None].astype(np.float64) - refs[None]
-  gaps = gaps.reshape(len(inputs), len(refs), -1)
+  moves = inputs[:, None].astype(np.float64) - refs[None]
+  moves = moves.reshape(len(inputs), len(refs), -1)
   if norm == 'linf':
-    gaps = np.abs(gaps).max(axis=-1)
+    distances = np.abs(moves).max(axis=-1)
   else:
-    gaps = np.sqrt((gaps**2).sum(axis=-1))
+    distances = np.sqrt((moves**2).sum(axis=-1))
   columns = [
-    gaps[:, labels == c].min(axis=1, initial=np.inf) for c in range(num_classes)
+    distances[:, labels == c].min(axis=1, initial=np.inf)
+    for c in range(num_classes)
   ]
   return np.stack(columns, axis=1)
 
@@ -75,7 +76,7 @@ def test_class_distances_equal_brute_force(norm, dtype):
 def test_theorem_4_2_on_separated_sets(separated):
   points, labels, radius, random = separated
   distances = distances_to(points, points, labels)
-  assert (theory.gaps(distances, labels) / radius >= 2).all()
+  assert (theory.margins(distances, labels) / radius >= 2).all()
   assert (theory.certified_radius(distances, labels) >= radius).all()
   before = theory.values(distances, radius=radius)
   for size in (radius * 0.99, radius / 2):
@@ -130,7 +131,7 @@ def test_lemma_4_1_ties_on_the_boundary():
   labels = np.array([0, 1])
   radius = 0.5
   own = distances_to(points, points, labels, 2)
-  np.testing.assert_array_equal(theory.gaps(own, labels) / radius, [2, 2])
+  np.testing.assert_array_equal(theory.margins(own, labels) / radius, [2, 2])
   boundary = distances_to(
     np.array([[0.5], [0.5]], np.float32), points, labels, 2
   )
@@ -145,15 +146,15 @@ def test_lemma_4_1_ties_on_the_boundary():
 
 
 def test_a_tie_is_not_certified_however_it_is_rounded():
-  # 51 / 255 is twice 0.1: half the gap is the radius, on the open ball alone.
+  # 51 / 255 is twice 0.1: half the margin is the radius.
   pixels = np.arange(205, dtype=np.float32) / np.float32(255)
-  gaps = (np.arange(51, 256, dtype=np.float32) / np.float32(255)) - pixels
-  assert (gaps / 2 > 0.1).any()  # what rounding alone would say
-  assert not theory.certified(gaps, 0.1).any()
-  assert theory.certified(gaps + np.float32(1 / 255), 0.1).all()
+  margins = (np.arange(51, 256, dtype=np.float32) / np.float32(255)) - pixels
+  assert (margins / 2 > 0.1).any()  # what rounding alone would say
+  assert not theory.certified(margins, 0.1).any()
+  assert theory.certified(margins + np.float32(1 / 255), 0.1).all()
 
 
-def test_certified_radius_is_half_the_gap_or_nothing():
+def test_certified_radius_is_half_the_margin_or_nothing():
   distances = np.array([[0.1, 0.5, 0.9], [0.5, 0.1, 0.9], [0.3, 0.3, 0.4]])
   radii = theory.certified_radius(distances, np.zeros(3, int))
   np.testing.assert_allclose(radii, [0.2, 0.0, 0.0])
@@ -167,10 +168,13 @@ def test_certified_radius_is_half_the_gap_or_nothing():
   [
     (lambda: theory.values(np.ones((1, 2)), radius=0.0), 'positive'),
     (lambda: theory.binary_values(np.ones((1, 3)), radius=1.0), 'two classes'),
-    (lambda: theory.gaps(np.ones((2, 3)), np.array([0])), 'as many labels'),
-    (lambda: theory.gaps(np.ones((1, 3)), np.array([3])), r'in \[0, 3\)'),
-    (lambda: theory.gaps(np.ones((1, 3)), np.array([0.5])), 'integers'),
-    (lambda: theory.gaps(np.full((1, 3), np.inf), np.array([0])), 'any class'),
+    (lambda: theory.margins(np.ones((2, 3)), np.array([0])), 'as many labels'),
+    (lambda: theory.margins(np.ones((1, 3)), np.array([3])), r'in \[0, 3\)'),
+    (lambda: theory.margins(np.ones((1, 3)), np.array([0.5])), 'integers'),
+    (
+      lambda: theory.margins(np.full((1, 3), np.inf), np.array([0])),
+      'any class',
+    ),
     (lambda: theory.certified(np.ones(1), -0.1), 'negative'),
     (lambda: theory.certified(np.ones(1), np.nan), 'NaN'),
     (

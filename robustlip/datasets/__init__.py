@@ -72,7 +72,8 @@ def load(
     path = pathlib.Path(name).expanduser().absolute()
     train, test, class_names = arrays.read(path)
     digest = fingerprint(*train, *test)
-    return Dataset(path.stem, train, test, class_names, None, digest, str(path))
+    short = path.name if path.stem in NAMES else path.stem
+    return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '
@@ -81,8 +82,8 @@ def load(
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)
     return Dataset(name, train, test, class_names, FACTS['mnist'].epsilon)
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-  train, test = _load_published(name, root.expanduser(), download=download)
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser().absolute()
+  train, test = _load_published(name, root, download=download)
   facts, digest = FACTS[name], None
   if not _is_whole(facts, train, test):
     digest = fingerprint(*train, *test)  # tomorrow it can be another part
@@ -102,7 +103,7 @@ def _load_published(
     _download(name, root, allowed=download)
     read, paths = _find(name, root)
     stamp = cache.stamp(paths, root)
-  where = os.path.dirname(paths[0])
+  where = os.path.commonpath((paths[0], paths[-1]))
   train, test = _checked(facts, *read(paths), where)
   if _is_whole(facts, train, test) and facts.checksum:
     if checksum(train, test) != facts.checksum:
@@ -146,7 +147,7 @@ def _download(name: str, root: pathlib.Path, *, allowed: bool) -> None:
 
 def _is_whole(facts: Facts, train: Split, test: Split) -> bool:
   sizes = len(train.labels), len(test.labels)
-  return sizes == (sum(facts.train_counts), sum(facts.test_counts))
+  return sizes == (facts.num_train, facts.num_test)
 
 
 def _checked(

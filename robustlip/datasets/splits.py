@@ -16,7 +16,7 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
   """A training and a test split over the same classes."""
 
-  name: str  # short: a published set's, or that of the file without .npz
+  name: str  # a published set's; else that of the file, without .npz if other
   train: Split
   test: Split
   class_names: tuple[str, ...]
@@ -90,7 +90,7 @@ def check(
       'images.transpose(0, 2, 3, 1).'
     )
   if image_shape not in (None, shape):
-    raise ValueError(f'{found}, expected (N, *{image_shape}).')
+    raise ValueError(f'{found}, expected {("N", *image_shape)}.')
   labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
   if len(images) != len(labels):
     raise ValueError(

@@ -68,8 +68,6 @@ def _read(facts: Facts, root: pathlib.Path, paths) -> tuple[Split, Split]:
     )
     convert = _imagenet_split if is_imagenet else _split
     return convert(train, facts), convert(test, facts)
-  except ValueError:
-    raise
   except Exception as error:  # TFDS raises what the damage happens to cause
     reason = ' '.join(str(error).split())
     raise ValueError(
@@ -81,16 +79,9 @@ def _read(facts: Facts, root: pathlib.Path, paths) -> tuple[Split, Split]:
 def _split(source, facts: Facts) -> Split:
   images = np.empty((len(source), *facts.image_shape), np.uint8)
   labels = np.empty(len(source), np.int32)
-  with progress.bar(
-    len(source), f'read {facts.tfds_name}', unit='image'
-  ) as bar:
+  with progress.bar(len(source), facts.tfds_name, unit='image') as bar:
     for i in range(len(source)):
       example = source[i]
-      if example['image'].shape != facts.image_shape:
-        raise ValueError(
-          f'{facts.tfds_name}: image {i} has shape {example["image"].shape}, '
-          f'expected {facts.image_shape}.'
-        )
       images[i], labels[i] = example['image'], example['label']
       bar.update()
   return Split(images, labels)

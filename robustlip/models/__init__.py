@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,8 +24,8 @@ __all__ = [
   'ACTIVATIONS',
   'MODELS',
   'build',
-  'check_trainable',
   'from_torch',
+  'init',
   'logits_fn',
 ]
 
@@ -132,10 +133,15 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   return functools.partial(module.apply, variables, **settings)
 
 
-def check_trainable(module: nn.Module, variables: Mapping[str, Any]) -> None:
-  """Raises ValueError unless `training` can train the module.
+def init(
+  module: nn.Module, key: chex.PRNGKey, inputs: chex.Array
+) -> dict[str, Any]:
+  """Freshly drawn variables of a module that `training` can train.
 
-  It is called with `train=True` and may change `batch_stats`, nothing else.
+  Training calls it with `train=True` and keeps `params` and `batch_stats`.
+
+  Raises:
+    ValueError: if the module has no argument `train`, or other variables.
   """
   name, arguments = type(module).__name__, _arguments(module)
   if 'train' not in arguments:
@@ -144,12 +150,14 @@ def check_trainable(module: nn.Module, variables: Mapping[str, Any]) -> None:
       'images, expected train: wrap it in a Linen module whose __call__(self, '
       f'inputs, train=False) calls {name}.'
     )
+  variables = module.init(key, inputs, train=False)
   others = set(variables) - {'params', 'batch_stats'}
   if others:
     raise ValueError(
       f'{name} has variables in {", ".join(sorted(others))}; only params and '
       'batch_stats are trained and kept.'
     )
+  return variables
 
 
 def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:

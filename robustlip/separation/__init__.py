@@ -17,7 +17,9 @@ values that are not finite or so large that the squares of a difference cannot
 be added up in float32. Differences below 1e-38 may count as 0.
 """
 
+import hashlib
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -58,18 +60,15 @@ def nearest_opposite(
   ref_labels: chex.Array | None = None,
   *,
   norm: str = 'linf',
-  start: search.Best | None = None,
-  report: search.Report | None = None,
+  progress: Callable[[int], None] | None = None,
 ) -> Neighbors:
   """Nearest reference example of another class; the set itself by default.
 
   Args:
-    start: state of an earlier run on the same arrays, to go on from there.
-    report: called with the state after each block of queries; the state is
-      only valid during the call.
+    progress: called after each block of queries with their number.
   """
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
-  best = search.run(queries, refs, norm=norm, start=start, report=report)
+  best = search.nearest(queries, refs, norm=norm, progress=progress)
   distances = _distances(best.gaps, queries, norm)
   indices = np.where(np.isfinite(distances), best.indices, -1)
   return Neighbors(distances, indices.astype(np.int32))
@@ -104,25 +103,29 @@ def closest_pairs(
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}.')
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
+  same = refs is queries
   gaps = _neighbor_gaps(queries, refs, norm, neighbors)
   # Each example of the k closest pairs has a nearest opponent as close; a
-  # pair may be the nearest of both its examples.
-  within = 2 * k if refs is queries else k
-  limit = np.sort(gaps)[within - 1] if within <= len(gaps) else np.inf
+  # pair of one set may be the nearest of both its examples.
+  enough = 2 * k if same else k
+  limit = np.sort(gaps)[enough - 1] if enough <= len(gaps) else np.inf
   limit = min(limit, 1e38)  # leaves out infinite gaps only
-  rows = np.flatnonzero(gaps <= limit)
-  cols = rows if refs is queries else np.arange(len(refs.labels))
-  closest = tuple(np.zeros((3, 0)))
-  for i, j, found in search.pairs_up_to(
-    _part(queries, rows), _part(refs, cols), limit, norm=norm
-  ):
-    once = (rows[i] < cols[j]) | (refs is not queries)
-    new = found[once], rows[i[once]], cols[j[once]]
-    closest = [np.concatenate(ab) for ab in zip(closest, new, strict=True)]
-    order = np.lexsort(closest[::-1])[:k]
-    closest = [side[order] for side in closest]
-  distances = _distances(closest[0], queries, norm)
-  return Pairs(distances, *(side.astype(np.int32) for side in closest[1:]))
+  near = np.flatnonzero(gaps <= limit)
+  closest = np.zeros((0, 3))  # gap, row, column
+
+  def keep(rows, cols, gaps):
+    nonlocal closest
+    found = np.stack([gaps, near[rows], near[cols] if same else cols], axis=1)
+    if same:
+      found[:, 1:].sort(axis=1)
+    closest = np.unique(np.concatenate([closest, found]), axis=0)[:k]
+
+  queries = search.Examples(queries.images[near], queries.labels[near])
+  refs = queries if same else refs
+  search.pairs_within(queries, refs, limit, keep, norm=norm)
+  gaps, rows, cols = closest.T
+  distances = _distances(gaps, queries, norm)
+  return Pairs(distances, rows.astype(np.int32), cols.astype(np.int32))
 
 
 def class_matrix(
@@ -147,33 +150,43 @@ def class_matrix(
   if neighbors is None:
     neighbors = nearest_opposite(inputs, labels, norm=norm)
   gaps = _neighbor_gaps(examples, examples, norm, neighbors)
-  known = np.isfinite(gaps)
   matrix = np.full((num_classes, num_classes), np.inf)
-  pairs = labels[known], labels[neighbors.indices[known]]
-  np.minimum.at(matrix, pairs, gaps[known])
-  matrix = np.minimum(matrix, matrix.T)
-  for label in range(num_classes):
-    lower = labels < label
-    best = search.run(
-      _part(examples, lower),
-      _part(examples, labels == label),
-      norm=norm,
-      start=search.bounded(matrix[labels[lower], label]),
-    )
-    np.minimum.at(matrix, (labels[lower], label), best.gaps)
-  return _distances(np.minimum(matrix, matrix.T), examples, norm)
+  known = np.isfinite(gaps)
+  others = labels[neighbors.indices[known]]
+  np.minimum.at(matrix, (labels[known], others), gaps[known])
+  np.minimum(matrix, matrix.T, out=matrix)
+  search.tighten(matrix, examples._replace(labels=labels), gaps, norm=norm)
+  return _distances(matrix, examples, norm)
 
 
 def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
   """Identical images of one set, and those of them whose labels disagree."""
   examples, _ = _sets(inputs, labels, None, None, 'linf')
   same = {}
-  for index, image in enumerate(examples.images):
-    # Adding 0 makes -0.0 and 0.0 the same bytes.
-    same.setdefault((image + image.dtype.type(0)).tobytes(), []).append(index)
+  for index, digest in enumerate(_digests(examples.images)):
+    same.setdefault(digest, []).append(index)
   groups = [np.array(group) for group in same.values() if len(group) > 1]
   mixed = [g for g in groups if len(set(examples.labels[g].tolist())) > 1]
   return Duplicates(groups, mixed)
+
+
+def shared(inputs: chex.Array, ref_inputs: chex.Array) -> np.ndarray:
+  """Inputs that are references too: [K, 2], their and the first's index."""
+  first = {}
+  for index, digest in enumerate(_digests(ref_inputs)):
+    first.setdefault(digest, index)
+  pairs = [(i, first.get(d, -1)) for i, d in enumerate(_digests(inputs))]
+  pairs = np.array(pairs, int).reshape(-1, 2)
+  return pairs[pairs[:, 1] >= 0]
+
+
+def _digests(images):
+  """A hash of each image; adding 0 makes -0.0 and 0.0 the same bytes."""
+  images = np.asarray(images)
+  return [
+    hashlib.blake2b(image + images.dtype.type(0), digest_size=16).digest()
+    for image in images
+  ]
 
 
 def _sets(inputs, labels, ref_inputs, ref_labels, norm):
@@ -197,9 +210,10 @@ def _sets(inputs, labels, ref_inputs, ref_labels, norm):
       f'inputs have shape {inputs.shape[1:]}, reference inputs '
       f'{ref_inputs.shape[1:]}; the shapes must agree.'
     )
-  both = np.concatenate([queries.labels, refs.labels])
-  codes = np.unique(both, return_inverse=True)[1].astype(np.int32)
-  here, there = np.split(codes, [len(queries.labels)])
+  # As objects, since NumPy makes int64 and uint64 together float64.
+  labels = [side.labels.tolist() for side in (queries, refs)]
+  codes = {label: code for code, label in enumerate(set().union(*labels))}
+  here, there = (np.array([codes[x] for x in y], np.int32) for y in labels)
   return queries._replace(labels=here), refs._replace(labels=there)
 
 
@@ -227,25 +241,14 @@ def _examples(inputs, labels) -> search.Examples:
   return search.Examples(inputs.reshape(len(inputs), num_values), labels)
 
 
-def _part(examples, rows):
-  return search.Examples(examples.images[rows], examples.labels[rows])
-
-
 def _neighbor_gaps(queries, refs, norm, neighbors):
   if neighbors is None:
-    return search.run(queries, refs, norm=norm).gaps
+    return search.nearest(queries, refs, norm=norm).gaps
   gaps = np.full(len(queries.labels), np.inf)
   known = np.flatnonzero(neighbors.indices >= 0)
-  for first in range(0, len(known), 1024):
-    rows = known[first : first + 1024]
-    cols = neighbors.indices[rows]
-    gaps[rows] = kernels.exact_gaps(
-      queries.images[rows],
-      refs.images[cols],
-      np.arange(len(rows)),
-      np.arange(len(rows)),
-      norm=norm,
-    )
+  gaps[known] = kernels.exact_gaps(
+    queries.images, refs.images, known, neighbors.indices[known], norm=norm
+  )
   return gaps
 
 

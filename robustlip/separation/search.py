@@ -1,31 +1,31 @@
-"""The search: filter tiles of pairs on a few features, finish what is left.
+"""The search: filter tiles of pairs by few coordinates, finish what is left.
 
 1. Every query gets a first bound from a few reference examples of each class.
-2. A sample of pairs tells which features rule out most pairs at those bounds.
-3. Tile by tile, the device compares only these features and reports the pairs
-   that could still beat the best distance of their row; the host finishes
-   these few with all features. Every best found makes the filter tighter.
+2. `filters` finds coordinates that rule out most pairs at such bounds.
+3. Tile by tile, the device compares only these coordinates and reports the
+   pairs that could still beat the best gap of their row; the host finishes
+   these few exactly. Every best gap found makes the filter tighter.
 
-Tiles come in ascending order, so that a tie with an earlier index is already
-excluded by the filter. When a set is compared with itself a tile serves its
-rows and its columns. Features reach the device tile by tile.
+When a set is compared with itself a tile serves its rows and its columns.
+Coordinates reach the device tile by tile.
 """
 
 import concurrent.futures
+import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from robustlip.separation import kernels
+from robustlip.separation import filters, kernels
 
-SAMPLE = 128  # first examples, and as many in turn from each class
-SAMPLED_VALUES = 2**25  # pixels compared to choose the features
-FILTERED, FIRST_FINISHED = 96, 512  # features; the second includes the first
+SAMPLE = {'linf': 128, 'l2': 1024}  # first examples; as many in turn by class
+FEATURES = 96, 512  # of l-inf: for the device, for the host at first
+DIRECTIONS = 191  # of l2
 UNKNOWN = np.iinfo(np.int64).max  # index that loses every tie
 
 
@@ -33,7 +33,7 @@ class Examples(NamedTuple):
   """A checked set."""
 
   images: np.ndarray  # [N, F], uint8 or float32
-  labels: np.ndarray  # [N]
+  labels: np.ndarray  # [N], int32
 
 
 class Best(NamedTuple):
@@ -41,198 +41,239 @@ class Best(NamedTuple):
 
   gaps: np.ndarray  # [N], float64; inf where nothing is known
   indices: np.ndarray  # [N], int64; UNKNOWN where nothing is known
-  next_query: int = 0  # the queries before this one are done
+
+  def improve(self, rows, cols, gaps) -> None:
+    """Takes the pairs (rows, cols) into account, in place."""
+    order = np.lexsort((cols, gaps, rows))
+    order = order[np.diff(rows[order], prepend=-1) > 0]  # the first of each row
+    rows, cols, gaps = rows[order], cols[order], gaps[order]
+    tie = (gaps == self.gaps[rows]) & (cols < self.indices[rows])
+    better = tie | (gaps < self.gaps[rows])
+    self.gaps[rows[better]] = gaps[better]
+    self.indices[rows[better]] = cols[better]
+
+  def limits(self, rows, first: int) -> np.ndarray:
+    """Only a gap below its limit, from an index >= `first`, improves a row."""
+    tie_improves = self.indices[rows] > first
+    return limits(self.gaps[rows], inclusive=tie_improves)
 
 
-Report = Callable[[Best], None]  # sees the state after each block of queries
-
-
-def bounded(gaps: np.ndarray) -> Best:
-  """The state in which only upper bounds are known."""
-  return Best(np.array(gaps, np.float64), np.full(len(gaps), UNKNOWN))
-
-
-def improve(best: Best, rows, cols, gaps) -> None:
-  """Takes the pairs (rows, cols) into account, in place."""
-  order = np.lexsort((cols, gaps, rows))
-  order = order[np.diff(rows[order], prepend=-1) > 0]
-  rows, cols, gaps = rows[order], cols[order], gaps[order]
-  tie = (gaps == best.gaps[rows]) & (cols < best.indices[rows])
-  better = tie | (gaps < best.gaps[rows])
-  best.gaps[rows[better]] = gaps[better]
-  best.indices[rows[better]] = cols[better]
-
-
-def limits(best: Best, rows: slice, first: int) -> np.ndarray:
-  """Gaps from which on an index not below `first` is of no use, float32."""
-  gaps = best.gaps[rows].astype(np.float32)
-  above = np.nextafter(gaps, np.float32(np.inf))
-  equal_helps = (best.indices[rows] > first) | (gaps < best.gaps[rows])
-  gaps = np.where(equal_helps, above, gaps)
+def limits(gaps: np.ndarray, *, inclusive: np.ndarray | bool) -> np.ndarray:
+  """Float32 numbers above every smaller gap, and where `inclusive` above it."""
+  found = gaps.astype(np.float32)
+  above = np.nextafter(found, np.float32(np.inf))
+  found = np.where(inclusive | (found < gaps), above, found)
   smallest = np.finfo(np.float32).tiny  # devices take subnormal numbers for 0
-  return np.where(gaps > 0, np.maximum(gaps, smallest), gaps)
+  return np.where(found > 0, np.maximum(found, smallest), found)
 
 
-def run(
+def nearest(
   queries: Examples,
   refs: Examples,
   *,
   norm: str,
-  start: Best | None = None,
-  report: Report | None = None,
+  progress: Callable[[int], None] | None = None,
 ) -> Best:
-  """The nearest opponent of every query; `refs` may be `queries` itself.
-
-  Args:
-    start: what is known already: an earlier report on the same sets, or upper
-      bounds. It is not changed.
-    report: called with a state that is only valid during the call.
-  """
-  best = (
-    Best(*map(np.array, start))
-    if start
-    else bounded([np.inf] * len(queries.labels))
-  )
-  if not len(queries.labels) or not len(refs.labels):
+  """The nearest opponent of every query; `refs` may be `queries` itself."""
+  size = len(queries.labels)
+  best = Best(np.full(size, np.inf), np.full(size, UNKNOWN))
+  if not size or not len(refs.labels):
     return best
-  seen = 0
-  if start is None:
-    _first_bounds(best, queries, refs, norm)
-    # Among the first examples, none is left that could win a tie.
-    seen = SAMPLE - 1 if norm == 'linf' else 0
-  return _walk(best, _Tiles(queries, refs, best.gaps, norm), seen, report)
+  sets = Sets(queries, refs, norm)
+  if norm == 'l2':
+    sets.filter()
+  _first_bounds(best, sets)
+  if norm == 'linf':
+    sets.filter(best.gaps)
+  same = refs is queries
+  # Of the first examples, l-inf has found the smallest index already.
+  seen = SAMPLE[norm] - 1 if norm == 'linf' else 0
+
+  def limits_of(rows, cols):
+    mine = best.limits(rows, max(cols[0], seen))
+    return mine, best.limits(cols, max(rows[0], seen)) if same else None
+
+  def keep(rows, cols, gaps):
+    best.improve(rows, cols, gaps)
+    if same:
+      best.improve(cols, rows, gaps)
+
+  walk(sets, limits_of, keep, progress=progress)
+  return best
 
 
-def pairs_up_to(
-  queries: Examples, refs: Examples, gap: float, *, norm: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Rows, columns and gaps of all opponents not farther than `gap`."""
+def pairs_within(
+  queries: Examples,
+  refs: Examples,
+  gap: float,
+  keep: Callable[..., None],
+  *,
+  norm: str,
+) -> None:
+  """Calls `keep(rows, cols, gaps)` with all opponents not farther than `gap`.
+
+  In one set a pair comes once or twice.
+  """
   if not len(queries.labels) or not len(refs.labels):
     return
-  best = bounded(np.full(len(queries.labels), gap))
-  tiles = _Tiles(queries, refs, best.gaps, norm)
-  for row in range(0, len(queries.labels), tiles.block):
-    row_limits = limits(best, slice(row, row + tiles.block), 0)
-    for col in range(0, len(refs.labels), tiles.block):
-      yield tiles.compare(row, col, row_limits, None, jax.local_devices()[0])
+  sets = Sets(queries, refs, norm)
+  sets.filter(np.full(len(queries.labels), gap))
+
+  def limits_of(rows, cols):
+    del cols
+    return limits(np.full(len(rows), gap), inclusive=True), None
+
+  walk(sets, limits_of, keep)
 
 
-def _first_bounds(best, queries, refs, norm) -> None:
-  sample = _sample(refs.labels)
-  size = min(1024, kernels.power_of_two(len(queries.images)))
-  for first in range(0, len(queries.images), size):
-    rows = np.arange(first, min(first + size, len(queries.images)))
-    found, where = kernels.nearest_in_tile(
-      _padded(queries.images[rows], size, axis=0),
-      refs.images[sample],
-      _padded(queries.labels[rows], size, axis=0),
-      refs.labels[sample],
-      norm=norm,
+def tighten(
+  matrix: np.ndarray, examples: Examples, gaps: np.ndarray, *, norm: str
+) -> None:
+  """Lowers upper bounds [C, C] to the smallest gap of each pair of classes.
+
+  Args:
+    matrix: symmetric; changed in place.
+    gaps: those of the nearest opponents, to choose a filter by.
+  """
+  sets, labels = Sets(examples, examples, norm), examples.labels
+  sets.filter(gaps)
+
+  def limits_of(rows, cols):
+    bounds = matrix[labels[rows], labels[cols[0]]]
+    return limits(bounds, inclusive=False), None
+
+  def keep(rows, cols, gaps):
+    np.minimum.at(matrix, (labels[rows], labels[cols]), gaps)
+
+  for label in range(1, len(matrix)):
+    rows, cols = (np.flatnonzero(x) for x in (labels < label, labels == label))
+    walk(sets, limits_of, keep, rows, cols)
+  np.minimum(matrix, matrix.T, out=matrix)
+
+
+class Sets:
+  """Two sets, and the coordinates that are compared in their place."""
+
+  def __init__(self, queries: Examples, refs: Examples, norm: str):
+    self.queries, self.refs, self.norm = queries, refs, norm
+    # Compared on the device, then by the host, ending with the images.
+    self.stages = [(queries.images, refs.images)]
+    self.error = 0.0
+
+  def filter(self, limits: np.ndarray | None = None) -> None:
+    """Adds coordinates, where they are worth it; l-inf needs row limits [N]."""
+    sides = self.stages[-1]
+    (num_queries, num_features), num_refs = sides[0].shape, len(sides[1])
+    if self.norm == 'l2':
+      fraction = num_queries * num_refs / (num_queries + num_refs)
+      if num_features > 2 * DIRECTIONS and fraction > 4 * DIRECTIONS:
+        center, directions = filters.leading_directions(sides[1], DIRECTIONS)
+        self._add(lambda images: filters.project(images, center, directions))
+        self.error = filters.projection_error(*directions.shape)
+    elif num_features > FEATURES[0] and jax.default_backend() == 'cpu':
+      chosen = filters.telling_features(*sides, limits, FEATURES[1])
+      for count in FEATURES[::-1]:
+        self._add(functools.partial(np.take, indices=chosen[:count], axis=1))
+
+  def _add(self, coordinates):
+    queries, refs = self.stages[-1]
+    mine = coordinates(queries)
+    theirs = mine if refs is queries else coordinates(refs)
+    self.stages.insert(0, (mine, theirs))
+
+  def below(self, rows, cols, row_limits, col_limits, block, device):
+    """Opponents in rows x cols with a gap below a limit, and their gaps."""
+    if col_limits is None:
+      col_limits = np.full(len(cols), -1, np.float32)
+    queries, refs = self.stages[0]
+    sides = (
+      kernels.Side(queries[rows], self.queries.labels[rows], row_limits),
+      kernels.Side(refs[cols], self.refs.labels[cols], col_limits),
     )
-    found = np.flatnonzero(np.asarray(found)[: len(rows)])
-    where = np.asarray(where)[found]
-    gaps = kernels.exact_gaps(
-      queries.images[rows], refs.images[sample], found, where, norm=norm
+    sides = [[padded(x, block) for x in side] for side in sides]
+    sides = (kernels.Side(*jax.device_put(side, device)) for side in sides)
+    near = kernels.candidates(*sides, self.error, norm=self.norm)
+    i, j = np.divmod(np.flatnonzero(near), block)
+    inside = (i < len(rows)) & (j < len(cols))
+    i, j, gaps = i[inside], j[inside], np.zeros(0)
+    for queries, refs in self.stages[1:] or self.stages:
+      gaps = kernels.exact_gaps(queries, refs, rows[i], cols[j], norm=self.norm)
+      kept = (gaps < row_limits[i]) | (gaps < col_limits[j])
+      i, j, gaps = i[kept], j[kept], gaps[kept]
+    return rows[i], cols[j], gaps
+
+
+def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
+  """Compares rows with columns tile by tile, in ascending order.
+
+  Args:
+    limits_of: gives the limits of the rows and of the columns of a tile (or
+      None), float32: pairs below one of them are wanted.
+    keep: takes rows, columns and exact gaps of these pairs. Neither function
+      is called by two threads at a time.
+    rows, cols: ascending indices of the examples; all by default, where in one
+      set each two blocks are compared once.
+    progress: called after each block of rows with their number.
+  """
+  once = rows is None and sets.refs is sets.queries
+  if rows is None:
+    rows, cols = (np.arange(len(s.labels)) for s in (sets.queries, sets.refs))
+  largest = 1024 if jax.default_backend() == 'cpu' else 4096
+  block = min(largest, power_of_two(max(len(rows), len(cols))))
+  lock = threading.Lock()
+
+  def compare(row, col, device):
+    i, j = rows[row : row + block], cols[col : col + block]
+    with lock:
+      wanted = limits_of(i, j)
+    found = sets.below(i, j, *wanted, block, device)
+    with lock:
+      keep(*found)
+
+  devices = itertools.cycle(jax.local_devices())
+  workers = max(os.cpu_count() or 1, jax.local_device_count())
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for row in range(0, len(rows), block):
+      columns = range(row if once else 0, len(cols), block)
+      list(pool.map(compare, itertools.repeat(row), columns, devices))
+      if progress:
+        progress(len(rows[row : row + block]))
+
+
+def _first_bounds(best, sets) -> None:
+  (queries, refs), images = sets.stages[0], sets.stages[-1]
+  labels, ref_labels = sets.queries.labels, sets.refs.labels
+  sample = _sample(ref_labels, SAMPLE[sets.norm])
+  theirs = kernels.Side(refs[sample], ref_labels[sample], None)
+  block = min(1024, power_of_two(len(queries)))
+  for first in range(0, len(queries), block):
+    rows = np.arange(first, min(first + block, len(queries)))
+    mine = (padded(x[rows], block) for x in (queries, labels))
+    found = kernels.nearest_in_tile(
+      kernels.Side(*mine, None), theirs, norm=sets.norm
     )
-    improve(best, rows[found], sample[where], gaps)
+    cols = sample[np.asarray(found)[: len(rows)]]
+    opponents = labels[rows] != ref_labels[cols]
+    pairs = rows[opponents], cols[opponents]
+    best.improve(*pairs, kernels.exact_gaps(*images, *pairs, norm=sets.norm))
 
 
-def _sample(labels):
-  """The first examples of all, and the first of each class."""
+def _sample(labels, size):
+  """The first examples of all and the first of each class, ascending."""
   _, classes = np.unique(labels, return_inverse=True)
   order = np.argsort(classes, kind='stable')
   rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
-  of_each = order[np.argsort(rank, kind='stable')][:SAMPLE]
-  sample = np.union1d(np.arange(min(SAMPLE, len(labels))), of_each)
-  return np.pad(sample, (0, 2 * SAMPLE - len(sample)), mode='edge')
+  of_each = order[np.argsort(rank, kind='stable')][:size]
+  sample = np.union1d(np.arange(min(size, len(labels))), of_each)
+  return np.pad(sample, (0, 2 * size - len(sample)), mode='edge')
 
 
-def _padded(array, size, axis):
-  padding = [(0, 0)] * array.ndim
-  padding[axis] = (0, size - array.shape[axis])
-  return np.pad(array, padding)
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+  """`array` with zeros appended, until it has `size` rows."""
+  padding = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+  return np.pad(array, padding) if size > len(array) else array
 
 
-def _telling_features(gaps, queries, refs, size):
-  draw = np.random.default_rng(0).integers
-  num_pairs = min(8192, SAMPLED_VALUES // queries.images.shape[1] + 1)
-  rows = draw(len(queries.images), size=num_pairs)
-  cols = draw(len(refs.images), size=num_pairs)
-  opponents = queries.labels[rows] != refs.labels[cols]
-  rows, cols = rows[opponents], cols[opponents]
-  apart = kernels.differences(queries.images[rows], refs.images[cols])
-  return kernels.telling_features(apart, gaps[rows], size)
-
-
-class _Tiles:
-  """Two sets cut into blocks: few features for the device, all for the end."""
-
-  def __init__(self, queries, refs, gaps, norm):
-    self.queries, self.refs, self.norm = queries, refs, norm
-    on_cpu = jax.default_backend() == 'cpu'
-    sides = queries.images, refs.images
-    largest = kernels.power_of_two(max(map(len, sides)))
-    self.block = min(1024 if on_cpu else 4096, largest)
-    self.stages = [sides]
-    filtered = sides
-    if norm == 'linf' and on_cpu and sides[0].shape[1] > FILTERED:
-      features = _telling_features(gaps, queries, refs, FIRST_FINISHED)
-      self.stages.insert(0, [side.take(features, axis=1) for side in sides])
-      filtered = [side[:, :FILTERED] for side in self.stages[0]]
-    self.columns = [np.ascontiguousarray(side.T) for side in filtered]
-
-  def compare(self, row, col, row_limits, col_limits, device):
-    """Pairs below a limit in the blocks from `row` and `col`, their gaps."""
-    rows, cols = slice(row, row + self.block), slice(col, col + self.block)
-    if col_limits is None:
-      col_limits = np.full(len(self.refs.labels[cols]), -1, np.float32)
-    arrays = (
-      self.columns[0][:, rows],
-      self.columns[1][:, cols],
-      self.queries.labels[rows],
-      self.refs.labels[cols],
-      row_limits,
-      col_limits,
-    )
-    arrays = [_padded(array, self.block, axis=-1) for array in arrays]
-    near = kernels.candidates(*jax.device_put(arrays, device), norm=self.norm)
-    i, j = np.divmod(np.flatnonzero(near), self.block)
-    inside = (i < len(row_limits)) & (j < len(col_limits))
-    i, j, gaps = i[inside], j[inside], np.zeros(0)
-    for images, ref_images in self.stages:
-      gaps = kernels.exact_gaps(
-        images[rows], ref_images[cols], i, j, norm=self.norm, device=device
-      )
-      kept = (gaps < row_limits[i]) | (gaps < col_limits[j])
-      i, j, gaps = i[kept], j[kept], gaps[kept]
-    return i + row, j + col, gaps
-
-
-def _walk(best, tiles, seen, report):
-  """Compares all pairs that can matter, one block of queries after another."""
-  same, lock = tiles.refs is tiles.queries, threading.Lock()
-
-  def update(row, col, device):
-    rows, cols = slice(row, row + tiles.block), slice(col, col + tiles.block)
-    with lock:  # gaps and indices that belong together
-      row_limits = limits(best, rows, max(col, seen))
-      col_limits = limits(best, cols, max(row, seen)) if same else None
-    i, j, gaps = tiles.compare(row, col, row_limits, col_limits, device)
-    with lock:
-      improve(best, i, j, gaps)
-      if same:
-        improve(best, j, i, gaps)
-
-  devices = jax.local_devices()
-  workers = max(os.cpu_count() or 1, len(devices))
-  size, block = len(tiles.queries.labels), tiles.block
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for row in range(int(best.next_query), size, block):
-      cols = range(row if same else 0, len(tiles.refs.labels), block)
-      rows = itertools.repeat(row)
-      for _ in pool.map(update, rows, cols, itertools.cycle(devices)):
-        pass
-      best = best._replace(next_query=min(row + block, size))
-      if report:
-        report(best)
-  return best
+def power_of_two(size: int) -> int:
+  """The smallest that is not below `size`: few shapes to compile for."""
+  return 1 << max(size - 1, 0).bit_length()

@@ -1,1 +1,0 @@
-"""The paper's tables of networks: rows, records, findings, rendering."""

@@ -1,1 +1,0 @@
-"""The staircase: splines, the ten fits, their table and figure."""

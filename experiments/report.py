@@ -1,0 +1,401 @@
+r"""Records as pages, and the way of a record into `results/`.
+
+  python -m experiments.report
+  python -m experiments.report --check
+  python -m experiments.report --publish=runs/NAME
+
+The first renders the tables of README.md and experiments/results/README.md
+anew. Each stands between `<!-- results: BLOCK -->` and `<!-- end -->`, where
+BLOCK is one of `BLOCKS`, in brackets the record where it is of one:
+`run(train_NAME)`. `--check` writes nothing and fails if a table differs from
+its records. `--publish` first copies the record of a finished run, or any
+record that a script has written, with the Markdown and the picture beside it,
+into experiments/results; one that is there and differs is replaced with
+`--overwrite` alone.
+
+`markdown` renders the record of a table of the paper (`experiments.tables`).
+"""
+
+import contextlib
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import common, paper
+
+FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = (ROOT / 'README.md', common.RESULTS / 'README.md')
+BEGIN, END = r'(<!-- results: (\w+)(?:\((\S+)\))? -->\n)', '(<!-- end -->)'
+DATASETS = {
+  'mnist5k': 'mnist5k',
+  'mnist': 'MNIST',
+  'fashion_mnist': 'Fashion-MNIST',
+  'cifar10': 'CIFAR-10',
+  'svhn': 'SVHN',
+  'restricted_imagenet': 'Restricted ImageNet, a part',
+}
+# Columns of a table of the paper in their order. Those of further attacks, such
+# as `strong_adv_test_acc`, follow `adv_test_acc` and `adv_gap`.
+HEADINGS = {
+  'epsilon': 'radius',
+  'train_train_min': 'train-train separation',
+  'test_train_min': 'test-train separation',
+  'train_acc': 'train acc.',
+  'test_acc': 'test acc.',
+  'adv_test_acc': 'adv. test acc.',
+  'certified_test_acc': 'certified test acc.',
+  'released_lipschitz': 'test Lipschitz, released procedure',
+  'eq3_lipschitz': 'test Lipschitz, Eq. (3)',
+  'gap': 'gap',
+  'adv_gap': 'adv. gap',
+}
+FINDINGS = {
+  'separated': 'classes are more than two radii apart',
+  'smoother_eq3': 'robust methods are smoother, Eq. (3)',
+  'smoother_released': 'robust methods are smoother, released procedure',
+  'smoother_with_beta_eq3': 'smoother as beta grows, Eq. (3)',
+  'smoother_with_beta_released': 'smoother as beta grows, released procedure',
+  'gap_widens': 'the gap is wider under attack',
+  'dropout_narrows_gap': 'dropout narrows the gap',
+  'dropout_narrows_adv_gap': 'dropout narrows the gap under attack',
+}
+
+
+def define() -> None:
+  """The flags of this script."""
+  flags.DEFINE_bool('check', False, 'Compare instead of writing.')
+  flags.DEFINE_string(
+    'publish', None, 'Folder of a finished run, or a JSON record.'
+  )
+  flags.DEFINE_bool(
+    'overwrite', False, 'Replace a published record that differs.'
+  )
+
+
+def grid(rows: Iterable[dict[str, str]]) -> str:
+  """A table of rows, heading -> cell; columns that are empty are left out."""
+  rows = list(rows)
+  header = list(dict.fromkeys(h for row in rows for h in row if row[h]))
+  lines = [[h.strip() for h in header], ['---'] + ['---:'] * (len(header) - 1)]
+  lines += [[row.get(heading, '') for heading in header] for row in rows]
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+# Tables of the paper.
+
+
+def panels(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+  """The rows of a table by network and data set."""
+  found: dict[str, list[dict[str, Any]]] = {}
+  for row in record['rows']:
+    title = f'{row["arch"]} on {row["dataset"]}' if row['arch'] else ''
+    found.setdefault(title, []).append(row)
+  return found
+
+
+def columns(rows: list[dict[str, Any]]) -> list[str]:
+  """The columns of any row, in the order of `HEADINGS`."""
+
+  def place(column):
+    known = column if column in HEADINGS else f'adv{column.split("_adv")[1]}'
+    return list(HEADINGS).index(known), column not in HEADINGS, column
+
+  return sorted({column for row in rows for column in row['ours']}, key=place)
+
+
+def heading(column: str) -> str:
+  """A column in words, the attack first unless it is PGD."""
+  if column in HEADINGS:
+    return HEADINGS[column]
+  attack, what = column.split('_adv')
+  attack = attack.replace('multi_targeted', 'multi-targeted')
+  return f'{HEADINGS[f"adv{what}"]}, {attack.replace("_", ", ")}'
+
+
+def cell(row: dict[str, Any], column: str, beside: bool) -> str:
+  """Mean and deviation over seeds; the paper's and the difference beside it."""
+  if column not in row['ours']:
+    return ''
+  values, theirs = row['ours'][column], row['paper'].get(column)
+  mean = float(np.mean(values))
+  digits = 3 if column == 'epsilon' or column.endswith('_min') else 2
+  text = f'{mean:.{digits}f}'
+  if len(values) > 1:
+    text += f' ± {np.std(values, ddof=1):.{digits}f}'
+  if theirs is None:
+    return f'{text} / – / –' if beside else text
+  return f'{text} / {theirs:.{digits}f} / {mean - theirs:+.{digits}f}'
+
+
+def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
+  """Settings that are not the paper's, with the rows unless it is all."""
+  found: dict[str, list[str]] = {}
+  for row in rows:
+    for name, theirs in row['paper_settings'].items():
+      ours = (row['settings'] | row)[name]
+      text = f'{name} {ours} instead of {theirs}'
+      found.setdefault(text, []).append(row['label'])
+  compared = [row for row in rows if row['paper']]
+  for text, labels in found.items():
+    every = len(labels) == len(compared)
+    yield text if every else f'{text} ({", ".join(labels)})'
+
+
+def markdown(record: dict[str, Any]) -> str:
+  """The record of a table of the paper: its panels, each with its findings."""
+  lines = [f'## {record["title"]}']
+  for title, rows in panels(record).items():
+    names = columns(rows)
+    beside = {c: any(c in row['paper'] for row in rows) for c in names}
+    lines += [f'### {title}'] if title else []
+    if any(beside.values()):
+      lines.append('Cells are ours / paper / difference.')
+    if found := '; '.join(departures(rows)):
+      lines.append(f'Not the published setting: {found}.')
+    if 'measured_test' in (settings := rows[0]['settings']):
+      lines.append(
+        f'Radius {settings["epsilon"]:g}; {settings["measured_train"]} '
+        f'training and {settings["measured_test"]} test examples measured.'
+      )
+    first = 'method' if title else 'data set'
+    lines.append(
+      grid(
+        {first: row['label']}
+        | {heading(c): cell(row, c, beside[c]) for c in names}
+        for row in rows
+      ).rstrip()
+    )
+    if found := record['findings'].get(title, {}):
+      lines.append(grid(verdict(*item) for item in found.items()).rstrip())
+  return '\n\n'.join(lines) + '\n'
+
+
+def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
+  """A finding as a row: whether it holds, and where that was closest."""
+  larger, smaller = found['numbers']
+  return {
+    'finding': FINDINGS[name],
+    'holds': str(found['holds']).lower(),
+    'comparisons that fail': f'{len(found["failing"])} of {found["pairs"]}',
+    'decided by': f'{found["closest"]}: {larger:.2f} and {smaller:.2f}',
+  }
+
+
+# Blocks of the pages: files, then heading -> format of the record in each.
+# `SPLIT` is train, then test; what a record lacks is left empty.
+BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
+  'run': (
+    '{of}.json',
+    {
+      'split': 'SPLIT',
+      'accuracy': '{SPLIT_acc:.1f}',
+      'PGD-10': '{adv_SPLIT_acc:.1f}',
+      'Lipschitz': '{SPLIT_eq3_lipschitz:.0f}',
+    },
+  ),
+  'training': (
+    'train_*.json',
+    {
+      'data set': '{name}',
+      'network': '{arch}',
+      'method': '{method}',
+      'epochs': '{epochs}',
+      'measured': '{measured_train:,} + {measured_test:,}',
+      'train': '{train_acc:.1f}',
+      'test': '{test_acc:.1f}',
+      'PGD-10, train': '{adv_train_acc:.1f}',
+      'PGD-10, test': '{adv_test_acc:.1f}',
+      'Lipschitz, Eq. (3)': '{eq3_lipschitz:.0f}',
+      'Lipschitz, released': '{released_lipschitz:.1f}',
+    },
+  ),
+  'existence': (
+    'proof_of_concept*.json',
+    {
+      'data set': '{name}',
+      'network': '{arch}',
+      'epochs': '{epochs}',
+      'split': 'SPLIT',
+      'accuracy': '{SPLIT_acc:.1f}',
+      'PGD-10': '{adv_SPLIT_acc:.1f}',
+      'multi-targeted': '{multi_targeted_adv_SPLIT_acc:.1f}',
+      'distance classifier, certified': '{certified_SPLIT:.1f}',
+    },
+  ),
+  'separation': (
+    'separation_*.json',
+    {
+      'data set': '{name}',
+      'epsilon': '{epsilon:g}',
+      'train-train': '{train_train_min:.3f}',
+      'paper': '{paper[train_train_min]:.3f}',
+      'test-train': '{test_train_min:.3f}',
+      'paper ': '{paper[test_train_min]:.3f}',
+    },
+  ),
+  'theory': (
+    'theory_*.json',
+    {
+      'data set': '{name}',
+      'r': '{data[train][r]:.3f}',
+      'train: right and certified in the open r-ball': (
+        '{data[train][astute_in_open_ball]:.1%}'
+      ),
+      'test images': '{data[test][num_test]:,}',
+      'accuracy': '{data[test][accuracy]:.1%}',
+      'certified at epsilon': '{data[test][certified]:.1%}',
+      'attacked images': '{data[test][attacked_subset][num_attacked]}',
+      'their accuracy': '{data[test][attacked_subset][accuracy]:.1%}',
+      'attacked': '{data[test][attacked_subset][attacked]:.1%}',
+      'certified': '{data[test][attacked_subset][certified]:.1%}',
+    },
+  ),
+  'speed': (
+    'benchmark_*.json',
+    {
+      'work': '{suite}, {case}',
+      'jax': '{jax_version}',
+      'ours': '{rate} {unit}/s',
+      'times the rate of': '{peers}',
+    },
+  ),
+}
+RUN = '{seconds:.0f} seconds of training and measuring on {machine}, {date}.\n'
+
+
+def block(name: str, of: str) -> str:
+  """A block of a page.
+
+  Raises:
+    ValueError: for one that is not in `BLOCKS`.
+  """
+  if name not in BLOCKS:
+    raise ValueError(f'there is no block {name}; {", ".join(BLOCKS)}')
+  pattern, formats = BLOCKS[name]
+  lines = []
+  for path in common.RESULTS.glob(pattern.format(of=of)):
+    lines += described(common.read_json(path), path.stem)
+  lines.sort(key=lambda line: line['place'])
+  splits = ('train', 'test') if 'SPLIT' in formats.values() else ('',)
+  text = grid(
+    {h: filled(x.replace('SPLIT', split), line) for h, x in formats.items()}
+    for line in lines
+    for split in splits
+  )
+  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
+
+
+def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
+  """A record with what its block says of it besides; of a benchmark, cases."""
+  if 'cases' in found:
+    cases = found['cases']
+    return [
+      found | case | _rates(*case['candidates']) | {'place': (stem, i)}
+      for i, case in enumerate(cases)
+    ]
+  dataset = found.get('dataset') or found['data']['name']
+  place = [*DATASETS, dataset].index(dataset), stem
+  more = {'name': DATASETS.get(dataset, dataset), 'place': place}
+  more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
+  if 'train_train_min' in found:
+    more['name'] += stem.removeprefix(f'separation_{dataset}')
+    more['paper'] = paper.separation(found)
+  return [found | more]
+
+
+def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
+  def rounded(x):
+    return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
+
+  ratios = (f'{x["candidate"]} {rounded(x["ratio_of_ours"])}' for x in peers)
+  return {'rate': rounded(ours['per_second']), 'peers': '; '.join(ratios)}
+
+
+def filled(text: str, found: dict[str, Any]) -> str:
+  """A format with what a record has, percentages without their sign."""
+  with contextlib.suppress(KeyError, TypeError):  # missing, or null
+    return text.format(**found).replace('%', '')
+  return ''
+
+
+def rendered(text: str) -> str:
+  """A page with every block rendered anew."""
+  return re.sub(
+    f'{BEGIN}.*?{END}',
+    lambda match: f'{match[1]}\n{block(match[2], match[3])}\n{match[4]}',
+    text,
+    flags=re.DOTALL,
+  )
+
+
+def run_name(path: pathlib.Path) -> str:
+  """NAME of runs/NAME; of a table's run data set, network, row and seed."""
+  folders = path.resolve().parts
+  return '-'.join(folders[-3 if re.fullmatch(r'seed\d+', path.name) else -1 :])
+
+
+def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
+  """Copies a record, its Markdown and its picture into the results.
+
+  A run is published as `train_<run>`, where the run is named by its folder (in
+  a table of the paper by three), an evaluation of it as
+  `evaluation_<run>_<evaluation>`, everything else under its own name.
+
+  Raises:
+    ValueError: if it does not say where it comes from, or if another record
+      has its name.
+  """
+  source, name = path, path.stem
+  if path.is_dir():
+    source, name = path / 'result.json', f'train_{run_name(path)}'
+  elif path.parent.name == 'evaluations':
+    name = f'evaluation_{run_name(path.parents[1])}_{path.stem}'
+  found, target = common.read_json(source), common.RESULTS / f'{name}.json'
+  if missing := {'command', 'commit', 'machine', 'date'} - found.keys():
+    raise ValueError(
+      f'{source} does not say where it comes from: no '
+      f'{", ".join(sorted(missing))}'
+    )
+  if target.exists() and not overwrite:
+    if (other := common.read_json(target)) != found:
+      raise ValueError(
+        f'{target} has another record, of {other.get("date")}: '
+        f'{other.get("command")}; --overwrite replaces it'
+      )
+  for suffix in ('.json', '.md', '.png'):
+    if (file := source.with_suffix(suffix)).exists():
+      shutil.copyfile(file, target.with_suffix(suffix))
+  return target
+
+
+def main() -> None:
+  """Publishes if asked to, then writes the pages, or compares them.
+
+  Raises:
+    ValueError: with --check, if a table is not what its records say.
+  """
+  report: dict[str, Any] = {'published': None, 'changed': []}
+  if FLAGS.publish:
+    path = pathlib.Path(FLAGS.publish).expanduser()
+    report['published'] = publish(path, overwrite=FLAGS.overwrite).name
+  for page in PAGES:
+    text = page.read_text()
+    if (new := rendered(text)) == text:
+      continue
+    if FLAGS.check:
+      raise ValueError(
+        f'{page} differs from its records; run python -m experiments.report'
+      )
+    common.write_text(new, page)
+    report['changed'].append(page.name)
+  common.print_json(report)
+
+
+if __name__ == '__main__':
+  common.run(main, define)

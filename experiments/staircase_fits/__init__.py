@@ -1,0 +1,1 @@
+"""The staircase: splines, the fits by name, what is measured of them."""

@@ -1,0 +1,201 @@
+"""Staircase fits by GR and LLR, as released code and as papers define them.
+
+Shared arguments: `data` is a `splines.Data`. Every objective is a sum over
+examples plus the roughness penalty of `splines`. With l = (f(x) - y)^2 the loss
+of one example, the papers' penalties are made of l'(x) = 2 (f(x) - y) f'(x),
+the gradient with respect to the input.
+"""
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+
+from experiments.staircase_fits import convex_fits, splines
+from experiments.staircase_fits.convex_fits import Fit
+
+
+def gr_released(data: splines.Data, *, beta: float) -> Fit:
+  """Minimizes squared error + beta / 2 * sum |error| ||features||_2.
+
+  The released penalty: the gradient with respect to the coefficients. The
+  variables beside the coefficients are the absolute errors.
+  """
+  lengths = np.linalg.norm(data.center, axis=1)[data.groups]
+
+  def objective(coefficients):
+    errors = splines.errors(coefficients, data)[1]
+    total = (errors**2).sum() + beta / 2 * np.abs(errors) @ lengths
+    return total + splines.penalty(coefficients)
+
+  features = scipy.sparse.csr_matrix(data.center[data.groups])
+  error = scipy.sparse.identity(len(data.targets))
+  return convex_fits.minimize(
+    objective,
+    convex_fits.least_squares(data),
+    np.zeros(len(data.targets)),
+    beta / 2 * lengths,
+    (
+      scipy.sparse.bmat([[features, -error], [-features, -error]]),
+      np.concatenate([data.targets, -data.targets]),
+    ),
+  )
+
+
+_FIRST = np.diff(np.eye(splines.NUM_COEFFICIENTS))
+_SLOPE_ROWS = _FIRST @ _FIRST.T
+
+
+def _released_slopes(data: splines.Data) -> np.ndarray:
+  """What the released code takes for f'(x), as features [K, 34].
+
+  Row k of D D', D the first differences: minus the second difference of the
+  coefficients around the knot nearest to x.
+  """
+  points = np.zeros(len(data.counts))
+  points[data.groups] = data.inputs
+  distances = np.abs(points[:, None] - splines.INNER_KNOTS)
+  return _SLOPE_ROWS[np.argmin(distances, axis=1) + 2]
+
+
+def _released_sides(data: splines.Data, beta: float):
+  """The two quadratics (H, g), less a constant, one for either shift."""
+  hessian, gradient, _ = convex_fits.least_squares(data, 1 - beta)
+  slopes = _released_slopes(data)
+  sums = np.bincount(data.groups, data.targets)
+  cross = slopes.T @ (data.counts[:, None] * data.center)
+
+  def side(features, shift):
+    square = features.T @ (data.counts[:, None] * features)
+    first_order = -shift * (cross + cross.T)
+    return (
+      hessian + beta * (square + first_order),
+      gradient + beta * (features.T @ sums - shift * slopes.T @ sums),
+    )
+
+  return side(data.left, -splines.SHIFT), side(data.right, splines.SHIFT)
+
+
+def llr_released(data: splines.Data, *, beta: float) -> Fit:
+  """Minimizes squared error + beta * max(l(-1/3), l(1/3)), sums over examples.
+
+  l(d) is the summed error at x + d minus that at x minus d times the summed
+  "gradient", in which `_released_slopes` stands for f'(x). So the objective
+  is the larger of two quadratics: its minimum is the largest minimum of their
+  mixtures, if that mixture is convex; if not, the gap is None.
+  """
+  sides = _released_sides(data, beta)
+
+  def value(coefficients, quadratic):
+    hessian, gradient = quadratic
+    return coefficients @ hessian @ coefficients - 2 * gradient @ coefficients
+
+  def mixture(weight):
+    return [(1 - weight) * a + weight * b for a, b in zip(*sides, strict=True)]
+
+  def slope(weight):
+    best = np.linalg.solve(*mixture(weight))
+    return value(best, sides[1]) - value(best, sides[0])
+
+  if slope(0.0) <= 0:
+    weight = 0.0
+  elif slope(1.0) >= 0:
+    weight = 1.0
+  else:
+    weight = scipy.optimize.brentq(slope, 0.0, 1.0, xtol=1e-15)
+  best = mixture(weight)
+  coefficients = np.linalg.solve(*best)
+  gap = max(value(coefficients, s) for s in sides) - value(coefficients, best)
+  convex = np.linalg.eigvalsh(best[0])[0] >= 0
+  return Fit(coefficients, gap if convex else None)
+
+
+def gr(data: splines.Data, *, beta: float) -> Fit:
+  """Minimizes the sum of l + beta / 2 * l'(x)^2 from the natural fit.
+
+  Not convex: a local minimum. Source: Finlay & Oberman 2021,
+  arXiv:1905.11468.
+  """
+  weights = np.sqrt(data.counts)
+  means = np.bincount(data.groups, data.targets) / data.counts
+  spreads = data.targets - means[data.groups]
+  spreads = np.sqrt(np.bincount(data.groups, spreads**2))
+  center = weights[:, None] * data.center
+  slope = np.sqrt(2 * beta) * data.slope  # sqrt(beta / 2) * the 2 of l'
+  difference = np.sqrt(splines.PENALTY) * splines.DIFFERENCES.T
+
+  # Targets enter by their mean and their spread at each distinct input.
+  def residuals(coefficients):
+    errors = center @ coefficients - weights * means
+    slopes = slope @ coefficients
+    roughness = difference @ coefficients
+    return np.concatenate(
+      [errors, errors * slopes, spreads * slopes, roughness]
+    )
+
+  def jacobian(coefficients):
+    errors = center @ coefficients - weights * means
+    slopes = slope @ coefficients
+    product = slopes[:, None] * center + errors[:, None] * slope
+    return np.concatenate(
+      [center, product, spreads[:, None] * slope, difference]
+    )
+
+  start = convex_fits.natural(data).coefficients
+  solution = scipy.optimize.least_squares(
+    residuals, start, jacobian, ftol=1e-12, xtol=1e-12, gtol=1e-12
+  )
+  return Fit(solution.x, None)
+
+
+def llr(data: splines.Data, *, linearity: float, gradient: float) -> Fit:
+  """Minimizes sums of l + linearity * g + gradient * |d l'(x)|.
+
+  g is the larger of |l(x + d) - l(x) - d l'(x)| over d = +-1/3. Every
+  absolute value |v| is replaced by sqrt(v^2 + t^2), t falling to 1e-5, and
+  each problem starts from the last one's solution. Not convex: a local
+  minimum. Source: Qin et al. 2019, arXiv:1907.02610.
+  """
+  coefficients = convex_fits.natural(data).coefficients
+  for smoothing in 10.0 ** -np.arange(1, 6):
+    coefficients = scipy.optimize.minimize(
+      _llr_objective,
+      coefficients,
+      (data, linearity, gradient, smoothing),
+      method='BFGS',
+      jac=True,
+    ).x
+  return Fit(coefficients, None)
+
+
+def _llr_objective(coefficients, data, linearity, gradient, smoothing):
+  """Value and derivative of LLR's objective with smoothed absolute values."""
+
+  def absolute(values):
+    sizes = np.sqrt(values**2 + smoothing**2)
+    return sizes.sum(), values / sizes
+
+  left, center, right = splines.errors(coefficients, data)
+  slope = (data.slope @ coefficients)[data.groups]
+  change = 2 * splines.SHIFT * center * slope  # d l'(x), d = 1/3
+  # max(|a|, |b|) = (|a + b| + |a - b|) / 2
+  curvature, by_curvature = absolute(left**2 + right**2 - 2 * center**2)
+  asymmetry, by_asymmetry = absolute(right**2 - left**2 - 2 * change)
+  size, by_change = absolute(change)
+  value = (center**2).sum() + linearity / 2 * (curvature + asymmetry)
+  by_change = gradient * by_change - linearity * by_asymmetry
+  derivatives = (
+    (data.left, linearity * (by_curvature - by_asymmetry) * left),
+    (data.right, linearity * (by_curvature + by_asymmetry) * right),
+    (
+      data.center,
+      2 * (1 - linearity * by_curvature) * center
+      + 2 * splines.SHIFT * by_change * slope,
+    ),
+    (data.slope, 2 * splines.SHIFT * by_change * center),
+  )
+  roughness = splines.PENALTY * splines.ROUGHNESS @ coefficients
+  total = 2 * roughness + sum(
+    features.T @ np.bincount(data.groups, derivative)
+    for features, derivative in derivatives
+  )
+  return value + gradient * size + coefficients @ roughness, total

@@ -1,0 +1,128 @@
+"""The methods by name, what is measured of their fits, and the paper's numbers.
+
+Rows are a dict from the name of a method to its measurements, see `COLUMNS`.
+"""
+
+import time
+from functools import partial
+
+import numpy as np
+
+from experiments.staircase_fits import convex_fits, gradient_fits, splines
+from robustlip.datasets import synthetic
+
+NUM_TEST = {40: 10000, 30000: 15000}
+COLUMNS = (
+  'train',
+  'test',
+  'attacked_test',
+  'label_ratio',
+  'gap',
+  'attacked_gap',
+)
+# The authors' notebook; RST: their code run once more, by an inexact solver.
+PUBLISHED = {
+  40: {
+    'Natural': (0.0059, 0.0192, 0.1926, 1.2872, 0.0133, 0.0326),
+    'GR (released)': (0.0059, 0.2186, 0.4119, 1.4519, 0.2127, 0.2453),
+    'LLR (released)': (0.0059, 0.2235, 0.3693, 1.2712, 0.2175, 0.2521),
+    'AT': (0.0064, 0.3360, 0.3720, 0.5396, 0.3296, 0.3653),
+    'RST(.5)': (0.0060, 0.2469, 0.2669, 0.5104, 0.2409, 0.2589),
+    'RST(1)': (0.0060, 0.1954, 0.2057, 0.4633, 0.1894, 0.1991),
+    'RST(2)': (0.0060, 0.1463, 0.1525, 0.4303, 0.1403, 0.1463),
+    'TRADES(1)': (0.0060, 0.1571, 0.1679, 0.5148, 0.1511, 0.1569),
+    'TRADES(3)': (0.0060, 0.0786, 0.0968, 0.4193, 0.0725, 0.0892),
+    'TRADES(6)': (0.0061, 0.0554, 0.0748, 0.3870, 0.0493, 0.0680),
+  },
+  30000: {
+    'Natural': (0.010, 0.010, 0.027, 0.341),
+    'GR (released)': (0.010, 0.010, 0.050, 0.377),
+    'LLR (released)': (0.010, 0.010, 0.015, 0.272),
+    'AT': (0.010, 0.010, 0.014, 0.251),
+    'RST(.5)': (None, None, 0.014, 0.251),
+    'RST(1)': (None, None, 0.014, 0.251),
+    'RST(2)': (None, None, 0.014, 0.251),
+    'TRADES(1)': (0.010, 0.010, 0.015, 0.277),
+    'TRADES(3)': (0.010, 0.010, 0.015, 0.279),
+    'TRADES(6)': (0.011, 0.011, 0.016, 0.284),
+  },
+}
+
+
+METHODS = {  # name -> function from `splines.Data` to a fit
+  'Natural': convex_fits.natural,
+  'GR': partial(gradient_fits.gr, beta=1.0),
+  'LLR': partial(gradient_fits.llr, linearity=4.0, gradient=3.0),
+  'GR (released)': partial(gradient_fits.gr_released, beta=1e-4),
+  'LLR (released)': partial(gradient_fits.llr_released, beta=0.01),
+  'AT': partial(convex_fits.robust, clean=0.0, attacked=1.0),
+  'RST(.5)': partial(convex_fits.robust, clean=1.0, attacked=0.5),
+  'RST(1)': partial(convex_fits.robust, clean=1.0, attacked=1.0),
+  'RST(2)': partial(convex_fits.robust, clean=1.0, attacked=2.0),
+  'TRADES(1)': partial(convex_fits.trades, beta=1.0),
+  'TRADES(3)': partial(convex_fits.trades, beta=3.0),
+  'TRADES(6)': partial(convex_fits.trades, beta=6.0),
+}
+
+
+def samples(num_examples: int, seed: int) -> tuple[splines.Data, splines.Data]:
+  """Train and test sets as the authors draw them, one after the other."""
+  random = np.random.RandomState(seed)
+  train = synthetic.staircase(num_examples, random)
+  test = synthetic.staircase(NUM_TEST[num_examples], random)
+  return splines.observe(*train), splines.observe(*test)
+
+
+def measured(fit, train, test) -> dict[str, float]:
+  """The columns of the published table, and the true Lipschitz ratio."""
+  on_train = splines.evaluate(fit.coefficients, train)
+  on_test = splines.evaluate(fit.coefficients, test)
+  return {
+    'train': on_train.error,
+    'test': on_test.error,
+    'attacked_test': on_test.attacked_error,
+    'label_ratio': on_test.label_ratio,
+    'gap': on_test.error - on_train.error,
+    'attacked_gap': on_test.attacked_error - on_train.attacked_error,
+    'lipschitz': on_test.lipschitz,
+  }
+
+
+def fit_all(num_examples: int, seed: int) -> tuple[dict, dict, splines.Data]:
+  """Fits every method: rows, coefficients by name, and the training set."""
+  train, test = samples(num_examples, seed)
+  rows, coefficients = {}, {}
+  for name, method in METHODS.items():
+    start = time.monotonic()
+    fit = method(train)
+    seconds = time.monotonic() - start
+    rows[name] = measured(fit, train, test) | {
+      'optimality_gap': fit.optimality_gap,
+      'seconds': seconds,
+    }
+    coefficients[name] = fit.coefficients
+  return rows, coefficients, train
+
+
+def agreements(rows: dict, published: dict, digits: int) -> dict[str, bool]:
+  """Whether every published number of a row is ours, rounded as printed."""
+  return {
+    name: all(
+      theirs is None or round(rows[name][column], digits) == theirs
+      for column, theirs in zip(COLUMNS, numbers, strict=False)
+    )
+    for name, numbers in published.items()
+  }
+
+
+def over_seeds(num_examples: int, seeds: range) -> dict[str, dict]:
+  """Mean and standard deviation of each measurement over `seeds`."""
+  draws = [fit_all(num_examples, seed)[0] for seed in seeds]
+  result = {}
+  for name in METHODS:
+    values = {c: [d[name][c] for d in draws] for c in (*COLUMNS, 'lipschitz')}
+    result[name] = {
+      column: {'mean': np.mean(v), 'std': np.std(v, ddof=1)}
+      for column, v in values.items()
+    }
+  return result

@@ -1,0 +1,99 @@
+"""Cubic splines on the staircase: features, penalty, scores.
+
+A spline is its coefficients [34] on the knots {i, i +- 1/3}. The perturbed
+inputs of x are x - 1/3, x and x + 1/3.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import scipy.interpolate
+
+from robustlip.datasets import synthetic
+
+SHIFT = synthetic.STAIR_SHIFT
+PENALTY = 0.01  # weight of the squared second differences
+
+
+NUM_COEFFICIENTS = 34
+INNER_KNOTS = np.sort(
+  np.add.outer([-SHIFT, 0, SHIFT], np.arange(synthetic.NUM_STAIRS)).ravel()
+)
+
+
+def _basis() -> scipy.interpolate.BSpline:
+  margin = np.arange(1.0, 5.0)
+  # As published: on the left the margin ends at -2/3, not at -1 - 1/3.
+  left, right = margin - 5 - INNER_KNOTS[0], INNER_KNOTS[-1] + margin
+  knots = np.concatenate([left, INNER_KNOTS, right])
+  return scipy.interpolate.BSpline(knots, np.eye(NUM_COEFFICIENTS), 3)
+
+
+BASIS = _basis()  # called with inputs [N]: features [N, 34]
+SLOPE = BASIS.derivative()
+DIFFERENCES = np.diff(np.eye(NUM_COEFFICIENTS), n=2)  # [34, 32]
+ROUGHNESS = DIFFERENCES @ DIFFERENCES.T
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Examples, and the features of their inputs where those are distinct."""
+
+  inputs: np.ndarray  # [N]
+  targets: np.ndarray  # [N]
+  groups: np.ndarray  # [N], which distinct input
+  counts: np.ndarray  # [K], examples per distinct input
+  left: np.ndarray  # [K, 34], features of x - 1/3
+  center: np.ndarray  # [K, 34]
+  right: np.ndarray  # [K, 34]
+  slope: np.ndarray  # [K, 34], derivatives of `center` by the input
+
+
+class Scores(NamedTuple):
+  """Means over a set; the last two are in target units per input unit."""
+
+  error: float
+  attacked_error: float
+  label_ratio: float  # max over both sides of |f(x +- 1/3) - y| / (1/3)
+  lipschitz: float  # max over both sides of |f(x +- 1/3) - f(x)| / (1/3)
+
+
+def observe(inputs: np.ndarray, targets: np.ndarray) -> Data:
+  """Gathers equal inputs (up to rounding) and computes their features."""
+  points, groups = np.unique(np.round(inputs, 9), return_inverse=True)
+  return Data(
+    inputs=inputs,
+    targets=targets,
+    groups=groups,
+    counts=np.bincount(groups),
+    left=BASIS(points - SHIFT),
+    center=BASIS(points),
+    right=BASIS(points + SHIFT),
+    slope=SLOPE(points),
+  )
+
+
+def penalty(coefficients: np.ndarray) -> float:
+  """The roughness penalty of every objective."""
+  return PENALTY * coefficients @ ROUGHNESS @ coefficients
+
+
+def errors(coefficients: np.ndarray, data: Data) -> np.ndarray:
+  """f(x - 1/3) - y, f(x) - y and f(x + 1/3) - y, [3, N]."""
+  features = (data.left, data.center, data.right)
+  values = np.stack([f @ coefficients for f in features])
+  return values[:, data.groups] - data.targets
+
+
+def evaluate(coefficients: np.ndarray, data: Data) -> Scores:
+  """Mean squared errors and Lipschitz ratios of a spline on `data`."""
+  signed = errors(coefficients, data)
+  moves = np.abs(signed - signed[1]).max(axis=0)
+  sizes = np.abs(signed)
+  return Scores(
+    error=np.mean(sizes[1] ** 2),
+    attacked_error=np.mean(sizes.max(axis=0) ** 2),
+    label_ratio=np.mean(sizes[::2].max(axis=0)) / SHIFT,
+    lipschitz=np.mean(moves) / SHIFT,
+  )

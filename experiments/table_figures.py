@@ -1,0 +1,105 @@
+"""The picture of a table of the paper: ours, the paper's, and the findings."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments import plots, report
+
+# How the names of columns end -> the axes that they share.
+KINDS = {
+  '_acc': 'accuracy (%)',
+  '_lipschitz': 'local Lipschitz constant',
+  'gap': 'training minus test (points)',
+  '': 'l-inf distance',
+}
+
+
+def kind(column: str) -> str:
+  """The end of a column's name, one of `KINDS`."""
+  return next(end for end in KINDS if column.endswith(end))
+
+
+def draw(record: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes to `path`.png a line of axes for each network and data set.
+
+  A row of the table is a line, a column a colour; full marks are ours with the
+  range over seeds, hollow ones the paper's. Above the axes stand the findings
+  that they decide.
+  """
+  panels = report.panels(record)
+  names = {kind(column) for column in report.columns(record['rows'])}
+  kinds = [end for end in KINDS if end in names]
+  heights = [0.25 * len(rows) + 2.6 for rows in panels.values()]
+  figure = plots.figure(1.6 + 3.8 * len(kinds), sum(heights))
+  axes = figure.subplots(
+    len(panels), len(kinds), squeeze=False, height_ratios=heights
+  )
+  for line, (title, rows) in zip(axes, panels.items(), strict=True):
+    for ax, end in zip(line, kinds, strict=True):
+      shown = [c for c in report.columns(rows) if kind(c) == end]
+      _points(ax, rows, shown)
+      labels = [row['label'] for row in rows] if ax is line[0] else []
+      ax.set_yticks(range(len(rows)), labels or [''] * len(rows))
+      ax.set_xlabel(KINDS[end])
+      found = record['findings'].get(title, {})
+      _verdicts(ax, {k: v for k, v in found.items() if _beside(k) == end})
+    line[0].set_title(title, loc='left', fontweight='bold')
+  plots.save(figure, path)
+
+
+def _beside(finding: str) -> str:
+  """The kind of number that decides a finding."""
+  if finding == 'separated':
+    return ''
+  return '_lipschitz' if finding.startswith('smoother') else 'gap'
+
+
+def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
+  positive, known = True, any(row['paper'] for row in rows)
+  for index, column in enumerate(columns):
+    lines = [y for y, row in enumerate(rows) if column in row['ours']]
+    ours = [rows[y]['ours'][column] for y in lines]
+    means = np.array([np.mean(values) for values in ours])
+    ends = [means - [min(x) for x in ours], [max(x) for x in ours] - means]
+    style = dict(color=f'C{index}', zorder=3)
+    ax.errorbar(
+      means, lines, xerr=ends, fmt='o', label=report.heading(column), **style
+    )
+    lines = [y for y in lines if column in rows[y]['paper']]
+    theirs = [rows[y]['paper'][column] for y in lines]
+    ax.plot(theirs, lines, 'D', mfc='none', ms=7, **style)
+    positive &= bool((means > 0).all())
+  if {'gap', 'adv_gap'} <= set(columns):  # what the attack does to it
+    for y, row in enumerate(rows):
+      ends = [np.mean(row['ours'].get(c, np.nan)) for c in ('gap', 'adv_gap')]
+      ax.plot(ends, [y, y], color='0.75', lw=2)
+  if known:
+    ax.plot([], [], 'D', mfc='none', ms=7, color='0.3', label='paper')
+  if columns and kind(columns[0]) == '_lipschitz' and positive:
+    ax.set_xscale('log')
+  ax.set_ylim(len(rows) - 0.5, -0.5)
+  ax.grid(axis='y', color='0.9')
+  ax.spines[['top', 'right']].set_visible(False)
+  if columns:
+    ax.legend(
+      loc='upper center',
+      bbox_to_anchor=(0.5, 0),
+      borderaxespad=5,
+      frameon=False,
+      fontsize='small',
+    )
+
+
+def _verdicts(ax: Any, findings: dict[str, dict[str, Any]]) -> None:
+  for line, (name, found) in enumerate(reversed(findings.items())):
+    ax.annotate(
+      f'{"✓" if found["holds"] else "✗"} {report.FINDINGS[name]}',
+      (0, 1),
+      (0, 5 + 12 * line),
+      xycoords='axes fraction',
+      textcoords='offset points',
+      color='C2' if found['holds'] else 'C3',
+      fontsize='small',
+    )

@@ -1,0 +1,139 @@
+"""Rows of the paper's tables: the settings that make them, the paper's beside.
+
+What the flags ask for are panels, a network on a data set each, and rows.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments import config, paper
+from experiments.findings import DROPOUT
+from robustlip.datasets import Dataset
+from robustlip.datasets.catalogue import FACTS
+
+FLAGS = flags.FLAGS
+# Row -> what it is called, and the settings that make it.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+  'natural': ('Natural', dict(method='natural')),
+  'gr': ('GR', dict(method='gr')),
+  'gr_released': ('GR, released code', dict(method='gr_released')),
+  'llr': ('LLR', dict(method='llr')),
+  'llr_released': ('LLR, released code', dict(method='llr_released')),
+  'at': ('AT', dict(method='at')),
+  'at_fast': ('AT, tenfold rate', dict(method='at', learning_rate=64 * 1e-2)),
+  'rst0.5': ('RST(.5)', dict(method='rst', lam=0.5)),
+  'rst1': ('RST(1)', dict(method='rst', lam=1.0)),
+  'rst2': ('RST(2)', dict(method='rst', lam=2.0)),
+  'trades1': ('TRADES(1)', dict(method='trades', beta=1.0)),
+  'trades3': ('TRADES(3)', dict(method='trades', beta=3.0)),
+  'trades6': ('TRADES(6)', dict(method='trades', beta=6.0)),
+}
+ORDER = [name + end for name in ROWS for end in ('', '_dropout')]
+STANDS_FOR = {'mnist5k': 'mnist'}  # whose published numbers are shown beside
+# All rows on two cores in under half an hour.
+QUICK = dict(epochs=2, milestones=(), batch_size=32, eval_examples=500)
+
+
+def panels() -> list[tuple[str, str | None]]:
+  """Data sets with the network that the flags or the paper name, if any."""
+  arch, dataset = FLAGS.arch, FLAGS.dataset
+  if FLAGS.preset == 'quick':
+    return [(dataset, arch or ('wrn_10_1' if FLAGS.table == '4' else None))]
+  asked = dataset if FLAGS['dataset'].present else None
+  published = paper.panels(FLAGS.table)
+  found = [(d, arch or a) for d, a in published if asked in (d, None)]
+  return list(dict.fromkeys(found)) or [(asked, arch)]
+
+
+def row_names(published: dict[str, Any]) -> list[str]:
+  """The rows that `--rows` asks for, in the order of the table.
+
+  Raises:
+    ValueError: if it asks for others.
+  """
+  names = [n for n in ROWS if n != 'at_fast' or n in published]
+  if FLAGS.table == '4':
+    names = [name + end for name in DROPOUT for end in ('', '_dropout')]
+  if FLAGS.rows is None:
+    return names
+  if unknown := set(FLAGS.rows) - set(names):
+    raise ValueError(
+      f'--table={FLAGS.table} has no rows {", ".join(sorted(unknown))}; it has '
+      f'{", ".join(names)}'
+    )
+  if not FLAGS.rows:
+    raise ValueError('--rows names none')
+  return [name for name in names if name in FLAGS.rows]
+
+
+def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
+  """The settings of a row with seed 0.
+
+  Raises:
+    ValueError: if Table 4 is to add dropout to a network that has it.
+  """
+  chosen = dict(ROWS[row.removesuffix('_dropout')][1], seed=0)
+  if arch:
+    chosen['arch'] = arch
+  if FLAGS.preset == 'quick':
+    chosen |= {k: v for k, v in QUICK.items() if not FLAGS[k].present}
+  if FLAGS.table == '4':
+    rate = FLAGS.dropout
+    if rate is None:
+      rate = paper.DROPOUT.get(dataset.name, 0.2)
+    chosen['dropout'] = rate if row.endswith('_dropout') else None
+  found = config.from_flags(dataset, **chosen)
+  if FLAGS.table == '4' and found.arch.startswith('cnn'):
+    raise ValueError(
+      f'--table=4 adds dropout and {found.arch} has it already; use a wrn or '
+      'resnet'
+    )
+  return found
+
+
+def bare(dataset: str) -> bool:
+  """Whether numbers without augmentation, of the appendix, stand beside."""
+  return dataset == 'cifar10' and FLAGS.augment == 'none'
+
+
+def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:
+  """Whose numbers stand beside ours, and the numbers: row -> column -> value.
+
+  They are of the same network if the paper has it, else of the data set.
+  """
+  table = 'no_augmentation' if bare(dataset) else FLAGS.table
+  known = paper.panels(table)
+  name = STANDS_FOR.get(dataset, dataset)
+  same = sorted((x for x in known if x[0] == name), key=lambda x: x[1] != arch)
+  return (same[0], known[same[0]]) if same else (None, {})
+
+
+def paper_settings(
+  found: config.Config, dataset: Dataset, row: str
+) -> dict[str, Any]:
+  """The settings that the published row has otherwise, with its values."""
+  of, rows = published(dataset.name, found.arch)
+  if row not in rows:
+    return {}
+  base = row.removesuffix('_dropout')
+  theirs = config.preset('paper', dataset, found.method) | ROWS[base][1]
+  theirs |= dict(zip(('dataset', 'arch'), of, strict=True))
+  theirs['epsilon'] = FACTS[of[0]].epsilon
+  if row != base:
+    theirs['dropout'] = paper.DROPOUT[of[0]]
+  if bare(dataset.name):
+    rate = rows[row].get('learning_rate', theirs['learning_rate'])
+    theirs |= dict(augment='none', learning_rate=rate)
+  theirs = config.Config(**theirs).to_json()
+  ours = found.to_json()
+  unsaid = {'seed', 'fingerprint', 'eval_examples', 'accumulate', 'remat'}
+  if ours['schedule'] != theirs['schedule']:
+    unsaid.add('milestones')
+  return {k: v for k, v in theirs.items() if ours[k] != v and k not in unsaid}
+
+
+def settings_of(base: config.Config) -> dict[str, Any]:
+  """The settings that all seeds of a row share."""
+  fields = base.to_json()
+  return {k: v for k, v in fields.items() if k not in ('dataset', 'seed')}

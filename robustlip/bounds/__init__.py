@@ -1,0 +1,215 @@
+"""Bounds on what a network can output anywhere in a box of inputs.
+
+Shared arguments: `logits_fn` maps [B, ...] float32 inputs to logits [B, C],
+each example by itself: a network in inference mode. `lower` and `upper` are
+the corners of one box for each example. The bounds hold for exact arithmetic
+and for float32 at full precision alike (not for TF32 or bfloat16 products),
+and are meant to be called under `jax.jit`.
+
+`interval` carries a box through the network (Gowal et al. 2018,
+arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
+(CROWN, Zhang et al. 2018, arXiv:1811.00866), so that what cancels cancels.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from robustlip.bounds import walk
+from robustlip.bounds.rules import UNIT, Bound
+from robustlip.losses import check_labels
+from robustlip.types import Batch, LogitsFn
+
+METHODS = ('interval', 'linear', 'alpha')
+
+
+def interval(
+  logits_fn: LogitsFn, lower: chex.Array, upper: chex.Array
+) -> Bound:
+  """Bounds [B, C] of the logits by interval arithmetic.
+
+  Raises:
+    ValueError: if a primitive of the network has no rule, or if the boxes are
+      not pairs of float32 arrays.
+  """
+  check_boxes(lower, upper)
+
+  def one(lower, upper):
+    network = walk.trace_one(logits_fn, lower.shape)
+    return walk.forward(network, (lower, upper))[network.output]
+
+  return _exact_at_points(logits_fn, lower, upper, jax.vmap(one)(lower, upper))
+
+
+def linear(
+  logits_fn: LogitsFn,
+  lower: chex.Array,
+  upper: chex.Array,
+  *,
+  weights: chex.Array | None = None,
+  tighten: int = 0,
+  num_steps: int = 0,
+) -> Bound:
+  """Bounds [B, K] of `weights` times the logits by lines.
+
+  Args:
+    weights: [B, K, C]; None bounds the logits themselves.
+    tighten: nonlinearities of at most so many inputs per example are bounded
+      by lines themselves, the others by intervals; 0 is CROWN-IBP (Zhang et
+      al. 2020, arXiv:1906.06316).
+    num_steps: of Adam on the slopes of the lines below undecided maxima, for
+      each output its own (alpha-CROWN, Xu et al. 2021, arXiv:2011.13824).
+
+  Raises:
+    ValueError: as `interval`.
+  """
+  check_boxes(lower, upper)
+  if weights is None:
+    classes = jax.eval_shape(logits_fn, lower).shape[-1]
+    weights = jnp.broadcast_to(jnp.eye(classes), (len(lower), classes, classes))
+
+  def one(lower, upper, weights):
+    network = walk.trace_one(logits_fn, lower.shape)
+    bounds = walk.forward(network, (lower, upper), tighten=tighten)
+    sides = jnp.concatenate([weights, -weights])
+    least = walk.climb(network, bounds, sides, num_steps=num_steps)
+    below, above = jnp.split(least, 2)
+    return below, -above
+
+  bound = jax.vmap(one)(lower, upper, weights)
+  return _exact_at_points(logits_fn, lower, upper, bound, weights)
+
+
+def margins(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  *,
+  epsilon: chex.Numeric,
+  method: str = 'linear',
+  tighten: int = 0,
+  num_steps: int = 20,
+) -> chex.Array:
+  """Lower bounds [B, C] of the label's logit minus each, 0 at the label.
+
+  Over the l-inf ball of radius `epsilon` cut to the pixel box. The last layer
+  is applied to the difference.
+
+  Args:
+    method: 'interval', 'linear' or 'alpha' (linear with `num_steps` of Adam).
+    tighten: as in `linear`.
+
+  Raises:
+    ValueError: if the method is unknown, labels do not fit, or as `interval`.
+  """
+  if method not in METHODS:
+    raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
+  logits = jax.eval_shape(logits_fn, batch.inputs)
+  check_labels(logits, batch.labels)
+  lower, upper = ball(batch.inputs, epsilon=epsilon)
+  check_boxes(lower, upper)
+
+  def one(lower, upper, label):
+    network = walk.trace_one(logits_fn, lower.shape)
+    own = jax.nn.one_hot(label, logits.shape[-1])
+    weights = own[None] - jnp.eye(logits.shape[-1])
+    bounds = walk.forward(
+      network, (lower, upper), tighten=tighten * (method != 'interval')
+    )
+    if method == 'interval':
+      least = walk.backward(
+        network, bounds, {network.output: weights}, lines=False
+      )
+    else:
+      steps = num_steps if method == 'alpha' else 0
+      least = walk.climb(network, bounds, weights, num_steps=steps)
+    return jnp.where(own > 0, 0.0, least)
+
+  return jax.vmap(one)(lower, upper, batch.labels)
+
+
+def certified(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  *,
+  epsilon: chex.Numeric,
+  method: str = 'linear',
+  tighten: int = 0,
+  num_steps: int = 20,
+) -> chex.Array:
+  """Whether no point of the ball can change the prediction from the label, [B].
+
+  Arguments and errors are those of `margins`. At `epsilon` 0 it is whether the
+  prediction is the label.
+  """
+  least = margins(
+    logits_fn,
+    batch,
+    epsilon=epsilon,
+    method=method,
+    tighten=tighten,
+    num_steps=num_steps,
+  )
+  own = jax.nn.one_hot(batch.labels, least.shape[-1], dtype=bool)
+  safe = (own | (least > 0)).all(axis=-1)
+  logits = logits_fn(batch.inputs)
+  correct = logits.argmax(axis=-1) == batch.labels
+  return jnp.where(jnp.asarray(epsilon) == 0, correct, safe & correct)
+
+
+def cross_entropy(
+  logits_fn: LogitsFn,
+  batch: Batch,
+  *,
+  epsilon: chex.Numeric,
+  lines: chex.Numeric | None = None,
+) -> chex.Array:
+  """Upper bound of the cross entropy over the ball, [B], for training.
+
+  Args:
+    lines: weight in [0, 1] of the linear margins against those of intervals;
+      None uses intervals alone, and saves the time of the others.
+
+  Source: Gowal et al. 2018, arXiv:1810.12715; with `lines`, Zhang et al. 2020,
+  arXiv:1906.06316, Eq. (9).
+  """
+  least = margins(logits_fn, batch, epsilon=epsilon, method='interval')
+  if lines is not None:
+    other = margins(logits_fn, batch, epsilon=epsilon, method='linear')
+    least = (1 - lines) * least + lines * other
+  return jax.nn.logsumexp(-least, axis=-1)
+
+
+def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
+  """Corners of the l-inf balls cut to the pixel box, rounded outwards."""
+  radius = epsilon + jnp.where(jnp.asarray(epsilon) > 0, 4 * UNIT, 0.0)
+  return jnp.clip(inputs - radius, 0.0, 1.0), jnp.clip(
+    inputs + radius, 0.0, 1.0
+  )
+
+
+def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
+  """Raises ValueError unless both are float32 arrays [B, ...] of one shape."""
+  for corner in (lower, upper):
+    if corner.shape != lower.shape or corner.ndim < 2:
+      raise ValueError(
+        'boxes must be two arrays [B, ...] of one shape, got '
+        f'{lower.shape} and {upper.shape}.'
+      )
+    if corner.dtype != jnp.float32:
+      raise ValueError(f'boxes must be float32, got {corner.dtype}.')
+
+
+def _exact_at_points(logits_fn, lower, upper, bound, weights=None) -> Bound:
+  """The plain output for the boxes that are points: nothing can change it."""
+  point = (lower == upper).reshape(len(lower), -1).all(axis=1)
+
+  def plain():
+    logits = logits_fn(lower)
+    if weights is None:
+      return logits
+    return jnp.einsum('bkc,bc->bk', weights, logits, precision='highest')
+
+  values = lax.cond(point.any(), plain, lambda: jnp.zeros_like(bound[0]))
+  low, high = (jnp.where(point[:, None], values, end) for end in bound)
+  return low, high

@@ -1,0 +1,135 @@
+"""How fast the logits can change as the input leaves its place in a ball.
+
+For x' in a box around x, f(x') - f(x) is a product of affine maps and of the
+difference quotients of the nonlinearities, each known to lie in an interval.
+With the middles of the intervals it is linear; what the rest adds at a
+nonlinearity is at most half the width of its interval times how fast its own
+input can change. So all is weighed by the columns of one matrix, whose norm
+from l-inf to l1 is the bound.
+"""
+
+import itertools
+
+import chex
+import jax.numpy as jnp
+from jax import lax
+
+from robustlip.bounds import rules, walk
+from robustlip.bounds.graph import Network, Step, Variable
+from robustlip.bounds.rules import Bound, gamma
+
+_EXACT = 12  # classes up to which all sign vectors are tried
+_SIGNS = 16  # sign vectors at a time
+
+
+def rate(network: Network, inputs: chex.Array, box: Bound) -> chex.Array:
+  """Upper bound of ||f(x) - f(x')||_1 / ||x - x'||_inf over x' in a box.
+
+  Args:
+    network: of one example.
+    inputs: x, in the box.
+  """
+  here = walk.forward(network, (inputs, inputs))
+  there = walk.forward(network, box)
+  slopes = {
+    step.outputs[0]: rules.slopes(
+      step,
+      [here[v] for v in step.variables],
+      [there[v] for v in step.variables],
+    )
+    for step in network.steps
+    if not rules.is_affine(step)
+  }
+  rates = _rates(network, slopes)
+  columns, slack = _columns(network, slopes, rates)
+  return _norm(columns) + slack
+
+
+def _rates(network, slopes) -> dict[Variable, chex.Array]:
+  """How much each variable changes at most, for a change of 1 of the input."""
+  rates = {network.input: jnp.ones(network.input.shape)}
+  for step in network.steps:
+    given = [rates[v] for v in step.variables]
+    if rules.is_affine(step):
+      outputs = rules.absolute(step, given, linear=True)
+    else:
+      outputs = [_steepest(step, slopes[step.outputs[0]], given)]
+    growth = 1 + gamma(rules.terms(step))
+    rates |= {
+      v: growth * rate for v, rate in zip(step.outputs, outputs, strict=True)
+    }
+  return rates
+
+
+def _steepest(step: Step, slopes, rates) -> chex.Array:
+  if step.name == 'max' and len(rates) == 2:  # the two slopes sum to 1
+    (a, b), (left, right) = slopes, rates
+    return jnp.maximum(a[0] * left + b[1] * right, a[1] * left + b[0] * right)
+  return sum(
+    rules.magnitude(slope) * rate
+    for slope, rate in zip(slopes, rates, strict=True)
+  )
+
+
+def _columns(network, slopes, rates):
+  """The columns [C, ...] that weigh all changes, and what rounding adds."""
+  (counts, pending), columns, slacks = walk.owed(network), [], []
+
+  def visit(_, step, received):
+    given = [rates[v] for v in step.variables]
+    count = counts[step.outputs[0]]
+    if rules.is_exact(step) and not count:
+      return rules.transpose(step, received)
+    if rules.is_affine(step):
+      sizes = rules.absolute(step, given, linear=True)
+      slacks.extend(
+        gamma(rules.roundings(step, count)) * _sizes(rows * size[None])
+        for rows, size in zip(received, sizes, strict=True)
+      )
+      return rules.transpose(step, received)
+    (rows,), bounds = received, slopes[step.outputs[0]]
+    spread = sum(
+      (high - low) / 2 * rate
+      for (low, high), rate in zip(bounds, given, strict=True)
+    )
+    size = sum(
+      rules.magnitude(bound) * rate
+      for bound, rate in zip(bounds, given, strict=True)
+    )
+    columns.append(rows * spread[None])
+    slacks.append(gamma(rules.terms(step) + count) * _sizes(rows * size[None]))
+    return [rows * ((low + high) / 2)[None] for low, high in bounds]
+
+  eye = jnp.eye(*network.output.shape * 2)
+  slacks.append(gamma(pending[network.output]) * rates[network.output].sum())
+  columns.append(walk.pull(network, {network.output: eye}, visit))
+  # What `_norm` rounds when it sums over classes.
+  slacks += [gamma(len(eye)) * _sizes(column) for column in columns]
+  return columns, sum(slacks) * (1 + gamma(len(slacks)))
+
+
+def _sizes(rows) -> chex.Array:
+  """Sum of all absolute values of rows [K, ...], rounded upwards."""
+  count = gamma(walk.total_terms(rows.shape[1:]) + len(rows))
+  return walk.total(jnp.abs(rows)).sum() * (1 + count)
+
+
+def _norm(columns) -> chex.Array:
+  """Norm from l-inf to l1 of the matrix of all columns, rounded upwards.
+
+  Exact for few classes, else the sum of all absolute values.
+  """
+  classes = len(columns[0])
+  if classes > _EXACT:
+    return sum(_sizes(column) for column in columns) * (1 + gamma(len(columns)))
+  signs = itertools.product((1.0, -1.0), repeat=classes - 1)
+  signs = jnp.asarray([(1.0, *rest) for rest in signs])
+
+  def of(sign):
+    return sum(
+      _sizes(jnp.tensordot(sign, column, 1, precision='highest')[None])
+      for column in columns
+    )
+
+  values = lax.map(of, signs, batch_size=min(_SIGNS, len(signs)))
+  return values.max() * (1 + gamma(len(columns)))

@@ -1,0 +1,285 @@
+"""A network as a list of steps: its jaxpr, calls inlined, constants folded."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+  """A value that depends on the input; two of them are never equal."""
+
+  shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Condition(Variable):
+  """Whether any of the comparisons (larger, smaller) holds."""
+
+  comparisons: tuple[tuple[Any, Any], ...]
+
+
+Operand = Variable | chex.Array
+
+
+class Step(NamedTuple):
+  """One primitive, applied to at least one variable."""
+
+  primitive: Primitive
+  operands: tuple[Operand, ...]
+  params: Mapping[str, Any]
+  outputs: tuple[Variable, ...]
+  where: str  # for errors: which module and line it comes from
+
+  @property
+  def name(self) -> str:
+    """The primitive's."""
+    return self.primitive.name
+
+  @property
+  def variables(self) -> list[Variable]:
+    """The operands that depend on the input."""
+    return [v for v in self.operands if isinstance(v, Variable)]
+
+  def apply(self, values: Sequence[chex.Array]) -> list[chex.Array]:
+    """Outputs for given values of the variables."""
+    return evaluate(self.primitive, self.fill(values), self.params)
+
+  def fill(
+    self,
+    values: Sequence[Any],
+    constant: Callable[[chex.Array], Any] = lambda array: array,
+  ) -> list[Any]:
+    """The operands: values for the variables, a function of the constants."""
+    values = iter(values)
+    return [
+      next(values) if isinstance(v, Variable) else constant(v)
+      for v in self.operands
+    ]
+
+
+class Network(NamedTuple):
+  """Steps from one input to one output, each after those it needs."""
+
+  input: Variable
+  steps: list[Step]
+  output: Variable
+
+  def uses(self) -> dict[Variable, int]:
+    """How many operands of steps each variable is."""
+    counts = {}
+    for step in self.steps:
+      for variable in step.variables:
+        counts[variable] = counts.get(variable, 0) + 1
+    return counts
+
+
+def evaluate(primitive, operands, params) -> list[chex.Array]:
+  """All outputs of a primitive, a list; at once if all operands are known."""
+  known = not any(isinstance(v, jax.core.Tracer) for v in operands)
+  with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+    outputs = primitive.bind(*operands, **params)
+  return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def trace(
+  function: Callable[[chex.Array], chex.Array], shape: tuple[int, ...]
+) -> Network:
+  """The steps of a function of one float32 array.
+
+  Products are traced at full float32 precision: the bounds' arithmetic is
+  that of these steps.
+
+  Raises:
+    ValueError: if a value that depends on the input is not float32, or the
+      output does not depend on it.
+  """
+  with jax.default_matmul_precision('highest'):
+    closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
+  source, steps = Variable(shape), []
+  (output,) = _inline(closed, [source], steps, 'the network')
+  if not isinstance(output, Variable):
+    raise ValueError('the logits do not depend on the images.')
+  return Network(source, steps, output)
+
+
+# Steps that only call what one of their parameters holds.
+_CALLS = {
+  'jit',
+  'pjit',
+  'closed_call',
+  'core_call',
+  'custom_jvp_call',
+  'custom_vjp_call',
+  'custom_vjp_call_jaxpr',
+  'remat',
+  'remat2',
+  'checkpoint',
+}
+
+
+def _inline(closed, operands, steps, prefix) -> list[Operand]:
+  """Appends the steps of a jaxpr; returns its outputs."""
+  jaxpr = closed.jaxpr
+  values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+  values |= dict(zip(jaxpr.invars, operands, strict=True))
+
+  def read(atom):
+    return atom.val if isinstance(atom, Literal) else values[atom]
+
+  for equation in jaxpr.eqns:
+    inputs = [read(atom) for atom in equation.invars]
+    where = _where(equation, prefix)
+    outputs = _outputs(equation, inputs, steps, where)
+    values |= dict(zip(equation.outvars, outputs, strict=True))
+  return [read(atom) for atom in jaxpr.outvars]
+
+
+def _outputs(equation, inputs, steps, where) -> list[Operand]:
+  name, params = equation.primitive.name, equation.params
+  if name in _CALLS:
+    return _inline(_called(params), inputs, steps, where)
+  if not any(isinstance(value, Variable) for value in inputs):
+    return evaluate(equation.primitive, inputs, params)
+  condition = _condition(name, inputs, equation.outvars[0].aval.shape)
+  if condition is not None:
+    return [condition]
+  if isinstance(inputs[0], Condition) and name == 'select_n':
+    rewrite = functools.partial(_select, inputs[0].comparisons, where)
+    return rewrite(inputs[1:], steps)
+  if name in REWRITES:
+    return _rewritten(REWRITES[name], params, inputs, steps, where)
+  if any(isinstance(value, Condition) for value in inputs):
+    raise ValueError(
+      f'bounds need a rule for {name!r} of a comparison of features, '
+      f'in {where}.'
+    )
+  avals = [v.aval for v in equation.outvars]
+  if any(aval.dtype != jnp.float32 for aval in avals):
+    raise ValueError(
+      f'bounds need float32 features; {name!r} gives {avals[0].dtype}, '
+      f'in {where}.'
+    )
+  outputs = tuple(Variable(aval.shape) for aval in avals)
+  steps.append(Step(equation.primitive, tuple(inputs), params, outputs, where))
+  return list(outputs)
+
+
+def _called(params) -> ClosedJaxpr:
+  for name in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
+    if isinstance(params.get(name), Jaxpr):
+      return ClosedJaxpr(params[name], ())
+    if isinstance(params.get(name), ClosedJaxpr):
+      return params[name]
+  raise ValueError(f'no jaxpr among the parameters {sorted(params)}.')
+
+
+def _rewritten(function, params, inputs, steps, where) -> list[Operand]:
+  """Inlines a function of the operands in place of a primitive."""
+  function = functools.partial(function, **params)
+  closed = jax.make_jaxpr(function)(
+    *(jax.ShapeDtypeStruct(jnp.shape(v), jnp.float32) for v in inputs)
+  )
+  return _inline(closed, inputs, steps, where)
+
+
+def _where(equation, prefix) -> str:
+  scope = str(equation.source_info.name_stack)
+  return '/'.join(part for part in (prefix, scope) if part)
+
+
+def _condition(name, inputs, shape) -> Condition | None:
+  """What decides a maximum: comparisons; no value is taken to be NaN."""
+  match name, inputs:
+    case 'ne', [a, b] if a is b:
+      return Condition(shape, ())
+    case (('gt' | 'ge'), [a, b]):
+      return Condition(shape, ((a, b),))
+    case (('lt' | 'le'), [a, b]):
+      return Condition(shape, ((b, a),))
+    case 'or', [Condition() as a, Condition() as b]:
+      return Condition(shape, a.comparisons + b.comparisons)
+  return None
+
+
+def _select(comparisons, where, cases, steps) -> list[Operand]:
+  """`where(a > b, a, b)` and its relatives are maxima and minima."""
+  otherwise, chosen = cases
+  if not comparisons:
+    return [otherwise]
+  match comparisons:
+    case [(a, b)] if _same(a, chosen) and _same(b, otherwise):
+      return _rewritten(lax.max, {}, cases, steps, where)
+    case [(a, b)] if _same(b, chosen) and _same(a, otherwise):
+      return _rewritten(REWRITES['min'], {}, cases, steps, where)
+  raise ValueError(
+    "bounds need a rule for 'select_n' by a comparison of features that is "
+    f'neither their maximum nor their minimum, in {where}.'
+  )
+
+
+def _same(a, b) -> bool:
+  """Whether two operands are one variable, or known constants of one value."""
+  if isinstance(a, Variable | jax.core.Tracer) or isinstance(
+    b, Variable | jax.core.Tracer
+  ):
+    return a is b
+  return bool((np.asarray(a) == np.asarray(b)).all())
+
+
+def _reduce_max(x, *, axes, **_):
+  kept = [axis for axis in range(x.ndim) if axis not in axes]
+  rows = x.transpose(*axes, *kept)
+  rows = rows.reshape(-1, *rows.shape[len(axes) :])
+  return functools.reduce(lax.max, list(rows))
+
+
+def _window_max(
+  x,
+  *,
+  window_dimensions,
+  window_strides,
+  padding,
+  base_dilation,
+  window_dilation,
+):
+  pads = [
+    (before, after, dilation - 1)
+    for (before, after), dilation in zip(padding, base_dilation, strict=True)
+  ]
+  padded = lax.pad(x, jnp.float32(-jnp.inf), pads)
+  reach = [
+    (size - 1) * dilation
+    for size, dilation in zip(window_dimensions, window_dilation, strict=True)
+  ]
+  views = []
+  for offset in itertools.product(*map(range, window_dimensions)):
+    start = [i * d for i, d in zip(offset, window_dilation, strict=True)]
+    limit = [
+      size - r + s
+      for size, r, s in zip(padded.shape, reach, start, strict=True)
+    ]
+    views.append(lax.slice(padded, start, limit, window_strides))
+  return functools.reduce(lax.max, views)
+
+
+# Primitive -> the same function, exactly, written with those that have rules.
+REWRITES: dict[str, Callable[..., chex.Array]] = {
+  'min': lambda a, b: -lax.max(-a, -b),
+  'abs': lambda x: lax.max(x, -x),
+  'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
+  'reduce_max': _reduce_max,
+  'reduce_window_max': _window_max,
+  'square': lambda x: lax.mul(x, x),
+  'erfc': lambda x: 1.0 - lax.erf(x),
+}

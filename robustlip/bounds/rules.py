@@ -1,0 +1,440 @@
+"""What each primitive does to intervals, to lines and to slopes.
+
+All bounds hold for the exact value of a network and for what float32 makes of
+it, sums in any order: every rounding, the network's and ours, is counted, and
+the bounds are moved outwards by what the counted roundings can do. Bounds are
+pairs (lower, upper) of the shape of what they bound.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from robustlip.bounds.graph import Step, Variable
+
+Bound = tuple[chex.Array, chex.Array]
+
+UNIT = 2.0**-24  # relative error of one float32 rounding
+TINY = 1e-30  # more than what underflow to zero can lose in any one sum
+_HUGE = 2.0**125  # stands for the infinities that pad a maximum
+
+
+def gamma(count: int) -> float:
+  """Relative error of `count` roundings, and of the few that bound them."""
+  return 1.05 * (count + 12) * UNIT
+
+
+def outward(bound: Bound, *, count: int = 4, absolute: float = TINY) -> Bound:
+  """Moves both ends outwards by `count` roundings."""
+  lower, upper = bound
+  return (
+    lower - (count * UNIT * jnp.abs(lower) + absolute),
+    upper + (count * UNIT * jnp.abs(upper) + absolute),
+  )
+
+
+def magnitude(bound: Bound) -> chex.Array:
+  """The largest absolute value within a bound."""
+  return jnp.maximum(jnp.abs(bound[0]), jnp.abs(bound[1]))
+
+
+# --- Affine steps -----------------------------------------------------------
+
+
+def _one(step):
+  del step
+  return 1, 1
+
+
+def _none(step):
+  del step
+  return 0, 0
+
+
+def _dot_terms(step):
+  (left, right), (batch, _) = step.params['dimension_numbers']
+  shapes = [v.shape for v in step.operands]
+  constant = int(isinstance(step.operands[0], Variable))
+  inner = math.prod(shapes[0][axis] for axis in left)
+  shared = math.prod(shapes[0][axis] for axis in batch)
+  return inner, math.prod(shapes[constant]) // max(inner * shared, 1)
+
+
+def _conv_terms(step):
+  kernel = step.operands[1].shape
+  if 'dimension_numbers' in step.params:
+    out_axis, in_axis, *_ = step.params['dimension_numbers'].rhs_spec
+  else:
+    out_axis, in_axis = 3, 2
+  size = math.prod(kernel)
+  return size // kernel[out_axis], size // kernel[in_axis]
+
+
+def _ratio(step):
+  sizes = [math.prod(v.shape) for v in (*step.variables, *step.outputs)]
+  return max(sizes[0] // max(sizes[1], 1), 1), max(
+    sizes[1] // max(sizes[0], 1), 1
+  )
+
+
+def _window(step):
+  size = math.prod(step.params['window_dimensions'])
+  return size, size
+
+
+# Primitive -> how many terms a sum has, forwards and in the transpose.
+_AFFINE = {
+  **dict.fromkeys(
+    (
+      'concatenate',
+      'convert_element_type',
+      'copy',
+      'copy_p',
+      'neg',
+      'optimization_barrier',
+      'pad',
+      'reshape',
+      'rev',
+      'select_n',
+      'slice',
+      'split',
+      'squeeze',
+      'expand_dims',
+      'transpose',
+    ),
+    _none,
+  ),
+  'add': _one,
+  'add_any': _one,
+  'sub': _one,
+  'mul': _one,
+  'div': _one,
+  'broadcast_in_dim': lambda step: (0, _ratio(step)[1]),
+  'reduce_sum': lambda step: (_ratio(step)[0], 1),
+  'reduce_window_sum': _window,
+  'dot_general': _dot_terms,
+  'conv_general_dilated': _conv_terms,
+  'convolution': _conv_terms,  # that of robustlip.models
+}
+_BILINEAR = {'mul', 'div', 'dot_general', 'conv_general_dilated', 'convolution'}
+_FIRST_ONLY = {'div', 'conv_general_dilated', 'convolution'}  # is a variable
+# Constants among these operands are added or placed, not multiplied by.
+_PLACED = {'add', 'add_any', 'sub', 'pad', 'concatenate', 'select_n'}
+
+
+def is_affine(step: Step) -> bool:
+  """Whether the outputs are affine in the variables."""
+  if step.name not in _AFFINE:
+    return False
+  if step.name not in _BILINEAR:
+    return True
+  if len(step.variables) != 1:
+    return False
+  first = isinstance(step.operands[0], Variable)
+  return first or step.name not in _FIRST_ONLY
+
+
+def _is_float(array) -> bool:
+  return jnp.issubdtype(jnp.result_type(array), jnp.floating)
+
+
+def absolute(
+  step: Step, values: Sequence[chex.Array], *, linear: bool = False
+) -> list[chex.Array]:
+  """An affine step with absolute values of constants, sums for differences.
+
+  Args:
+    linear: leave out the constants that are added.
+  """
+
+  def constant(array):
+    if not _is_float(array):
+      return array
+    if linear and step.name in _PLACED:
+      return jnp.zeros_like(array)
+    return jnp.minimum(jnp.abs(array), _HUGE)
+
+  if step.name == 'neg':
+    return list(values)
+  operands = step.fill(values, constant)
+  if step.name == 'sub':
+    return [operands[0] + operands[1]]
+  return step._replace(operands=tuple(operands)).apply(())
+
+
+def _finite(step) -> Step:
+  """The step, the infinities that it pads with replaced by large numbers."""
+  if step.name != 'pad':
+    return step
+  inputs, value = step.operands
+  if not isinstance(value, Variable):
+    value = jnp.clip(value, -_HUGE, _HUGE)
+  return step._replace(operands=(inputs, value))
+
+
+def _affine_interval(step, bounds) -> list[Bound]:
+  step = _finite(step)
+  fan_in, _ = _AFFINE[step.name](step)
+  if step.name in ('add', 'add_any', 'sub', 'neg'):
+    ends = step.fill(bounds, lambda array: (array, array))
+    return [_sum(step.name, *ends)]
+  lowers, uppers = zip(*bounds, strict=True)
+  if not fan_in:
+    ends = step.apply(lowers), step.apply(uppers)
+    return list(zip(*ends, strict=True))
+  ((lower, upper),) = bounds
+  center, radius = lower / 2 + upper / 2, upper / 2 - lower / 2
+  reach = radius + gamma(3 * fan_in) * (jnp.abs(center) + radius)
+  (middle,), (spread,) = step.apply([center]), absolute(step, [reach])
+  return [(middle - (spread + TINY), middle + (spread + TINY))]
+
+
+def _sum(name, a, b=None) -> Bound:
+  if name == 'neg':
+    return -a[1], -a[0]
+  if name == 'sub':
+    b = -b[1], -b[0]
+  return outward((a[0] + b[0], a[1] + b[1]))
+
+
+def terms(step: Step) -> int:
+  """How many terms an output of a step is the sum of."""
+  return _AFFINE[step.name](step)[0] if is_affine(step) else len(step.operands)
+
+
+def is_exact(step: Step) -> bool:
+  """Whether it only moves values, and its transpose only moves cotangents."""
+  return is_affine(step) and _AFFINE[step.name] is _none
+
+
+def roundings(step: Step, owed: int) -> int:
+  """How many roundings a term passes in an affine step and its transpose.
+
+  Args:
+    owed: roundings of sums of cotangents to be counted here, `walk.owed`.
+  """
+  return sum(_AFFINE[step.name](step)) + owed
+
+
+def offset(
+  step: Step, bounds: Sequence[Bound], owed: int
+) -> list[Bound] | None:
+  """What an affine step adds to its linear part, rounding included.
+
+  Args:
+    bounds: of the variables.
+    owed: as in `roundings`.
+
+  Returns:
+    None for nothing at all.
+  """
+  step = _finite(step)
+  count = roundings(step, owed)
+  placed = step.name in _PLACED and len(step.variables) < len(
+    [v for v in step.operands if isinstance(v, Variable) or _is_float(v)]
+  )
+  if not count and not placed:
+    return None
+  sizes = absolute(step, [magnitude(bound) for bound in bounds])
+  slacks = [gamma(count) * size + TINY for size in sizes]
+  if not placed:
+    return [(-slack, slack) for slack in slacks]
+  constants = step.apply([jnp.zeros(v.shape) for v in step.variables])
+  return [
+    (constant - slack, constant + slack)
+    for constant, slack in zip(constants, slacks, strict=True)
+  ]
+
+
+def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
+  """Cotangents [K, ...] of outputs -> of variables, for the linear part."""
+
+  def linear(*values):
+    def constant(array):
+      placed = step.name in _PLACED and _is_float(array)
+      return jnp.zeros_like(array) if placed else array
+
+    operands = step.fill(values, constant)
+    return step._replace(operands=tuple(operands)).apply(())
+
+  types = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in step.variables]
+  pull = jax.linear_transpose(linear, *types)
+  return list(jax.vmap(lambda *values: pull(list(values)))(*cotangents))
+
+
+# --- The other steps --------------------------------------------------------
+
+# Increasing functions whose derivative is least at an end of any interval.
+_SMOOTH = ('tanh', 'logistic', 'erf', 'exp', 'log1p')
+_LIBRARY = 32  # roundings: an elementary function is not rounded correctly
+
+
+class Lines(NamedTuple):
+  """Lines below and above one output: slopes of the variables, intercepts."""
+
+  lower_slopes: list[chex.Array]
+  lower: chex.Array
+  upper_slopes: list[chex.Array]
+  upper: chex.Array
+
+
+def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
+  """Bounds of the outputs from those of the variables.
+
+  Raises:
+    ValueError: if the step's primitive has no rule.
+  """
+  if is_affine(step):
+    return _affine_interval(step, bounds)
+  ends = step.fill(bounds, lambda array: (array, array))
+  if step.name == 'max':
+    (a, b) = ends
+    return [(jnp.maximum(a[0], b[0]), jnp.maximum(a[1], b[1]))]
+  if step.name == 'mul':
+    (a, b) = ends
+    corners = [x * y for x in a for y in b]
+    lower, upper = corners[0], corners[0]
+    for corner in corners[1:]:
+      lower = jnp.minimum(lower, corner)
+      upper = jnp.maximum(upper, corner)
+    return [outward((lower, upper))]
+  if step.name in _SMOOTH:
+    ((lower, upper),) = bounds
+    image = step.apply([lower])[0], step.apply([upper])[0]
+    return [outward(image, count=_LIBRARY, absolute=_LIBRARY * UNIT)]
+  raise ValueError(
+    f'bounds have no rule for {step.name!r} of '
+    f'{[v.shape for v in step.variables]} in {step.where}.'
+  )
+
+
+def lines(
+  step: Step,
+  bounds: Sequence[Bound],
+  owed: int,
+  alpha: chex.Array | None = None,
+) -> Lines:
+  """Lines between which a step that is not affine lies, rounding included.
+
+  Args:
+    owed: as in `roundings`.
+    alpha: slopes in [0, 1] of the lower lines of maxima, where not decided;
+      None takes the one that bounds the smaller area.
+  """
+  ends = step.fill(bounds, lambda array: (array, array))
+  if step.name == 'max':
+    low, high, shift = _max_lines(*ends, alpha)
+    slopes = [low, 1 - low], [high, 1 - high]
+    intercepts = 0.0, shift
+  elif step.name == 'mul':
+    (a, b) = ends
+    slopes = [b[0], a[0]], [b[1], a[0]]
+    intercepts = -a[0] * b[0], -a[0] * b[1]
+  else:
+    ((lower, upper),) = bounds
+    slope = _derivatives(step, lower, upper)[0]
+    slopes = [slope], [slope]
+    values = step.apply([lower])[0], step.apply([upper])[0]
+    intercepts = values[0] - slope * lower, values[1] - slope * upper
+  # What is multiplied, rounded and summed here and in the transpose.
+  size = sum(
+    jnp.maximum(jnp.abs(low), jnp.abs(high)) * magnitude(end)
+    for low, high, end in zip(*slopes, ends, strict=True)
+  )
+  size += jnp.abs(intercepts[0]) + jnp.abs(intercepts[1])
+  slack = gamma(owed) * size + TINY
+  if step.name in _SMOOTH:
+    slack += _LIBRARY * UNIT * (1 + magnitude(values))
+  return _without_constants(step, ends, slopes, intercepts, slack)
+
+
+def _without_constants(step, ends, slopes, intercepts, slack) -> Lines:
+  """Moves constant operands into the intercepts."""
+  kept = [], []
+  totals = [intercepts[0] - slack, intercepts[1] + slack]
+  for side in (0, 1):
+    for slope, operand, end in zip(
+      slopes[side], step.operands, ends, strict=True
+    ):
+      if isinstance(operand, Variable):
+        kept[side].append(slope)
+      else:
+        totals[side] += slope * end[0]
+  return Lines(kept[0], totals[0], kept[1], totals[1])
+
+
+def _difference(a, b) -> Bound:
+  """Bounds of a - b; a maximum of the two is b plus its positive part."""
+  return outward((a[0] - b[1], a[1] - b[0]))
+
+
+def _max_lines(a, b, alpha):
+  """Slopes in `a` below and above max(a, b), and the upper line's shift."""
+  lower, upper = _difference(a, b)
+  undecided = (lower < 0) & (upper > 0)
+  chord = upper / jnp.where(undecided, upper - lower, 1.0)
+  decided = jnp.where(lower >= 0, 1.0, 0.0)
+  high = jnp.where(undecided, jnp.clip(chord, 0.0, 1.0), decided)
+  shift = jnp.maximum(-high * lower, (1 - high) * upper)
+  if alpha is None:
+    alpha = jnp.where(upper + lower > 0, 1.0, 0.0)
+  low = jnp.where(undecided, alpha, decided)
+  return low, high, jnp.where(undecided, shift, 0.0)
+
+
+def _derivatives(step, lower, upper) -> Bound:
+  """Least and largest derivative of a smooth step over an interval."""
+
+  def derivative(x):
+    return jax.jvp(lambda x: step.apply([x])[0], (x,), (jnp.ones_like(x),))[1]
+
+  peak = derivative(jnp.clip(0.0, lower, upper))
+  ends = derivative(lower), derivative(upper)
+  least = jnp.minimum(*ends) * (1 - 2 * _LIBRARY * UNIT)
+  least = jnp.maximum(least - 2 * _LIBRARY * UNIT, 0.0)
+  most = jnp.maximum(jnp.maximum(*ends), peak)
+  return least, most + 2 * _LIBRARY * UNIT * (1 + most)
+
+
+def slopes(
+  step: Step, points: Sequence[Bound], bounds: Sequence[Bound]
+) -> list[Bound]:
+  """Bounds of difference quotients, one for each variable.
+
+  The output changes by the sum of such slopes times the changes of the
+  variables, if they move from within `points` to within `bounds`.
+  """
+  here = step.fill(points, lambda array: (array, array))
+  there = step.fill(bounds, lambda array: (array, array))
+  if step.name == 'max':
+    low, high = _max_slopes(_difference(*here), _difference(*there))
+    every = [(low, high), (1 - high, 1 - low)]
+  elif step.name == 'mul':
+    every = [there[1], here[0]]
+  else:
+    every = [_derivatives(step, *bounds[0])]
+  return [
+    slope
+    for slope, operand in zip(every, step.operands, strict=True)
+    if isinstance(operand, Variable)
+  ]
+
+
+def _max_slopes(here, there) -> Bound:
+  """Of the positive part, from a point within `here` to one in `there`."""
+  lower, upper = there
+  left = lax.stop_gradient(here[0] - lower)
+  right = lax.stop_gradient(upper - here[1])
+  least = jnp.where(here[0] > 0, here[0] / jnp.where(left > 0, left, 1.0), 0.0)
+  most = jnp.where(here[1] < 0, upper / jnp.where(right > 0, right, 1.0), 1.0)
+  least = jnp.clip(least * (1 - 8 * UNIT), 0.0, 1.0)
+  most = jnp.clip(most * (1 + 8 * UNIT), 0.0, 1.0)
+  return (
+    jnp.where(lower >= 0, 1.0, least),
+    jnp.where(upper <= 0, 0.0, most),
+  )

@@ -1,0 +1,212 @@
+"""Forwards and backwards through the network of one example."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from robustlip.bounds import rules
+from robustlip.bounds.graph import Network, Step, Variable, trace
+from robustlip.bounds.rules import TINY, Bound, gamma
+from robustlip.types import LogitsFn
+
+Bounds = dict[Variable, Bound]
+
+
+def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
+  """The network of one example, [...] -> [C]; nothing else can enter."""
+  return trace(lambda inputs: logits_fn(inputs[None])[0], shape)
+
+
+def forward(network: Network, box: Bound, *, tighten: int = 0) -> Bounds:
+  """Bounds of every variable, each from those before it."""
+  bounds = {network.input: box}
+  for step in network.steps:
+    if tighten and not rules.is_affine(step):
+      for variable in step.variables:
+        if math.prod(variable.shape) <= tighten:
+          bounds[variable] = _tightened(network, bounds, variable)
+    outputs = rules.interval(step, [bounds[v] for v in step.variables])
+    bounds |= dict(zip(step.outputs, outputs, strict=True))
+  return bounds
+
+
+_ROWS = 256  # outputs that are bounded together
+
+
+def _tightened(network, bounds, variable) -> Bound:
+  size = math.prod(variable.shape)
+
+  def least(row):
+    weights = row.reshape(1, *variable.shape)
+    return backward(network, bounds, {variable: weights})[0]
+
+  rows = jnp.concatenate([jnp.eye(size), -jnp.eye(size)])
+  values = lax.map(least, rows, batch_size=min(_ROWS, 2 * size))
+  below, above = jnp.split(values.reshape(-1, *variable.shape), 2)
+  lower, upper = bounds[variable]
+  return jnp.maximum(lower, below.reshape(lower.shape)), jnp.minimum(
+    upper, -above.reshape(upper.shape)
+  )
+
+
+def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
+  """How many roundings the sums of cotangents above each variable can have.
+
+  A variable that n steps use has a sum of n cotangents. It is counted at the
+  next steps that round anyway: those between only move values.
+
+  Returns:
+    What is to be counted at the step that gives a variable, and what is not
+    yet counted there.
+  """
+  uses, counts, pending = network.uses(), {}, {}
+  for step in network.steps:
+    count = max(pending.get(v, 0) + uses[v] - 1 for v in step.variables)
+    exact = rules.is_exact(step)
+    for variable in step.outputs:
+      counts[variable] = 0 if exact else count
+      pending[variable] = count if exact else 0
+  return counts, pending
+
+
+# Cotangents [K, ...] of a step's outputs -> of its variables, None to stop.
+Visit = Callable[[int, Step, list[chex.Array]], Sequence[chex.Array] | None]
+
+
+def pull(
+  network: Network, cotangents: dict[Variable, chex.Array], visit: Visit
+) -> chex.Array | None:
+  """Visits, last first, the steps that cotangents reach.
+
+  Returns:
+    The input's cotangent [K, ...], None if none reaches it.
+  """
+  cotangents = dict(cotangents)
+  rows = len(next(iter(cotangents.values())))
+  for index, step in reversed(list(enumerate(network.steps))):
+    if not any(v in cotangents for v in step.outputs):
+      continue
+    received = [
+      cotangents.pop(v, jnp.zeros((rows, *v.shape))) for v in step.outputs
+    ]
+    sent = visit(index, step, received)
+    for variable, cotangent in zip(step.variables, sent or (), strict=False):
+      if variable in cotangents:
+        cotangent += cotangents[variable]
+      cotangents[variable] = cotangent
+  return cotangents.get(network.input)
+
+
+def backward(
+  network: Network,
+  bounds: Bounds,
+  cotangents: dict[Variable, chex.Array],
+  *,
+  lines: bool = True,
+  alphas: dict[int, chex.Array] | None = None,
+) -> chex.Array:
+  """Lower bounds [K] of the sum of cotangents [K, ...] times variables.
+
+  Args:
+    lines: False stops at the last nonlinearities and takes their bounds.
+    alphas: step -> slopes of the lines below its maxima, see `rules.lines`.
+  """
+  (counts, pending), parts = owed(network), []
+  for variable, rows in cotangents.items():
+    if pending.get(variable):
+      slack = gamma(pending[variable]) * rules.magnitude(bounds[variable])
+      parts.append(_least(rows, -slack, slack))
+
+  def visit(index, step, received):
+    given = [bounds[v] for v in step.variables]
+    count = counts[step.outputs[0]]
+    if rules.is_affine(step):
+      for cotangent, bound in zip(
+        received, rules.offset(step, given, count) or (), strict=False
+      ):
+        parts.append(_least(cotangent, *bound))
+      return rules.transpose(step, received)
+    (received,) = received
+    if not lines:
+      parts.append(_least(received, *bounds[step.outputs[0]]))
+      return None
+    line = rules.lines(step, given, count, (alphas or {}).get(index))
+    parts.append(_least(received, line.lower, line.upper))
+    return [
+      received * jnp.where(received > 0, low, high)
+      for low, high in zip(line.lower_slopes, line.upper_slopes, strict=True)
+    ]
+
+  rest = pull(network, cotangents, visit)
+  if rest is not None:
+    parts.append(_least(rest, *bounds[network.input]))
+  parts = jnp.stack(parts)
+  return parts.sum(0) - gamma(len(parts)) * jnp.abs(parts).sum(0)
+
+
+def _least(rows, lower, upper) -> chex.Array:
+  """Least products of rows [K, ...] with anything between two arrays."""
+  count = gamma(total_terms(rows.shape[1:]))
+  lower = lower - count * jnp.abs(lower)
+  upper = upper + count * jnp.abs(upper)
+  return total(rows * jnp.where(rows > 0, lower, upper)) - TINY
+
+
+def total(rows: chex.Array) -> chex.Array:
+  """Sums of rows, [K, ...] -> [K], in two stages that add few roundings."""
+  inner = lax.optimization_barrier(rows.sum(-1))
+  return inner.reshape(len(rows), -1).sum(-1)
+
+
+def total_terms(shape: tuple[int, ...]) -> int:
+  """How many terms the sums of `total` have, one after the other."""
+  return shape[-1] + math.prod(shape[:-1]) if shape else 1
+
+
+def climb(
+  network: Network, bounds: Bounds, weights: chex.Array, *, num_steps: int
+) -> chex.Array:
+  """Lower bounds of weights [K, C] times the outputs, the best we have.
+
+  Lines, or the last layer's intervals where these are tighter.
+
+  Args:
+    num_steps: of Adam on the slopes below undecided maxima, one for each row.
+  """
+  output = network.output
+  start = {output: weights}
+  best = jnp.maximum(
+    backward(network, bounds, start),
+    backward(network, bounds, start, lines=False),
+  )
+  if not num_steps:
+    return best
+
+  @jax.vmap
+  def least(row, alphas):
+    return backward(network, bounds, {output: row[None]}, alphas=alphas)[0]
+
+  alphas = {
+    index: jnp.full((len(weights), *step.outputs[0].shape), 0.5)
+    for index, step in enumerate(network.steps)
+    if step.name == 'max'
+  }
+  optimizer = optax.adam(0.1)
+
+  def climb(_, carry):
+    alphas, state, best = carry
+    values, pullback = jax.vjp(lambda alphas: least(weights, alphas), alphas)
+    (gradients,) = pullback(-jnp.ones_like(values))
+    updates, state = optimizer.update(gradients, state)
+    alphas = optax.apply_updates(alphas, updates)
+    alphas = jax.tree.map(lambda a: jnp.clip(a, 0.0, 1.0), alphas)
+    return alphas, state, jnp.maximum(best, values)
+
+  carry = alphas, optimizer.init(alphas), best
+  *_, best = lax.fori_loop(0, num_steps, climb, carry)
+  return best

@@ -1,0 +1,196 @@
+"""Records as pages: no number is typed, no record is lost."""
+
+import re
+
+import numpy as np
+import pytest
+import scripts
+from PIL import Image
+
+from experiments import common, report, table_figures
+
+
+def row(name, ours, paper=(), **changes):
+  """One row of a table's record."""
+  return {
+    'dataset': 'mnist5k',
+    'arch': 'cnn1',
+    'row': name,
+    'label': name,
+    'settings': {
+      'epsilon': 0.1,
+      'epochs': 5,
+      'measured_train': 500,
+      'measured_test': 400,
+    },
+    'paper_settings': {'epochs': 160, 'dataset': 'mnist'} if paper else {},
+    'ours': ours,
+    'paper': dict(paper),
+  } | changes
+
+
+@pytest.fixture
+def record():
+  rows = [
+    row(
+      'at',
+      {'test_acc': [96.0, 98.0], 'strong_adv_test_acc': [90.0, 90.5]},
+      {'test_acc': 98.5},
+    ),
+    row('gr', {'test_acc': [95.0], 'gap': [-0.5], 'adv_gap': [1.0]}),
+  ]
+  decided = {
+    'holds': False,
+    'pairs': 3,
+    'failing': ['at'],
+    'closest': 'at',
+    'numbers': [1.0, 2.5],
+  }
+  findings = {'cnn1 on mnist5k': {'gap_widens': decided}}
+  return {'title': 'Table 2', 'rows': rows, 'findings': findings}
+
+
+def test_a_table_has_means_spread_and_the_papers_numbers(record):
+  text = report.markdown(record)
+  header, _, at, gr = re.findall(r'^\|.*\|$', text, re.MULTILINE)[:4]
+  assert header == (
+    '| method | test acc. | adv. test acc., strong | gap | adv. gap |'
+  )
+  assert at == '| at | 97.00 ± 1.41 / 98.50 / -1.50 | 90.25 ± 0.35 |  |  |'
+  assert gr == '| gr | 95.00 / – / – |  | -0.50 | 1.00 |'
+  assert '500 training and 400 test examples measured' in text
+  assert 'epochs 5 instead of 160; dataset mnist5k instead of mnist.' in text
+  assert '| the gap is wider under attack | false | 1 of 3 | at: 1.00' in text
+
+
+def test_a_setting_of_some_rows_names_them(record):
+  record['rows'][1]['paper'] = {'test_acc': 99.0}
+  assert 'epochs 5 instead of 160 (at)' in report.markdown(record)
+
+
+def test_the_picture_shows_every_kind_of_number(record, tmp_path):
+  table_figures.draw(record, tmp_path / 'table')
+  with Image.open(tmp_path / 'table.png') as picture:
+    pixels = np.asarray(picture.convert('RGB'))
+  for colour in ((31, 119, 180), (214, 39, 40)):  # a column, a false finding
+    assert (pixels == colour).all(axis=2).any()
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+  folder = tmp_path / 'results'
+  folder.mkdir()
+  monkeypatch.setattr(common, 'RESULTS', folder)
+  return folder
+
+
+ORIGIN = {'command': 'c', 'commit': 'abc', 'machine': 'm', 'date': 'today'}
+
+
+def test_a_finished_run_is_published_under_the_name_of_its_folder(
+  tmp_path, results
+):
+  run = tmp_path / 'runs' / 'mnist-rst'
+  common.write_json(ORIGIN | {'test_acc': 1.0}, run / 'result.json')
+  target = report.publish(run, overwrite=False)
+  assert target == results / 'train_mnist-rst.json'
+  assert target.read_bytes() == (run / 'result.json').read_bytes()
+  assert report.publish(run, overwrite=False) == target  # the same again
+  evaluation = run / 'evaluations' / 'pgd-newest.json'
+  common.write_json(ORIGIN, evaluation)
+  target = report.publish(evaluation, overwrite=False)
+  assert target.name == 'evaluation_mnist-rst_pgd-newest.json'
+  row = tmp_path / 'runs' / 'mnist-cnn2' / 'at' / 'seed0'
+  common.write_json(ORIGIN, row / 'result.json')
+  target = report.publish(row, overwrite=False)
+  assert target.name == 'train_mnist-cnn2-at-seed0.json'
+
+
+def test_a_table_is_published_with_its_markdown_and_picture(tmp_path, results):
+  common.write_json(ORIGIN, tmp_path / 'table_2.json')
+  for name in ('table_2.md', 'table_2.png', 'table_2.pdf', 'other.md'):
+    (tmp_path / name).write_text(name)
+  report.publish(tmp_path / 'table_2.json', overwrite=False)
+  found = sorted(path.name for path in results.iterdir())
+  assert found == ['table_2.json', 'table_2.md', 'table_2.png']
+
+
+def test_another_record_is_replaced_only_when_asked_to(tmp_path, results):
+  target = results / 'theory.json'
+  common.write_json(ORIGIN | {'command': 'older'}, target)
+  source = tmp_path / 'theory.json'
+  common.write_json(ORIGIN, source)
+  with pytest.raises(ValueError, match='of today: older; --overwrite'):
+    report.publish(source, overwrite=False)
+  assert common.read_json(target)['command'] == 'older'
+  report.publish(source, overwrite=True)
+  assert common.read_json(target) == ORIGIN
+
+
+def test_a_record_without_an_origin_is_not_published(tmp_path, results):
+  common.write_json({'command': 'c', 'date': 'today'}, tmp_path / 'a.json')
+  with pytest.raises(ValueError, match='no commit, machine'):
+    report.publish(tmp_path / 'a.json', overwrite=True)
+  with pytest.raises(FileNotFoundError):
+    report.publish(tmp_path, overwrite=True)  # a run that is not finished
+  assert list(results.iterdir()) == []
+
+
+def test_a_block_has_a_line_for_each_record_and_split(results):
+  run = {'dataset': 'mnist', 'arch': 'cnn2', 'epochs': 3, 'method': 'rst'}
+  run |= {'measured_train': 60000, 'measured_test': 10000, 'test_acc': 98.25}
+  run |= {'eq3_lipschitz': 81.6, 'released_lipschitz': None}
+  common.write_json(run, results / 'train_b.json')
+  common.write_json(run | {'dataset': 'mnist5k'}, results / 'train_c.json')
+  text = report.block('training', '')
+  first, second = text.splitlines()[2:]
+  assert first.startswith('| mnist5k |')
+  assert second == '| MNIST | cnn2 | rst | 3 | 60,000 + 10,000 | 98.2 | 82 |'
+  assert 'Lipschitz, Eq. (3)' in text and 'released' not in text
+  common.write_json(run | ORIGIN | {'seconds': 7.4}, results / 'train_b.json')
+  text = report.block('run', 'train_b')
+  assert '| test | 98.2 | 82 |' in text
+  assert '7 seconds of training and measuring on m, today.' in text
+
+
+def test_the_pages_are_what_their_records_say():
+  pages = [page.read_text() for page in report.PAGES]
+  assert [report.rendered(text) for text in pages] == pages
+  shown = {
+    name for text in pages for _, name, _ in re.findall(report.BEGIN, text)
+  }
+  assert shown == set(report.BLOCKS)
+
+
+def test_published_tables_are_what_their_records_say():
+  paths = sorted(common.RESULTS.glob('table_*.json'))
+  assert paths
+  for path in paths:
+    text = report.markdown(common.read_json(path))
+    assert path.with_suffix('.md').read_text() == text, path.name
+
+
+def test_an_unknown_block_is_named():
+  with pytest.raises(ValueError, match='no block other'):
+    report.rendered('<!-- results: other -->\nx<!-- end -->')
+
+
+@pytest.mark.parametrize(
+  'page', report.PAGES, ids=lambda page: page.parent.name
+)
+def test_every_link_of_a_page_leads_somewhere(page):
+  links = re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text())
+  assert links
+  assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_script_refuses_in_one_line(tmp_path):
+  finished = scripts.run(
+    'experiments.report', '--publish=/nowhere/at/all.json', folder=tmp_path
+  )
+  assert '/nowhere/at/all.json' in scripts.error(finished)
+
+
+def test_the_script_checks_the_pages(tmp_path):
+  finished = scripts.run('experiments.report', '--check', folder=tmp_path)
+  assert scripts.last_json(finished) == {'published': None, 'changed': []}
