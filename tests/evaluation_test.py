@@ -187,10 +187,10 @@ class EvaluationTest(chex.TestCase):
       never = jnp.full((len(inputs), 1), -jnp.inf)
       return jnp.concatenate([linear(inputs), never], axis=1)
 
-    for names in ('pgd', 'apgd_ce,apgd_dlr,square', 'strong', 'fab_targeted'):
-      settings = dict(names=names, num_steps=10, num_classes=3)
-      attacked = evaluator(masked, **settings).accuracies({}, SPLIT, KEY)
-      np.testing.assert_array_equal(attacked.robust, exact()[1])
+    names = 'apgd_dlr,targeted_falling,fab_targeted,square'
+    measure = evaluator(masked, names, num_classes=3, num_steps=10)
+    attacked = measure.accuracies({}, SPLIT, KEY)
+    np.testing.assert_array_equal(attacked.robust, exact()[1])
     with_it, without = (
       evaluator(function).lipschitz({}, SPLIT, KEY)
       for function in (masked, linear)
