@@ -8,201 +8,228 @@ training example of another class. Expected on MNIST: 188/255 = 0.737 and
 folder, with the data set and any --norm, --random_labels and --drop for NAME:
 `separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
 distances and indices), `histogram_NAME`, `closest_pairs_NAME`,
-`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF. An interrupted
-run goes on where it was.
-
-On two cores of an AMD EPYC (Zen 3): MNIST 25 s, CIFAR-10 27 s, with figures and
-class matrix (the two searches: 16 s and 14 s).
+`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF. Several
+processes (`--coordinator`) divide the searches, process 0 does the rest.
 """
 
+import hashlib
+import os
 import pathlib
 import re
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
-from experiments import common, paper, plots, provenance
-from experiments.distances import separation_figures, separation_state
-from robustlip import datasets, projections, separation
+from experiments import common, paper, separation_figures
+from robustlip import progress, projections, separation
 
-flags.declare_key_flag(common.DATASET)
-flags.declare_key_flag(common.DATA_DIR)
-flags.declare_key_flag(common.EPSILON)
-flags.declare_key_flag(common.SEED)
-NORM = flags.DEFINE_enum('norm', 'linf', projections.NORMS, 'Distance.')
-DROP = flags.DEFINE_string(
-  'drop',
-  None,
-  'Training examples to leave out: "conflicts" (identical images with '
-  'different labels), indices "7,11", or "closest:N" (both examples of each of '
-  'the N closest pairs).',
-)
-RANDOM_LABELS = flags.DEFINE_bool(
-  'random_labels', False, 'Draw all labels uniformly, by --seed: a control.'
-)
-TOP_K = flags.DEFINE_integer(
-  'top_k', 10, 'Closest pairs to report.', lower_bound=1
-)
-WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Output folder, the same for any number of data sets. Default: '
-  'runs/separation.',
-)
-PARTS = ('train_train', 'test_train')
+FLAGS = flags.FLAGS
+LISTED = 100  # groups of equal images in a record; their number is there too
+LONGEST_NAME = 40  # of a list of indices in the name of a file
+
+
+def define() -> None:
+  """The flags of this script."""
+  common.define_dataset()
+  common.define_epsilon()
+  common.define_seed()
+  common.define_processes()
+  flags.DEFINE_enum('norm', 'linf', projections.NORMS, 'Distance.')
+  flags.DEFINE_string(
+    'drop',
+    None,
+    'Training examples to leave out: "conflicts" (identical images with '
+    'different labels), indices "7,11", "@FILE" with indices in it, or '
+    '"closest:N" (both examples of each of the N closest pairs).',
+  )
+  flags.DEFINE_bool(
+    'random_labels', False, 'Draw all labels uniformly, by --seed: a control.'
+  )
+  flags.DEFINE_integer('top_k', 10, 'Closest pairs to report.', 1)
+  flags.DEFINE_string(
+    'workdir', 'runs/separation', 'Output folder, for any number of data sets.'
+  )
 
 
 def main() -> None:
-  """Searches, draws, prints."""
-  data = datasets.load(common.DATASET.value, data_dir=common.DATA_DIR.value)
-  name = variant(pathlib.Path(data.name).stem)
-  workdir = pathlib.Path(WORKDIR.value or 'runs/separation')
-  epsilon = common.EPSILON.value
-  if epsilon is None and NORM.value == 'linf':  # the paper's radii are
-    epsilon = data.epsilon
+  """Searches, writes, draws, prints."""
+  data = common.load_dataset()
+  drop = parse_drop(FLAGS.drop)
+  name, folder = variant(data.name, drop), pathlib.Path(FLAGS.workdir)
+  output = folder / f'separation_{name}.json'
   owner = {'dataset': data.name, 'fingerprint': data.fingerprint}
-  output = workdir / f'separation_{name}.json'
   common.check_owner(output, owner)
+  common.output_folder(folder)
   start = time.perf_counter()
-  train, test, kept, repeated = _examples(data)
-  common.output_folder(workdir)
-  partial = [workdir / f'{part}_{name}.partial.npz' for part in PARTS]
+  train, test = labelled(data)
+  repeated = separation.duplicates(*train)
+  kept = without(drop, *train, repeated)
+  leaks = separation.shared(test[0], train[0])
+  if len(kept) < len(train[1]):
+    train = tuple(array[kept] for array in train)
+  sets = {'train_train': train, 'test_train': (*test, *train)}
   began = time.perf_counter()
-  found, spent = search(train, test, partial)
-  start += time.perf_counter() - began - spent  # what an earlier process took
-  pairs, matrix = between_classes(train, test, found, len(data.class_names))
+  found = {part: search(part, *arrays) for part, arrays in sets.items()}
+  if jax.process_index():  # process 0 has it all
+    return
+  search_seconds = time.perf_counter() - began
+  pairs = {
+    part: separation.closest_pairs(
+      *arrays, k=FLAGS.top_k, norm=FLAGS.norm, neighbors=found[part]
+    )
+    for part, arrays in sets.items()
+  }
+  matrix = separation.class_matrix(
+    *train,
+    num_classes=len(data.class_names),
+    norm=FLAGS.norm,
+    neighbors=found['train_train'],
+  )
   record = {
     **owner,
-    'norm': NORM.value,
-    'random_labels': RANDOM_LABELS.value,
-    'dropped': sorted(set(range(len(data.train.labels))) - set(kept.tolist())),
+    'norm': FLAGS.norm,
+    'random_labels': FLAGS.random_labels,
+    'dropped': np.setdiff1d(np.arange(len(data.train.labels)), kept),
     'num_train': len(train[1]),
     'num_test': len(test[1]),
-    **summary(found, epsilon),
-    'duplicates': len(repeated.groups),
-    'conflicts': len(repeated.conflicts),
+    **summary(found, radius(data)),
+    **listed('duplicates', repeated.groups),
+    **listed('conflicts', repeated.conflicts),
+    **listed('leaks', leaks),
     'closest_pairs': {
-      part: _pair_rows(value, kept, part) for part, value in pairs.items()
+      'train_train': pair_rows(pairs['train_train'], kept, kept),
+      'test_train': pair_rows(
+        pairs['test_train'], np.arange(len(test[1])), kept
+      ),
     },
-    'search_seconds': spent,
+    'search_seconds': search_seconds,
     'seconds': time.perf_counter() - start,
-    **provenance.record(),
+    **common.provenance(),
   }
-  arrays = {
-    f'{part}_{field}': getattr(value, field)
-    for part, value in found.items()
-    for field in value._fields
+  common.write_json(record, output)
+  save_arrays(folder / f'separation_{name}.npz', found, matrix, kept)
+  names = data.class_names
+  pictures = {
+    'histogram': (separation_figures.histograms, found, record),
+    'closest_pairs': (separation_figures.closest, train, test, pairs, names),
+    'class_matrix': (separation_figures.matrix, matrix, names),
+    'moved': (separation_figures.moved, train, record, names),
   }
-  separation_state.save(
-    workdir / f'separation_{name}.npz', class_matrix=matrix, kept=kept, **arrays
-  )
-  for kind, figure in separation_figures.figures(
-    data, train, test, found, pairs, matrix, record
-  ).items():
-    plots.save(figure, workdir / f'{kind}_{name}')
-  print(row(record))
-  common.finish(record, output)
-  for path in partial:
-    path.unlink(missing_ok=True)
+  for kind, (function, *arguments) in pictures.items():
+    common.draw(function, folder / f'{kind}_{name}', *arguments)
+  print(sentence(record))
+  common.print_json(record)
 
 
-def search(train, test, paths):
-  """Nearest opponents of both sets among the training examples, seconds."""
-  spent, found = 0.0, {}
-  for part, sets, path in zip(
-    PARTS, (train, (*test, *train)), paths, strict=True
-  ):
-    found[part], seconds = separation_state.search(
-      *sets, norm=NORM.value, path=path
-    )
-    spent += seconds
-  return found, spent
+def parse_drop(text: str | None) -> str | list[int] | None:
+  """What `--drop` says: None, a word, or ascending indices.
+
+  Raises:
+    ValueError: for anything but the four forms, or a file that has none.
+  """
+  if text is None or re.fullmatch(r'conflicts|closest:[1-9]\d*', text):
+    return text
+  words = text
+  if text.startswith('@'):
+    words = pathlib.Path(text[1:]).expanduser().read_text(errors='replace')
+  try:
+    indices = sorted({int(x) for x in re.split(r'[\s,]+', words.strip())})
+  except ValueError:
+    raise ValueError(
+      f'--drop={text}: expected conflicts, closest:N with N from 1, indices '
+      'such as 7,11 or @FILE with indices in it.'
+    ) from None
+  return indices
 
 
-def between_classes(train, test, found, num_classes):
-  """Closest pairs of both searches, and the closest of each two classes."""
-  settings = {'norm': NORM.value, 'neighbors': found['train_train']}
-  pairs = {
-    'train_train': separation.closest_pairs(*train, k=TOP_K.value, **settings),
-    'test_train': separation.closest_pairs(
-      *test,
-      *train,
-      k=TOP_K.value,
-      norm=NORM.value,
-      neighbors=found['test_train'],
-    ),
-  }
-  matrix = separation.class_matrix(*train, num_classes=num_classes, **settings)
-  return pairs, matrix
-
-
-def variant(name: str) -> str:
-  """The name of what is measured of a data set."""
+def variant(name: str, drop: str | list[int] | None) -> str:
+  """The name of what is measured of a data set, as in the names of files."""
   parts = [name]
-  if NORM.value != 'linf':
-    parts.append(NORM.value)
-  if RANDOM_LABELS.value:
-    parts.append(f'random{common.SEED.value}')
-  if DROP.value:
-    parts.append('without_' + re.sub(r'\W', '_', DROP.value))
+  if FLAGS.norm != 'linf':
+    parts.append(FLAGS.norm)
+  if FLAGS.random_labels:
+    parts.append(f'random{FLAGS.seed}')
+  if isinstance(drop, str):
+    parts.append('without_' + drop.replace(':', '_'))
+  elif drop:
+    indices = '_'.join(map(str, drop))
+    if len(indices) > LONGEST_NAME:
+      digest = hashlib.blake2b(indices.encode(), digest_size=4).hexdigest()
+      indices = f'{len(drop)}_{digest}'
+    parts.append(f'without_{indices}')
   return '-'.join(parts)
 
 
-def _examples(data):
-  """Train and test (images, labels), what is kept, what occurs repeatedly."""
-  images, labels = data.train
-  test = data.test
-  if RANDOM_LABELS.value:
-    draw = np.random.default_rng(common.SEED.value).integers
-    labels = draw(len(data.class_names), size=len(labels), dtype=np.int32)
-    test = test._replace(
-      labels=draw(len(data.class_names), size=len(test.labels), dtype=np.int32)
-    )
-  repeated = separation.duplicates(images, labels)
-  dropped = to_drop(DROP.value, images, labels, repeated, NORM.value)
-  if dropped.size:
-    kept = np.setdiff1d(np.arange(len(labels)), dropped)
-    logging.info('Left out: %d training examples.', len(dropped))
-    if not kept.size:
-      raise ValueError(f'--drop={DROP.value} leaves no training example.')
-    images, labels = images[kept], labels[kept]
-  else:
-    kept = np.arange(len(labels))
-  return (images, labels), tuple(test), kept, repeated
+def labelled(data):
+  """Training and test (images, labels), with labels drawn if so asked."""
+  train, test = tuple(data.train), tuple(data.test)
+  if not FLAGS.random_labels:
+    return train, test
+  draw = np.random.default_rng(FLAGS.seed).integers
+  return tuple(
+    (images, draw(len(data.class_names), size=len(labels), dtype=np.int32))
+    for images, labels in (train, test)
+  )
 
 
-def to_drop(
-  spec: str | None,
+def without(
+  drop: str | list[int] | None,
   images: np.ndarray,
   labels: np.ndarray,
   repeated: separation.Duplicates,
-  norm: str,
 ) -> np.ndarray:
-  """Indices of the training examples that `--drop` names.
+  """Indices of the training examples that are left.
 
   Raises:
-    ValueError: for anything but the three forms, or indices out of range.
+    ValueError: for indices out of range, or if none is left.
   """
-  if spec is None:
-    return np.zeros(0, int)
-  if spec == 'conflicts':
-    return np.concatenate([np.zeros(0, int), *repeated.conflicts])
-  try:
-    if spec.startswith('closest:'):
-      count = int(spec.removeprefix('closest:'))
-      pairs = separation.closest_pairs(images, labels, k=count, norm=norm)
-      return np.union1d(pairs.rows, pairs.cols)
-    dropped = np.array([int(index) for index in spec.split(',')])
-  except ValueError:
-    raise ValueError(
-      f'--drop={spec}: expected conflicts, closest:N with N from 1, or indices '
-      'such as 7,11.'
-    ) from None
-  if dropped.min() < 0 or dropped.max() >= len(labels):
-    raise ValueError(f'--drop={spec}: indices go from 0 to {len(labels) - 1}.')
-  return dropped
+  dropped = drop or []
+  if drop == 'conflicts':
+    dropped = [index for group in repeated.conflicts for index in group]
+  elif isinstance(drop, str):
+    count = int(drop.removeprefix('closest:'))
+    dropped = separation.closest_pairs(
+      images, labels, k=count, norm=FLAGS.norm
+    )[1:]
+  elif dropped and not 0 <= dropped[0] <= dropped[-1] < len(labels):
+    raise ValueError(f'--drop: indices go from 0 to {len(labels) - 1}.')
+  kept = np.setdiff1d(np.arange(len(labels)), dropped)
+  if not kept.size:
+    raise ValueError('--drop leaves no training example.')
+  if len(kept) < len(labels):
+    logging.info('Left out: %d training examples.', len(labels) - len(kept))
+  return kept
+
+
+def search(
+  part: str, images: np.ndarray, labels: np.ndarray, *refs: np.ndarray
+) -> separation.Neighbors:
+  """The nearest opponents of one part, of which each process has a share."""
+  arrays, share = (images, labels, *refs), len(labels)
+  if jax.process_count() > 1:
+    share = -(-len(labels) // jax.process_count())
+    rows = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    arrays = (images[rows], labels[rows], *(refs or (images, labels)))
+  with progress.bar(len(arrays[1]), part) as bar:
+    found = separation.nearest_opposite(
+      *arrays, norm=FLAGS.norm, progress=bar.update
+    )
+  if jax.process_count() > 1:
+    parts = [np.pad(values, (0, share - len(values))) for values in found]
+    parts = multihost_utils.process_allgather(parts)
+    found = (values.reshape(-1)[: len(labels)] for values in parts)
+  return separation.Neighbors(*found)
+
+
+def radius(data) -> float | None:
+  """The radius to compare with; the paper's are of l-inf."""
+  if FLAGS.epsilon is None and FLAGS.norm == 'linf':
+    return data.epsilon
+  return FLAGS.epsilon
 
 
 def summary(found, epsilon: float | None) -> dict[str, Any]:
@@ -228,31 +255,55 @@ def close_pairs(neighbors: separation.Neighbors, distance: float) -> int:
   return np.unique(pairs, axis=1).shape[1]
 
 
-def _pair_rows(pairs, kept, part):
-  """Closest pairs with the indices of the published files."""
-  rows = kept[pairs.rows] if part == 'train_train' else pairs.rows
+def listed(name: str, groups) -> dict[str, Any]:
+  """How many groups of equal images there are, and the first of them.
+
+  Leaks are pairs of a test and a training index, the rest training indices.
+  """
+  return {name: len(groups), f'{name}_indices': list(groups[:LISTED])}
+
+
+def pair_rows(pairs, rows, cols) -> list[dict[str, Any]]:
+  """Closest pairs with the indices `rows` and `cols` of the published files."""
+  indices = np.stack([rows[pairs.rows], cols[pairs.cols]], axis=1)
   return [
-    {'distance': float(distance), 'indices': [int(i), int(j)]}
-    for distance, i, j in zip(
-      pairs.distances, rows, kept[pairs.cols], strict=True
+    {'distance': float(distance), 'indices': both.tolist()}
+    for distance, both in zip(pairs.distances, indices, strict=True)
+  ]
+
+
+def save_arrays(path, found, matrix, kept) -> None:
+  """Writes all distances and indices, moved in place when complete."""
+  arrays = {
+    f'{part}_{field}': getattr(value, field)
+    for part, value in found.items()
+    for field in value._fields
+  }
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  with partial.open('wb') as file:
+    np.savez(file, class_matrix=matrix, kept=kept, **arrays)
+  partial.replace(path)
+
+
+def sentence(record: dict[str, Any]) -> str:
+  """What was found, and what the paper has, for people."""
+  name = record['dataset'].encode(errors='replace').decode()
+  smallest = record['train_train_min'], record['test_train_min']
+  if None in smallest:
+    return f'{name}: there are no two classes to compare.'
+  text = (
+    f'{name}: training examples of two classes are at least {smallest[0]:.4f} '
+    f'apart in {record["norm"]}, test examples at least {smallest[1]:.4f} from '
+    'training examples of another class'
+  )
+  if 'ratio_to_epsilon' in record:
+    text += f'; the first is {record["ratio_to_epsilon"]:.1f} times epsilon'
+  if published := paper.separation(record):
+    text += ' (paper: {train_train_min:.3f} and {test_train_min:.3f})'.format(
+      **published
     )
-  ]
-
-
-def row(record: dict[str, Any]) -> str:
-  """Table 1's row for this data set, the paper's beside it where it has one."""
-  published = paper.separation(record)
-  lines = [
-    f'{record["num_train"]:,} + {record["num_test"]:,} examples',
-    f'{record["dataset"]:<22}{"ours":>10}{"paper":>10}',
-  ]
-  for column in ('epsilon', 'train_train_min', 'test_train_min'):
-    value = published.get(column)
-    ours = '-' if record[column] is None else f'{record[column]:.4f}'
-    theirs = '-' if value is None else f'{value:.3f}'
-    lines.append(f'  {column:<20}{ours:>10}{theirs:>10}')
-  return '\n'.join(lines)
+  return text + '.'
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

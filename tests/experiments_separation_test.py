@@ -1,42 +1,48 @@
 """The script from its flags to its files."""
 
+import concurrent.futures
 import json
-import pathlib
+import socket
+import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+import scripts
 
+from experiments import common, separation_figures
 from experiments import separation as script
-from experiments.distances import separation_figures, separation_state
-from robustlip import separation
-from robustlip.datasets import splits
-from robustlip.separation import search
 
 FIGURES = ('histogram', 'closest_pairs', 'class_matrix', 'moved')
 
 
-def run(capsys, **values):
-  """The record that the script prints last."""
-  flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(**values):
-    script.main()
-  return json.loads(capsys.readouterr().out.splitlines()[-1])
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+  """A function from arguments to the record that the script prints last."""
+
+  def call(*arguments, dataset=tmp_path / 'mine.npz'):
+    words = f'--dataset={dataset}', f'--workdir={tmp_path}/out', *arguments
+    monkeypatch.setattr(sys, 'argv', ['separation', *words])
+    with pytest.raises(SystemExit) as ended:
+      common.run(script.main, script.define)
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    return json.loads(out.splitlines()[-1])
+
+  return call
 
 
-def write_set(path: pathlib.Path):
+def write_set(path, **changes):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
   images[7] = images[3]
   labels = np.arange(40, dtype=np.int32) % 3  # 3 and 7 disagree
-  np.savez(
-    path,
-    train_images=images,
-    train_labels=labels,
-    test_images=images[:6],
-    test_labels=labels[:6],
-  )
+  arrays = {
+    'train_images': images,
+    'train_labels': labels,
+    'test_images': images[5:11],
+    'test_labels': labels[5:11],
+  }
+  np.savez(path, **arrays | changes)
   return images, labels
 
 
@@ -46,20 +52,19 @@ def distances(images, labels, kept):
   return np.where(labels[kept][:, None] == labels[kept], np.inf, gaps)
 
 
-@pytest.mark.parametrize('drop', [None, 'conflicts', '3,9', 'closest:2'])
-def test_record_and_files(tmp_path, capsys, drop):
+@pytest.mark.parametrize(
+  ('drop', 'name', 'dropped'),
+  [
+    (None, 'mine', []),
+    ('conflicts', 'mine-without_conflicts', [3, 7]),
+    ('9,3', 'mine-without_3_9', [3, 9]),
+    ('closest:1', 'mine-without_closest_1', [3, 7]),
+  ],
+)
+def test_record_and_files(tmp_path, run, drop, name, dropped):
   images, labels = write_set(tmp_path / 'mine.npz')
-  record = run(
-    capsys,
-    dataset=f'{tmp_path}/mine.npz',
-    workdir=f'{tmp_path}/out',
-    drop=drop,
-  )
-  dropped = record['dropped']
-  assert dropped == {None: [], 'conflicts': [3, 7], '3,9': [3, 9]}.get(
-    drop, dropped
-  )
-  assert {3, 7} <= set(dropped) or drop in (None, '3,9')
+  record = run(*[f'--drop={drop}'] if drop else [])
+  assert record['dropped'] == dropped
   kept = np.setdiff1d(np.arange(40), dropped)
   expected = distances(images, labels, kept)
   assert record['train_train_min'] == pytest.approx(expected.min(), abs=1e-6)
@@ -69,15 +74,16 @@ def test_record_and_files(tmp_path, capsys, drop):
   first = record['closest_pairs']['train_train'][0]
   i, j = np.searchsorted(kept, first['indices'])
   assert expected[i, j] == expected.min()
-  assert (record['duplicates'], record['conflicts']) == (1, 1)
-  flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(drop=drop):
-    name = script.variant('mine')
+  assert (record['duplicates'], record['duplicates_indices']) == (1, [[3, 7]])
+  assert (record['conflicts'], record['conflicts_indices']) == (1, [[3, 7]])
+  assert record['leaks'] == 6
+  assert record['leaks_indices'][:3] == [[0, 5], [1, 6], [2, 3]]
   files = [f'separation_{name}.{suffix}' for suffix in ('json', 'npz')]
   files += [
     f'{stem}_{name}.{end}' for stem in FIGURES for end in ('png', 'pdf')
   ]
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(files)
+  assert json.loads((tmp_path / 'out' / files[0]).read_text()) == record
   with np.load(tmp_path / 'out' / files[1]) as arrays:
     np.testing.assert_allclose(
       arrays['train_train_distances'], expected.min(axis=1), atol=1e-6
@@ -85,9 +91,62 @@ def test_record_and_files(tmp_path, capsys, drop):
     np.testing.assert_array_equal(arrays['kept'], kept)
 
 
+def test_many_indices_have_a_short_name_without_order(tmp_path, run):
+  write_set(tmp_path / 'mine.npz')
+  indices = list(range(2, 38))
+  (tmp_path / 'drop.txt').write_text('\n'.join(map(str, indices[::-1])) + '\n')
+  records = [
+    run(f'--drop={",".join(map(str, indices))}'),
+    run(f'--drop=@{tmp_path}/drop.txt'),
+  ]
+  assert records[0]['dropped'] == records[1]['dropped'] == indices
+  (found,) = (tmp_path / 'out').glob('separation_*.json')
+  assert found.name.startswith('separation_mine-without_36_')
+  assert len(found.name) < 60
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_channels_names_and_titles_that_are_odd(
+  tmp_path, run, monkeypatch, channels
+):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (12, 4, 4, channels)).astype(np.uint8)
+  path = tmp_path / f'a_$_in_{"a_long_name_" * 5}.npz'
+  write_set(
+    path,
+    train_images=images,
+    train_labels=np.arange(12) % 3,
+    test_images=images,
+    test_labels=np.arange(12) % 3,
+    class_names=np.array(['$', 'x^$_', 'a long name ' * 9]),
+  )
+  warned = []
+  monkeypatch.setattr(common.logging, 'warning', lambda *a: warned.append(a))
+  run(dataset=path)
+  assert not warned
+  assert len(list((tmp_path / 'out').glob('*.pdf'))) == len(FIGURES)
+
+
+def test_pictures_that_fail_cost_a_warning_and_no_record(
+  tmp_path, run, monkeypatch
+):
+  write_set(tmp_path / 'mine.npz')
+  warned = []
+  monkeypatch.setattr(common.logging, 'warning', lambda *a: warned.append(a))
+
+  def fails(path, *arguments):
+    assert path.with_name('separation_mine.json').exists()
+    raise TypeError('no fonts')
+
+  monkeypatch.setattr(separation_figures, 'histograms', fails)
+  record = run()
+  assert record['num_train'] == 40 and len(warned) == 1
+  assert (tmp_path / 'out' / 'moved_mine.png').exists()
+
+
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_images_are_moved_by_the_distance_and_towards_the_other(
-  monkeypatch, norm
+  tmp_path, monkeypatch, norm
 ):
   rng = np.random.default_rng(1)
   images = rng.integers(0, 256, (6, 3, 3, 1)).astype(np.uint8)
@@ -97,7 +156,9 @@ def test_images_are_moved_by_the_distance_and_towards_the_other(
     separation_figures, '_show', lambda axes, image, title: shown.append(image)
   )
   record = {'train_train_min': distance, 'norm': norm}
-  separation_figures._moved((images, labels), record, ['a', 'b', 'c'])
+  separation_figures.moved(
+    tmp_path / 'moved', (images, labels), record, ['a', 'b', 'c']
+  )
   starts, on_line, nearest, ends = np.array(shown, float).reshape(4, 3, 9)
   np.testing.assert_allclose(starts, images[::2].reshape(3, 9) / 255, atol=1e-6)
   np.testing.assert_array_equal(ends, starts[[1, 2, 0]])
@@ -113,153 +174,110 @@ def test_images_are_moved_by_the_distance_and_towards_the_other(
   np.testing.assert_allclose(size(ends - nearest), left, atol=1e-5)
 
 
-def test_random_labels_change_the_distances(tmp_path, capsys):
+def test_random_labels_change_the_distances(tmp_path, run):
   write_set(tmp_path / 'mine.npz')
-  records = [
-    run(
-      capsys,
-      dataset=f'{tmp_path}/mine.npz',
-      workdir=f'{tmp_path}/out',
-      random_labels=random,
-    )
-    for random in (False, True)
-  ]
+  records = run(), run('--random_labels')
   assert records[0]['train_train_mean'] != records[1]['train_train_mean']
-  names = ('separation_mine.json', 'separation_mine-random0.json')
-  found = [json.loads((tmp_path / 'out' / n).read_text()) for n in names]
-  assert found == records
+  assert (tmp_path / 'out' / 'separation_mine-random0.json').exists()
 
 
-def test_another_set_of_the_same_name_is_refused(tmp_path, capsys):
-  (tmp_path / 'a').mkdir()
-  write_set(tmp_path / 'mine.npz')
+def test_own_data_are_known_by_their_content(
+  tmp_path, run, capsys, monkeypatch
+):
+  for folder in 'ab':
+    (tmp_path / folder).mkdir()
   write_set(tmp_path / 'a' / 'mine.npz')
-  values = {'dataset': f'{tmp_path}/mine.npz', 'workdir': f'{tmp_path}/out'}
-  run(capsys, **values)
-  with pytest.raises(ValueError, match='name another folder'):
-    run(capsys, **values | {'dataset': f'{tmp_path}/a/mine.npz'})
-
-
-def test_only_what_was_published_is_beside_the_paper():
-  record = {
-    'dataset': 'mnist',
-    **{'norm': 'linf', 'random_labels': False, 'dropped': []},
-    **{'epsilon': 0.1, 'train_train_min': 0.7, 'test_train_min': 0.8},
-    **{'num_train': 60000, 'num_test': 10000},
-  }
-  assert '0.737' in script.row(record)
-  for other in ({'norm': 'l2'}, {'random_labels': True}, {'dropped': [3]}):
-    assert '0.737' not in script.row(record | other)
-  assert '0.094' in script.row(record | {'dataset': 'svhn', 'dropped': [3]})
+  write_set(tmp_path / 'b' / 'mine.npz', test_labels=np.arange(6) % 2)
+  run(dataset=tmp_path / 'a' / 'mine.npz')
+  (tmp_path / 'a' / 'mine.npz').rename(tmp_path / 'mine.npz')
+  run(dataset=tmp_path / 'mine.npz')
+  line = scripts.refused(
+    'experiments.separation',
+    f'--dataset={tmp_path}/b/mine.npz',
+    f'--workdir={tmp_path}/out',
+    capsys=capsys,
+    monkeypatch=monkeypatch,
+  )
+  assert 'name another folder' in line
 
 
 @pytest.mark.parametrize(
-  ('values', 'message'),
+  ('arguments', 'message'),
   [
-    ({'drop': 'closest:0'}, 'expected conflicts, closest:N'),
-    ({'drop': 'many'}, 'expected conflicts, closest:N'),
-    ({'drop': '40'}, 'indices go from 0 to 39'),
-    ({'drop': ','.join(map(str, range(40)))}, 'leaves no training'),
-    ({'dataset': 'nowhere.npz'}, 'no such file'),
-    ({'dataset': 'no_keys.npz'}, 'train_images'),
-    ({'dataset': 'unequal.npz'}, 'labels'),
+    ('--drop=closest:0', 'expected conflicts, closest:N'),
+    ('--drop=many', 'expected conflicts, closest:N'),
+    ('--drop=@nowhere.txt', 'nowhere.txt'),
+    ('--drop=@mine.npz', 'indices in it'),
+    ('--drop=40', 'indices go from 0 to 39'),
+    ('--drop=-1', 'indices go from 0 to 39'),
+    ('--drop=' + ','.join(map(str, range(40))), 'leaves no training'),
+    ('--dataset=nowhere.npz', 'no such file'),
+    ('--dataset=no_keys.npz', 'train_images'),
+    ('--dataset=unequal.npz', 'labels'),
   ],
 )
 def test_damaged_or_odd_input_is_named(
-  tmp_path, capsys, monkeypatch, values, message
+  tmp_path, capsys, monkeypatch, arguments, message
 ):
   monkeypatch.chdir(tmp_path)
-  images, labels = write_set(tmp_path / 'mine.npz')
+  images, labels = write_set('mine.npz')
   np.savez('no_keys.npz', other=images)
-  np.savez(
-    'unequal.npz',
-    train_images=images,
-    train_labels=labels[:-1],
-    test_images=images,
-    test_labels=labels,
+  write_set('unequal.npz', train_labels=labels[:-1])
+  line = scripts.refused(
+    'experiments.separation',
+    '--dataset=mine.npz',
+    '--workdir=out',
+    arguments,
+    capsys=capsys,
+    monkeypatch=monkeypatch,
   )
-  with pytest.raises((ValueError, OSError), match=message) as error:
-    run(capsys, **{'dataset': 'mine.npz', 'workdir': 'out', **values})
-  assert '\n' not in str(error.value)
+  assert message in line
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_one_class_has_no_minimum(tmp_path, capsys, norm):
-  images = np.zeros((4, 2, 2, 1), np.uint8)
-  labels = np.zeros(4, np.int32)
-  np.savez(
+def test_one_class_has_no_minimum(tmp_path, run, norm):
+  images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32)
+  write_set(
     tmp_path / 'mine.npz',
     train_images=images,
     train_labels=labels,
     test_images=images,
     test_labels=labels,
   )
-  record = run(
-    capsys,
-    dataset=f'{tmp_path}/mine.npz',
-    workdir=f'{tmp_path}/out',
-    norm=norm,
-  )
+  record = run(f'--norm={norm}')
   assert record['train_train_min'] is None
   assert record['train_train_without_opponent'] == 4
 
 
-class Interrupted(Exception):
-  pass
+def test_two_processes_find_what_one_does(tmp_path, run):
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  dataset = tmp_path / 'mine.npz'
+  write_set(dataset)
+  run('--norm=l2')
 
+  def start(index):
+    folder = tmp_path / f'p{index}'
+    folder.mkdir()
+    return scripts.run(
+      'experiments.separation',
+      f'--dataset={dataset}',
+      f'--workdir={tmp_path}/two',
+      '--norm=l2',
+      f'--coordinator=127.0.0.1:{port}',
+      '--num_processes=2',
+      f'--process_id={index}',
+      folder=folder,
+    )
 
-def test_interrupted_search_goes_on(tmp_path, monkeypatch):
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (2100, 3, 3, 1)).astype(np.uint8)
-  labels = rng.integers(0, 3, 2100)
-  whole = separation.nearest_opposite(images, labels)
-  path = tmp_path / 'part.npz'
-  monkeypatch.setattr(separation_state, 'SECONDS_BETWEEN_SAVES', 0)
-  save = separation_state.save
-
-  def save_once(*args, **kwargs):
-    save(*args, **kwargs)
-    raise Interrupted
-
-  monkeypatch.setattr(separation_state, 'save', save_once)
-  with pytest.raises(Interrupted):
-    separation_state.search(images, labels, norm='linf', path=path)
-  owner = splits.fingerprint(images, labels, salt='linf')
-  assert separation_state.load(path, owner, 2100)[0].next_query == 1024
-  monkeypatch.setattr(separation_state, 'save', save)
-  found, _ = separation_state.search(images, labels, norm='linf', path=path)
-  np.testing.assert_array_equal(found.distances, whole.distances)
-  np.testing.assert_array_equal(found.indices, whole.indices)
-  # What is complete is not searched again.
-  compared = []
-  compare = search._Tiles.compare
-  monkeypatch.setattr(
-    search._Tiles, 'compare', lambda *a: compared.append(a) or compare(*a)
-  )
-  again, _ = separation_state.search(images, labels, norm='linf', path=path)
-  np.testing.assert_array_equal(again.indices, whole.indices)
-  assert not compared
-
-
-@pytest.mark.parametrize('damage', ['half', 'empty', 'keys', 'other', 'size'])
-def test_damaged_state_starts_anew(tmp_path, damage):
-  path, best = (
-    tmp_path / 'part.npz',
-    {
-      'gaps': np.ones(5),
-      'indices': np.ones(5, int),
-      'next_query': np.array(3),
-      'owner': np.array('mine'),
-      'seconds': np.array(1.0),
-    },
-  )
-  if damage == 'keys':
-    best.pop('gaps')
-  if damage == 'other':
-    best['owner'] = np.array('theirs')
-  separation_state.save(path, **best)
-  content = path.read_bytes()
-  if damage in ('half', 'empty'):
-    path.write_bytes(content[: len(content) // 2 if damage == 'half' else 0])
-  size = 6 if damage == 'size' else 5
-  assert separation_state.load(path, 'mine', size) == (None, 0.0)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    finished = list(pool.map(start, range(2)))
+  assert [each.code for each in finished] == [0, 0], finished
+  name = 'separation_mine-l2.npz'
+  with (
+    np.load(tmp_path / 'out' / name) as one,
+    np.load(tmp_path / 'two' / name) as two,
+  ):
+    for key in one:
+      np.testing.assert_array_equal(two[key], one[key])

@@ -17,6 +17,7 @@ values that are not finite or so large that the squares of a difference cannot
 be added up in float32. Differences below 1e-38 may count as 0.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def nearest_opposite(
   """Nearest reference example of another class; the set itself by default.
 
   Args:
-    progress: called with the number of queries done after each block of them.
+    progress: called after each block of queries with their number.
   """
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
   best = search.nearest(queries, refs, norm=norm, progress=progress)
@@ -110,7 +111,6 @@ def closest_pairs(
   limit = np.sort(gaps)[enough - 1] if enough <= len(gaps) else np.inf
   limit = min(limit, 1e38)  # leaves out infinite gaps only
   near = np.flatnonzero(gaps <= limit)
-  candidates = _part(queries, near)
   closest = np.zeros((0, 3))  # gap, row, column
 
   def keep(rows, cols, gaps):
@@ -120,8 +120,9 @@ def closest_pairs(
       found[:, 1:].sort(axis=1)
     closest = np.unique(np.concatenate([closest, found]), axis=0)[:k]
 
-  others = candidates if same else refs
-  search.pairs_within(candidates, others, limit, keep, norm=norm)
+  queries = search.Examples(queries.images[near], queries.labels[near])
+  refs = queries if same else refs
+  search.pairs_within(queries, refs, limit, keep, norm=norm)
   gaps, rows, cols = closest.T
   distances = _distances(gaps, queries, norm)
   return Pairs(distances, rows.astype(np.int32), cols.astype(np.int32))
@@ -149,13 +150,12 @@ def class_matrix(
   if neighbors is None:
     neighbors = nearest_opposite(inputs, labels, norm=norm)
   gaps = _neighbor_gaps(examples, examples, norm, neighbors)
-  known = np.isfinite(gaps)
   matrix = np.full((num_classes, num_classes), np.inf)
-  pairs = labels[known], labels[neighbors.indices[known]]
-  np.minimum.at(matrix, pairs, gaps[known])
-  matrix = np.minimum(matrix, matrix.T)
-  examples = examples._replace(labels=labels)
-  search.tighten(matrix, examples, gaps, norm=norm)
+  known = np.isfinite(gaps)
+  others = labels[neighbors.indices[known]]
+  np.minimum.at(matrix, (labels[known], others), gaps[known])
+  np.minimum(matrix, matrix.T, out=matrix)
+  search.tighten(matrix, examples._replace(labels=labels), gaps, norm=norm)
   return _distances(matrix, examples, norm)
 
 
@@ -163,12 +163,30 @@ def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
   """Identical images of one set, and those of them whose labels disagree."""
   examples, _ = _sets(inputs, labels, None, None, 'linf')
   same = {}
-  for index, image in enumerate(examples.images):
-    # Adding 0 makes -0.0 and 0.0 the same bytes.
-    same.setdefault((image + image.dtype.type(0)).tobytes(), []).append(index)
+  for index, digest in enumerate(_digests(examples.images)):
+    same.setdefault(digest, []).append(index)
   groups = [np.array(group) for group in same.values() if len(group) > 1]
   mixed = [g for g in groups if len(set(examples.labels[g].tolist())) > 1]
   return Duplicates(groups, mixed)
+
+
+def shared(inputs: chex.Array, ref_inputs: chex.Array) -> np.ndarray:
+  """Inputs that are references too: [K, 2], their and the first's index."""
+  first = {}
+  for index, digest in enumerate(_digests(ref_inputs)):
+    first.setdefault(digest, index)
+  pairs = [(i, first.get(d, -1)) for i, d in enumerate(_digests(inputs))]
+  pairs = np.array(pairs, int).reshape(-1, 2)
+  return pairs[pairs[:, 1] >= 0]
+
+
+def _digests(images):
+  """A hash of each image; adding 0 makes -0.0 and 0.0 the same bytes."""
+  images = np.asarray(images)
+  return [
+    hashlib.blake2b(image + images.dtype.type(0), digest_size=16).digest()
+    for image in images
+  ]
 
 
 def _sets(inputs, labels, ref_inputs, ref_labels, norm):
@@ -193,14 +211,10 @@ def _sets(inputs, labels, ref_inputs, ref_labels, norm):
       f'{ref_inputs.shape[1:]}; the shapes must agree.'
     )
   # As objects, since NumPy makes int64 and uint64 together float64.
-  values = set(queries.labels.tolist()) | set(refs.labels.tolist())
-  codes = {label: code for code, label in enumerate(sorted(values))}
-  return tuple(
-    side._replace(
-      labels=np.array([codes[x] for x in side.labels.tolist()], np.int32)
-    )
-    for side in (queries, refs)
-  )
+  labels = [side.labels.tolist() for side in (queries, refs)]
+  codes = {label: code for code, label in enumerate(set().union(*labels))}
+  here, there = (np.array([codes[x] for x in y], np.int32) for y in labels)
+  return queries._replace(labels=here), refs._replace(labels=there)
 
 
 def _examples(inputs, labels) -> search.Examples:
@@ -225,10 +239,6 @@ def _examples(inputs, labels) -> search.Examples:
         f'{largest}.'
       )
   return search.Examples(inputs.reshape(len(inputs), num_values), labels)
-
-
-def _part(examples, rows):
-  return search.Examples(examples.images[rows], examples.labels[rows])
 
 
 def _neighbor_gaps(queries, refs, norm, neighbors):

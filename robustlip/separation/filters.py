@@ -15,28 +15,21 @@ SAMPLED_IMAGES = 1024  # that choose directions
 PROJECTED_VALUES = 2**21  # pixels at a time
 
 
-def sampled_pairs(queries, refs, query_labels, ref_labels, limits):
-  """Differences [P, F] of random opponents and the limits [P] of their rows."""
-  draw = np.random.default_rng(0).integers
-  size = min(SAMPLED_PAIRS, SAMPLED_VALUES // queries.shape[1] + 1)
-  rows, cols = (draw(len(side), size=size) for side in (queries, refs))
-  opponents = query_labels[rows] != ref_labels[cols]
-  rows, cols = rows[opponents], cols[opponents]
-  return kernels.differences(queries[rows], refs[cols]), limits[rows]
-
-
 def telling_features(
-  apart: np.ndarray, limits: np.ndarray, size: int
+  queries: np.ndarray, refs: np.ndarray, limits: np.ndarray, size: int
 ) -> np.ndarray:
   """Indices [size] of the features that rule out most pairs, best first.
 
-  A greedy cover: the feature that rules out most of the sampled pairs, then
+  A greedy cover of random pairs: the feature that rules out most of them, then
   the one that rules out most of the rest; all over again when none is left.
 
   Args:
-    apart: differences of sampled pairs, [P, F].
-    limits: a pair is of interest if its gap is below this, [P].
+    limits: a pair is of interest if its gap is below that of its query, [N].
   """
+  draw = np.random.default_rng(0).integers
+  num_pairs = min(SAMPLED_PAIRS, SAMPLED_VALUES // queries.shape[1] + 1)
+  rows, cols = (draw(len(side), size=num_pairs) for side in (queries, refs))
+  apart, limits = kernels.differences(queries[rows], refs[cols]), limits[rows]
   ruled_out = apart >= limits[:, None]
   totals = ruled_out.sum(axis=0)
   counts, left = totals.copy(), np.ones(len(apart), bool)

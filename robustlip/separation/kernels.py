@@ -5,6 +5,7 @@ two pixels (0 to 255 for uint8), for l2 the sum of squared differences.
 """
 
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,53 +17,40 @@ CHUNK = 2**17  # values of either side in one step on the host: cache size
 UNDERFLOW = 1e-30  # more than what products of small numbers lose
 
 
+class Side(NamedTuple):
+  """One side of a tile."""
+
+  coordinates: chex.Array  # [N, D], of which a gap is at most the images'
+  labels: chex.Array  # [N]
+  limits: chex.Array  # [N], float32: only gaps below it are of interest
+
+
 @functools.partial(jax.jit, static_argnames='norm')
 def candidates(
-  queries: chex.Array,
-  refs: chex.Array,
-  query_labels: chex.Array,
-  ref_labels: chex.Array,
-  query_limits: chex.Array,
-  ref_limits: chex.Array,
-  error: chex.Numeric,
-  *,
-  norm: str,
+  queries: Side, refs: Side, error: chex.Numeric, *, norm: str
 ) -> chex.Array:
   """Pairs [Q, R] of two classes whose gap may be below a limit of either.
 
-  `queries` is [Q, D] and `refs` [R, D]: coordinates whose gap is not larger
-  than the pair's. In l2 it may be, by the share `error` of the sum of their
-  squared lengths.
+  Args:
+    error: by how much the gap of coordinates may be too large in l2, as a
+      share of the sum of their squared lengths.
   """
-  bounds = _tile(queries, refs, error, norm)
+  bounds = _bounds(queries.coordinates, refs.coordinates, error, norm)
   # No gap is below 0, though a bound may be.
-  query_limits, ref_limits = (
-    jnp.where(limits > 0, limits, -jnp.inf)
-    for limits in (query_limits, ref_limits)
-  )
-  near = bounds < jnp.maximum(query_limits[:, None], ref_limits[None])
-  return near & (query_labels[:, None] != ref_labels[None])
+  limits = [jnp.where(x > 0, x, -jnp.inf) for x in (queries[2], refs[2])]
+  near = bounds < jnp.maximum(limits[0][:, None], limits[1][None])
+  return near & (queries.labels[:, None] != refs.labels[None])
 
 
 @functools.partial(jax.jit, static_argnames='norm')
-def nearest_in_tile(
-  queries: chex.Array,
-  refs: chex.Array,
-  query_labels: chex.Array,
-  ref_labels: chex.Array,
-  *,
-  norm: str,
-) -> tuple[chex.Array, chex.Array]:
-  """For each of Q queries whether the tile has an opponent, and the nearest.
-
-  In l2 it is nearest up to rounding.
-  """
-  gaps = _tile(queries, refs, 0.0, norm)
-  gaps = jnp.where(query_labels[:, None] == ref_labels[None], jnp.inf, gaps)
-  return jnp.isfinite(gaps.min(axis=1)), gaps.argmin(axis=1)
+def nearest_in_tile(queries: Side, refs: Side, *, norm: str) -> chex.Array:
+  """The nearest opponent [Q] of each query, in l2 up to rounding; 0 if none."""
+  bounds = _bounds(queries.coordinates, refs.coordinates, 0.0, norm)
+  same = queries.labels[:, None] == refs.labels[None]
+  return jnp.where(same, jnp.inf, bounds).argmin(axis=1)
 
 
-def _tile(queries, refs, error, norm):
+def _bounds(queries, refs, error, norm):
   if norm == 'l2':
     return _l2(queries, refs, error)
   return _linf(queries, refs).astype(jnp.float32)

@@ -171,9 +171,7 @@ class Sets:
         self._add(lambda images: filters.project(images, center, directions))
         self.error = filters.projection_error(*directions.shape)
     elif num_features > FEATURES[0] and jax.default_backend() == 'cpu':
-      labels = self.queries.labels, self.refs.labels
-      apart, limits = filters.sampled_pairs(*sides, *labels, limits)
-      chosen = filters.telling_features(apart, limits, FEATURES[1])
+      chosen = filters.telling_features(*sides, limits, FEATURES[1])
       for count in FEATURES[::-1]:
         self._add(functools.partial(np.take, indices=chosen[:count], axis=1))
 
@@ -188,16 +186,13 @@ class Sets:
     if col_limits is None:
       col_limits = np.full(len(cols), -1, np.float32)
     queries, refs = self.stages[0]
-    arrays = (
-      queries[rows],
-      refs[cols],
-      self.queries.labels[rows],
-      self.refs.labels[cols],
-      row_limits,
-      col_limits,
+    sides = (
+      kernels.Side(queries[rows], self.queries.labels[rows], row_limits),
+      kernels.Side(refs[cols], self.refs.labels[cols], col_limits),
     )
-    arrays = jax.device_put([padded(x, block) for x in arrays], device)
-    near = kernels.candidates(*arrays, self.error, norm=self.norm)
+    sides = [[padded(x, block) for x in side] for side in sides]
+    sides = (kernels.Side(*jax.device_put(side, device)) for side in sides)
+    near = kernels.candidates(*sides, self.error, norm=self.norm)
     i, j = np.divmod(np.flatnonzero(near), block)
     inside = (i < len(rows)) & (j < len(cols))
     i, j, gaps = i[inside], j[inside], np.zeros(0)
@@ -218,7 +213,7 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       is called by two threads at a time.
     rows, cols: ascending indices of the examples; all by default, where in one
       set each two blocks are compared once.
-    progress: called with the number of rows done after each block.
+    progress: called after each block of rows with their number.
   """
   once = rows is None and sets.refs is sets.queries
   if rows is None:
@@ -242,26 +237,25 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       columns = range(row if once else 0, len(cols), block)
       list(pool.map(compare, itertools.repeat(row), columns, devices))
       if progress:
-        progress(min(row + block, len(rows)))
+        progress(len(rows[row : row + block]))
 
 
 def _first_bounds(best, sets) -> None:
-  queries, refs = sets.stages[0]
-  sample = _sample(sets.refs.labels, SAMPLE[sets.norm])
+  (queries, refs), images = sets.stages[0], sets.stages[-1]
+  labels, ref_labels = sets.queries.labels, sets.refs.labels
+  sample = _sample(ref_labels, SAMPLE[sets.norm])
+  theirs = kernels.Side(refs[sample], ref_labels[sample], None)
   block = min(1024, power_of_two(len(queries)))
   for first in range(0, len(queries), block):
-    rows = slice(first, first + block)
-    found, where = kernels.nearest_in_tile(
-      padded(queries[rows], block),
-      refs[sample],
-      padded(sets.queries.labels[rows], block),
-      sets.refs.labels[sample],
-      norm=sets.norm,
+    rows = np.arange(first, min(first + block, len(queries)))
+    mine = (padded(x[rows], block) for x in (queries, labels))
+    found = kernels.nearest_in_tile(
+      kernels.Side(*mine, None), theirs, norm=sets.norm
     )
-    found = np.flatnonzero(np.asarray(found)[: len(queries[rows])])
-    pairs = found + first, sample[np.asarray(where)[found]]
-    gaps = kernels.exact_gaps(*sets.stages[-1], *pairs, norm=sets.norm)
-    best.improve(*pairs, gaps)
+    cols = sample[np.asarray(found)[: len(rows)]]
+    opponents = labels[rows] != ref_labels[cols]
+    pairs = rows[opponents], cols[opponents]
+    best.improve(*pairs, kernels.exact_gaps(*images, *pairs, norm=sets.norm))
 
 
 def _sample(labels, size):

@@ -1,7 +1,5 @@
 """Pictures of a separation search: Figures 1 and 3, closest pairs, classes."""
 
-from typing import Any
-
 import numpy as np
 
 from experiments import plots
@@ -9,21 +7,20 @@ from robustlip import projections
 from robustlip.images import from_bytes
 
 MOST_COLUMNS = 6
+LONGEST_NAME = 20
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
-def figures(data, train, test, found, pairs, matrix, record) -> dict[str, Any]:
-  """All figures of one data set, by the name of what they show."""
-  shown = {'train_train': (train, train), 'test_train': (test, train)}
-  return {
-    'histogram': _histograms(found, record),
-    'closest_pairs': _pairs(shown, pairs, data.class_names),
-    'class_matrix': _matrix(matrix, data.class_names),
-    'moved': _moved(train, record, data.class_names),
-  }
+def _text(name: str) -> str:
+  """A name as a picture can show it: short, printable, no mathematics."""
+  name = name.encode(errors='replace').decode().replace('\n', ' ')
+  if len(name) > LONGEST_NAME:
+    name = name[: LONGEST_NAME - 1] + '\u2026'
+  return name.replace('$', r'\$')
 
 
-def _histograms(found, record):
+def histograms(path, found, record) -> None:
+  """Figure 3: distances to the nearest training example of another class."""
   figure = plots.figure(8, 3.3)
   for axes, (part, neighbors) in zip(
     figure.subplots(1, 2), found.items(), strict=True
@@ -41,7 +38,7 @@ def _histograms(found, record):
         radius, color='C3', linestyle='--', label=f'2 epsilon = {radius:.3g}'
       )
     axes.set(
-      title=f'{record["dataset"]}: {PART_TITLES[part]}',
+      title=f'{_text(record["dataset"])}: {PART_TITLES[part]}',
       xlabel='distance to the nearest training example of another class',
       ylabel='examples',
       xlim=(0, top),
@@ -56,11 +53,12 @@ def _histograms(found, record):
         fontsize=8,
       )
     axes.spines[['top', 'right']].set_visible(False)
-  return figure
+  plots.save(figure, path)
 
 
-def _pairs(shown, pairs, class_names):
+def closest(path, train, test, pairs, class_names) -> None:
   """One column for each pair, one above the other; both comparisons."""
+  shown = {'train_train': (train, train), 'test_train': (test, train)}
   count = min(MOST_COLUMNS, *(len(found.rows) for found in pairs.values()))
   figure = plots.figure(1 + 1.5 * max(count, 1), 8)
   halves = figure.subfigures(2, 1)
@@ -74,17 +72,18 @@ def _pairs(shown, pairs, class_names):
       for axes, side, index in zip(
         grid[:, place], shown[part], indices, strict=True
       ):
-        name = class_names[side[1][index]]
+        name = _text(class_names[side[1][index]])
         if axes is grid[0, place]:
           name = f'{found.distances[place]:.3f}\n{name}'
         _show(axes, side[0][index], name)
-  return figure
+  plots.save(figure, path)
 
 
 def _show(axes, image, title):
-  gray = image.shape[-1] == 1
+  """Three channels are colours; the mean of any other number is shown."""
+  gray = image.shape[-1] != 3
   axes.imshow(
-    image[..., 0] if gray else image,
+    image.mean(axis=-1) if gray else image,
     cmap='gray' if gray else None,
     interpolation='nearest',
     vmin=0,
@@ -94,19 +93,20 @@ def _show(axes, image, title):
   axes.set_title(title, fontsize=9)
 
 
-def _moved(train, record, class_names):
+def moved(path, train, record, class_names) -> None:
   """Figure 1: the first image of each class moved by 2r towards the next's.
 
   On the straight line, as the paper seems to, and to the nearest point of the
-  ball. 2r is the smallest distance between two classes.
+  ball. 2r is the smallest distance between two classes; without two classes
+  there is no picture.
   """
+  distance, norm = record['train_train_min'], record['norm']
+  if distance is None:
+    return
   images, labels = train
   present, firsts = np.unique(labels, return_index=True)
   count = min(MOST_COLUMNS, len(present))
   figure = plots.figure(1 + 1.5 * count, 7)
-  distance, norm = record['train_train_min'], record['norm']
-  if distance is None:
-    return figure
   figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
   starts = from_bytes(images[firsts])
   ends = np.roll(starts, -1, axis=0)
@@ -121,24 +121,26 @@ def _moved(train, record, class_names):
     ),
     '{1}': ends,
   }
-  names = [class_names[label] for label in present]
+  names = [_text(class_names[label]) for label in present]
   both = list(zip(names, np.roll(names, -1), strict=True))
   grid = figure.subplots(len(rows), count, squeeze=False)
-  for line, (title, moved) in zip(grid, rows.items(), strict=True):
-    for axes, image, pair in zip(line, moved, both, strict=False):
+  for line, (title, images) in zip(grid, rows.items(), strict=True):
+    for axes, image, pair in zip(line, images, both, strict=False):
       _show(axes, np.asarray(image), title.format(*pair))
-  return figure
+  plots.save(figure, path)
 
 
-def _matrix(matrix, class_names):
+def matrix(path, distances, class_names) -> None:
+  """The smallest distance between each pair of classes."""
   size = len(class_names)
   figure = plots.figure(7, 6)
   axes = figure.subplots()
-  finite = np.where(np.isfinite(matrix), matrix, np.nan)
+  finite = np.where(np.isfinite(distances), distances, np.nan)
   image = axes.imshow(finite, cmap='viridis')
   figure.colorbar(image, ax=axes, label='smallest distance, train - train')
-  axes.set_xticks(range(size), class_names, rotation=45, ha='right')
-  axes.set_yticks(range(size), class_names)
+  names = [_text(name) for name in class_names]
+  axes.set_xticks(range(size), names, rotation=45, ha='right')
+  axes.set_yticks(range(size), names)
   for i, j in np.argwhere(np.isfinite(finite)) if size <= 12 else ():
     dark = finite[i, j] < (np.nanmin(finite) + np.nanmax(finite)) / 2
     axes.text(
@@ -150,4 +152,4 @@ def _matrix(matrix, class_names):
       fontsize=8,
       color='white' if dark else 'black',
     )
-  return figure
+  plots.save(figure, path)
