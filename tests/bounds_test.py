@@ -325,7 +325,8 @@ UNARY = {
   'erf': lax.erf,
   'softplus': nn.softplus,
   'silu': nn.silu,
-  'gelu': lambda x: nn.gelu(x, approximate=False),
+  'gelu': nn.gelu,
+  'exact_gelu': lambda x: nn.gelu(x, approximate=False),
 }
 
 

@@ -273,6 +273,12 @@ def _window_max(
   return functools.reduce(lax.max, views)
 
 
+def _power(x, *, y):
+  if y < 1:
+    raise ValueError(f"bounds have no rule for 'integer_pow' with y={y}.")
+  return functools.reduce(lax.mul, [x] * y)
+
+
 # Primitive -> the same function, exactly, written with those that have rules.
 REWRITES: dict[str, Callable[..., chex.Array]] = {
   'min': lambda a, b: -lax.max(-a, -b),
@@ -281,5 +287,6 @@ REWRITES: dict[str, Callable[..., chex.Array]] = {
   'reduce_max': _reduce_max,
   'reduce_window_max': _window_max,
   'square': lambda x: lax.mul(x, x),
+  'integer_pow': _power,
   'erfc': lambda x: 1.0 - lax.erf(x),
 }

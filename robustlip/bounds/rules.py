@@ -13,7 +13,6 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from robustlip.bounds.graph import Step, Variable
 
@@ -428,8 +427,8 @@ def slopes(
 def _max_slopes(here, there) -> Bound:
   """Of the positive part, from a point within `here` to one in `there`."""
   lower, upper = there
-  left = lax.stop_gradient(here[0] - lower)
-  right = lax.stop_gradient(upper - here[1])
+  left = here[0] - lower
+  right = upper - here[1]
   least = jnp.where(here[0] > 0, here[0] / jnp.where(left > 0, left, 1.0), 0.0)
   most = jnp.where(here[1] < 0, upper / jnp.where(right > 0, right, 1.0), 1.0)
   least = jnp.clip(least * (1 - 8 * UNIT), 0.0, 1.0)
