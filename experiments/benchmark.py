@@ -14,8 +14,7 @@ operations that the networks' definition asks for.
 On two cores a suite takes 1 to 10 minutes.
 """
 
-import importlib
-import itertools
+import inspect
 import resource
 import sys
 import time
@@ -24,88 +23,76 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import common, provenance
-from experiments.benchmarks import Case, measure, problem
+from experiments import common
+from experiments.benchmarks import cases, problem, timing
 from robustlip import models
 
-SUITES = ('separation', 'train', 'attack', 'lipschitz', 'startup')
-flags.declare_key_flag(common.DATA_DIR)
-SUITE = flags.DEFINE_enum('suite', 'train', SUITES, 'What to measure.')
-PEERS = flags.DEFINE_bool('peers', False, 'Measure other libraries too.')
-ARCH = flags.DEFINE_list(
-  'arch',
-  ['cnn1', 'cnn2', 'wrn_16_4'],
-  'Networks of train, attack and lipschitz: cnn1, cnn2 or wrn_<depth>_<width>.',
-)
-BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size',
-  None,
-  'Examples to a step. Default: 64; 32 to train a wide residual network; what '
-  'fits the memory for our attack and lipschitz.',
-  lower_bound=1,
-)
-COMPILE_PEER = flags.DEFINE_bool(
-  'compile_peer',
-  True,
-  'Measure PyTorch with torch.compile as well.',
-)
-NUM_IMAGES = flags.DEFINE_integer(
-  'num_images', 1000, 'Images that attack and lipschitz cover.', lower_bound=1
-)
-PRECISION = flags.DEFINE_enum(
-  'precision',
-  'float32',
-  ['float32', 'bfloat16'],
-  'What the networks compute in, the peers through autocast.',
-)
-NUM_RUNS = flags.DEFINE_integer(
-  'num_runs',
-  1,
-  'Networks to train at once; with more, one at a time is measured too.',
-  lower_bound=1,
-)
-REPEATS = flags.DEFINE_integer(
-  'repeats', 5, 'Turns of every candidate.', lower_bound=1
-)
-OUTPUT = flags.DEFINE_string(
-  'output',
-  None,
-  'Where the record goes. Default: experiments/results/benchmark_<suite>.json.',
-)
+FLAGS = flags.FLAGS
 
 
-# What a suite takes besides the network; none where it has networks of its own.
-SETTINGS = {
-  'train': (BATCH_SIZE, PRECISION, NUM_RUNS, COMPILE_PEER),
-  'attack': (BATCH_SIZE, PRECISION, NUM_IMAGES, COMPILE_PEER),
-  'lipschitz': (BATCH_SIZE, PRECISION, NUM_IMAGES, COMPILE_PEER),
-}
+def define() -> None:
+  """The flags of this script."""
+  common.define_data_dir()
+  flags.DEFINE_enum('suite', 'train', list(cases.SUITES), 'What to measure.')
+  flags.DEFINE_bool('peers', False, 'Measure other libraries too.')
+  flags.DEFINE_list(
+    'arch',
+    ['cnn1', 'cnn2', 'wrn_16_4'],
+    'Networks of train, attack, lipschitz: cnn1, cnn2 or wrn_<depth>_<width>.',
+  )
+  flags.DEFINE_integer(
+    'batch_size',
+    None,
+    'Examples to a step. Default: 64; 32 to train a wide residual network; '
+    f'{cases.BATCH_SIZE} for our attack and lipschitz.',
+    1,
+  )
+  flags.DEFINE_bool(
+    'compile_peer', True, 'Measure PyTorch with torch.compile as well.'
+  )
+  flags.DEFINE_integer(
+    'num_images', 1000, 'Images that attack and lipschitz cover.', 1
+  )
+  flags.DEFINE_enum(
+    'precision',
+    'float32',
+    ['float32', 'bfloat16'],
+    'What the networks compute in, the peers through autocast.',
+  )
+  flags.DEFINE_integer(
+    'num_runs',
+    1,
+    'Networks to train at once; with more, one at a time is measured too.',
+    1,
+  )
+  flags.DEFINE_integer('repeats', 3, 'Turns of every candidate.', 1)
+  flags.DEFINE_string(
+    'output',
+    None,
+    'Where the record goes. Default: runs/benchmarks/benchmark_<suite>.json.',
+  )
 
 
-def cases() -> list[Case]:
+def chosen() -> list[timing.Case]:
   """The cases of the suite that the flags name.
 
   Raises:
     ValueError: for a flag that the suite does not read, a network that no peer
       could build, or without the peers.
   """
-  name = SUITE.value
-  suite = importlib.import_module(f'experiments.benchmarks.{name}')
-  settings = {flag.name: flag.value for flag in SETTINGS.get(name, ())}
-  for flag in (ARCH, *itertools.chain(*SETTINGS.values())):
-    read = name in SETTINGS and flag.name in ('arch', *settings)
-    if flag.present and not read:
-      raise ValueError(f'--{flag.name} means nothing to --suite={name}')
+  suite = cases.SUITES[FLAGS.suite]
+  read = inspect.signature(suite).parameters
+  for name in inspect.signature(cases.train).parameters | {'num_images': None}:
+    if FLAGS[name].present and name not in read:
+      raise ValueError(f'--{name} means nothing to --suite={FLAGS.suite}')
+  for arch in FLAGS.arch if 'arch' in read else ():
+    models.build(arch, 10)
+    if arch.startswith('resnet'):
+      raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')
+  if not FLAGS.arch:
+    raise ValueError('--arch names no network')
   try:
-    if name not in SETTINGS:
-      return suite.cases(PEERS.value)
-    if not ARCH.value:
-      raise ValueError('--arch names no network')
-    for arch in ARCH.value:
-      models.build(arch, 10)
-      if arch.startswith('resnet'):
-        raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')
-    return [suite.case(a, PEERS.value, **settings) for a in ARCH.value]
+    return suite(**{name: FLAGS[name].value for name in read})
   except ModuleNotFoundError as error:
     raise ValueError(
       f"{error}: --peers needs `pip install -e '.[bench]'`."
@@ -141,15 +128,18 @@ def peak_memory() -> dict[str, float]:
 def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
-  path = provenance.destination(OUTPUT.value, f'benchmark_{SUITE.value}.json')
-  found, limit = cases(), None
+  name = f'benchmark_{FLAGS.suite}.json'
+  path = common.output_file(FLAGS.output or f'runs/benchmarks/{name}')
+  found, limit = chosen(), None
   if any(case.flops for case in found):
-    limit = problem.matrix_rate(PRECISION.value)
-  results = [measure(c, repeats=REPEATS.value, limit=limit) for c in found]
+    limit = problem.matrix_rate(FLAGS.precision)
+  results = [
+    timing.measure(case, repeats=FLAGS.repeats, limit=limit) for case in found
+  ]
   print(table(results))
   record = {
-    'suite': SUITE.value,
-    **provenance.record(),
+    'suite': FLAGS.suite,
+    **common.provenance(),
     **peak_memory(),
     'matrix_flops_per_second': limit,
     'total_seconds': time.perf_counter() - start,
@@ -159,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, define)

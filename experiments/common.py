@@ -150,7 +150,12 @@ def _parse(argv: list[str]) -> list[str]:
     return FLAGS(['--help' if word == '-h' else word for word in argv])
   except flags.Error as error:
     fail(f'{error} (see --help)')
-  except SystemExit:  # absl has printed the help and calls that a failure
+  except (SystemExit, BrokenPipeError):
+    # absl has printed the help, which it calls a failure; --help | head
+    try:
+      sys.stdout.flush()
+    except BrokenPipeError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 

@@ -6,11 +6,18 @@ The record goes to `<workdir>/evaluations/`, so that the run's own result stays.
 The same command again prints it, unless the run has gone on since.
 """
 
+import dataclasses
 import pathlib
+import time
+from typing import Any
 
-from absl import flags
+import numpy as np
+from absl import flags, logging
 
 from experiments import common, config, measure, plots
+from experiments.config import Config
+from robustlip import checkpoints
+from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
 
@@ -63,6 +70,111 @@ def define() -> None:
   )
 
 
+def label(settings: Config, attack: measure.Attack, checkpoint: str) -> str:
+  """The file name of a measurement inside the folder of its run."""
+  parts = [attack.name.replace(',', '_')]
+  if attack.num_steps:
+    parts.append(f'{attack.num_steps}steps')
+  if attack.num_restarts > 1:
+    parts.append(f'{attack.num_restarts}restarts')
+  if attack.epsilons:
+    parts.append('eps' + '_'.join(f'{x:g}' for x in attack.radii(settings)))
+  if settings.eval_examples:
+    parts.append(f'{settings.eval_examples}examples')
+  if attack.certify:
+    parts.append(attack.certify)
+  return '-'.join([*parts, checkpoint])
+
+
+def evaluate(
+  path: pathlib.Path,
+  dataset: Dataset,
+  attack: measure.Attack,
+  *,
+  checkpoint: str = 'newest',
+  eval_examples: int | None = None,
+  save_examples: bool = False,
+) -> dict[str, Any]:
+  """The record of a saved run under an attack, measured once.
+
+  It is kept in `evaluations/` of the run, whose own result stays, and measured
+  again if the run has gone on since. An interrupted cascade goes on.
+
+  Args:
+    path: folder of the run.
+    checkpoint: 'newest', or 'best' on the held-out examples.
+    eval_examples: of each split, 0 for all; None as many as after training.
+    save_examples: whether to write the adversarial images too.
+
+  Raises:
+    ValueError: if it is no run, or the data have changed.
+  """
+  began, settings = time.monotonic(), config.read(path)
+  if settings.fingerprint not in (None, dataset.fingerprint):
+    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
+  if eval_examples is not None:
+    settings = dataclasses.replace(settings, eval_examples=eval_examples)
+  measure.evaluator(settings, dataset, attack)  # refuses unknown attacks
+  folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
+  step, variables = checkpoints.newest_variables(path / folder)
+  state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
+  if (path / 'result.json').exists():
+    last = common.read_json(path / 'result.json').get('step', step)
+    state['finished'] = last == step or checkpoint == 'best'
+  if not state['finished']:
+    logging.warning('%s: this is its step %d, not its last', path, step)
+  name = label(settings, attack, checkpoint)
+  output = path / 'evaluations' / f'{name}.json'
+  examples = output.with_name(f'{name}-examples.npz')
+  if output.exists() and (examples.exists() or not save_examples):
+    found = common.read_json(output)
+    if common.difference(found, state) is None:
+      logging.info('%s was measured before', output)
+      return found
+  scratch = common.output_folder(output.parent) / f'{name}-step{step}-partial'
+  outcomes = measure.under_attack(
+    settings,
+    dataset,
+    variables,
+    attack,
+    partial_file=scratch,
+    keep_points=save_examples,
+  )
+  found = measure.record(
+    settings, dataset, variables, attack, outcomes=outcomes
+  )
+  found |= state
+  found['seconds'] = time.monotonic() - began
+  common.write_json(found, output)
+  if save_examples:
+    _write_examples(examples, settings, dataset, attack, outcomes['test'])
+  for file in output.parent.glob(f'{scratch.name}*'):
+    file.unlink()
+  return found
+
+
+def _write_examples(file, settings, dataset, attack, outcomes) -> None:
+  """Adversarial test images, as floats and as bytes inside the ball."""
+  epsilon = attack.radii(settings)[-1]
+  attacked, split = (
+    outcomes[epsilon],
+    measure.measured(settings, dataset)['test'],
+  )
+  room = np.floor(255 * np.float64(epsilon) + 1e-6)  # of a byte in the ball
+  images = split.images.astype(np.float64)
+  moved = np.rint(255 * attacked.points.astype(np.float64)) - images
+  rounded = np.uint8(images + np.clip(moved, -room, room))
+  np.savez_compressed(
+    file,
+    points=attacked.points,
+    bytes=rounded,
+    labels=split.labels,
+    correct=attacked.correct,
+    robust=attacked.robust,
+    broken_by=attacked.broken_by,
+  )
+
+
 def epsilons() -> tuple[float, ...]:
   """The radii that the flag names.
 
@@ -86,7 +198,7 @@ def main() -> None:
     epsilons(),
     FLAGS.certify,
   )
-  record = measure.evaluate(
+  record = evaluate(
     path,
     dataset,
     attack,
@@ -95,7 +207,7 @@ def main() -> None:
     save_examples=FLAGS.save_examples,
   )
   if len(attack.epsilons) > 1:
-    name = measure.label(config.from_json(record), attack, FLAGS.checkpoint)
+    name = label(config.from_json(record), attack, FLAGS.checkpoint)
     common.draw(plots.accuracy_curve, record, path / 'evaluations' / name)
   common.print_json(record)
 

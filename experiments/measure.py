@@ -6,10 +6,8 @@ by the procedure of the authors' code, with which alone the published column can
 be compared. Both are means over test examples.
 """
 
-import dataclasses
 import functools
 import pathlib
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,11 +17,10 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import common
-from experiments.config import Config, read
+from experiments.config import Config
 from robustlip import (
   attacks,
   bounds,
-  checkpoints,
   evaluation,
   lipschitz,
   models,
@@ -73,19 +70,6 @@ def network(config: Config, dataset: Dataset) -> nn.Module:
   )
 
 
-def cascade(
-  config: Config, dataset: Dataset, attack: Attack
-) -> tuple[attacks.Stage, ...]:
-  """The stages of an attack at the largest radius."""
-  return attacks.cascade(
-    attack.name,
-    epsilon=attack.radii(config)[-1],
-    num_classes=len(dataset.class_names),
-    num_steps=attack.num_steps,
-    num_restarts=attack.num_restarts,
-  )
-
-
 def evaluator(
   config: Config, dataset: Dataset, attack: Attack
 ) -> evaluation.Evaluator:
@@ -112,7 +96,13 @@ def _evaluator(config, class_names, attack, batch_size):
 
   return evaluation.Evaluator(
     partial(models.logits_fn, network(config, data)),
-    cascade=cascade(config, data, attack),
+    cascade=attacks.cascade(
+      attack.name,
+      epsilon=epsilon,
+      num_classes=len(class_names),
+      num_steps=attack.num_steps,
+      num_restarts=attack.num_restarts,
+    ),
     ratios={name: partial(ratios, how) for name, how in estimates.items()},
     batch_size=batch_size,
   )
@@ -298,7 +288,7 @@ def record(
     outcomes: what `under_attack` gave, None to call it.
   """
   outcomes = outcomes or under_attack(config, dataset, variables, attack)
-  stages = [stage.name for stage in cascade(config, dataset, attack)]
+  measures = evaluator(config, dataset, attack)
   splits, found = measured(config, dataset), {}
   for name, by_radius in outcomes.items():
     last = by_radius[attack.radii(config)[-1]]
@@ -309,17 +299,9 @@ def record(
         f'{epsilon:g}': evaluation.percent(outcome.robust)
         for epsilon, outcome in by_radius.items()
       }
-    found[f'broken_{name}'] = {
-      stage: sum(
-        int((last.broken_by == i).sum())
-        for i, each in enumerate(stages)
-        if each == stage
-      )
-      for stage in stages
-    }
+    found[f'broken_{name}'] = evaluation.taken(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
-  measures = evaluator(config, dataset, attack)
   ratios = measures.lipschitz(
     variables, splits['test'], key(config), name='test'
   )
@@ -338,7 +320,7 @@ def record(
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
     'attack_epsilon': attack.radii(config)[-1],
-    'doubts': doubts(config, dataset, variables, last, stages),
+    'doubts': doubts(config, dataset, variables, last, measures.cascade),
     **common.provenance(),
   }
 
@@ -348,7 +330,7 @@ def doubts(
   dataset: Dataset,
   variables: Any,
   attacked: evaluation.Attacked,
-  stages: list[str],
+  cascade: tuple[attacks.Stage, ...],
 ) -> dict[str, float]:
   """What makes these numbers doubtful, each with a warning; {} is none."""
   found = evaluation.doubts(
@@ -356,110 +338,11 @@ def doubts(
     variables,
     subset(dataset.test, 100),
     key(config),
+    attacked=attacked,
+    cascade=cascade,
     batch_size=FLAGS.eval_batch_size,
   )
-  squares = [i for i, stage in enumerate(stages) if stage == 'square']
-  found['gradient_free'] = float(np.isin(attacked.broken_by, squares).mean())
   found = {name: share for name, share in found.items() if share}
   for name, share in found.items():
     logging.warning('%s %.4g: %s', name, share, evaluation.ADVICE[name])
   return found
-
-
-def label(config: Config, attack: Attack, checkpoint: str) -> str:
-  """The file name of a measurement inside the folder of its run."""
-  parts = [attack.name.replace(',', '_')]
-  if attack.num_steps:
-    parts.append(f'{attack.num_steps}steps')
-  if attack.num_restarts > 1:
-    parts.append(f'{attack.num_restarts}restarts')
-  if attack.epsilons:
-    parts.append('eps' + '_'.join(f'{x:g}' for x in attack.radii(config)))
-  if config.eval_examples:
-    parts.append(f'{config.eval_examples}examples')
-  if attack.certify:
-    parts.append(attack.certify)
-  return '-'.join([*parts, checkpoint])
-
-
-def evaluate(
-  path: pathlib.Path,
-  dataset: Dataset,
-  attack: Attack,
-  *,
-  checkpoint: str = 'newest',
-  eval_examples: int | None = None,
-  save_examples: bool = False,
-) -> dict[str, Any]:
-  """The record of a saved run under an attack, measured once.
-
-  It is kept in `evaluations/` of the run, whose own result stays, and measured
-  again if the run has gone on since. An interrupted cascade goes on.
-
-  Args:
-    path: folder of the run.
-    checkpoint: 'newest', or 'best' on the held-out examples.
-    eval_examples: of each split, 0 for all; None as many as after training.
-    save_examples: whether to write the adversarial images too.
-
-  Raises:
-    ValueError: if it is no run, or the data have changed.
-  """
-  began, config = time.monotonic(), read(path)
-  if config.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
-  if eval_examples is not None:
-    config = dataclasses.replace(config, eval_examples=eval_examples)
-  cascade(config, dataset, attack)  # an unknown attack is said before all else
-  folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
-  step, variables = checkpoints.newest_variables(path / folder)
-  state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
-  if (path / 'result.json').exists():
-    last = common.read_json(path / 'result.json').get('step', step)
-    state['finished'] = last == step or checkpoint == 'best'
-  if not state['finished']:
-    logging.warning('%s: this is its step %d, not its last', path, step)
-  name = label(config, attack, checkpoint)
-  output = path / 'evaluations' / f'{name}.json'
-  examples = output.with_name(f'{name}-examples.npz')
-  if output.exists() and (examples.exists() or not save_examples):
-    found = common.read_json(output)
-    if common.difference(found, state) is None:
-      logging.info('%s was measured before', output)
-      return found
-  scratch = common.output_folder(output.parent) / f'{name}-step{step}-partial'
-  outcomes = under_attack(
-    config,
-    dataset,
-    variables,
-    attack,
-    partial_file=scratch,
-    keep_points=save_examples,
-  )
-  found = record(config, dataset, variables, attack, outcomes=outcomes) | state
-  found['seconds'] = time.monotonic() - began
-  common.write_json(found, output)
-  if save_examples:
-    _write_examples(examples, config, dataset, attack, outcomes['test'])
-  for file in output.parent.glob(f'{scratch.name}*'):
-    file.unlink()
-  return found
-
-
-def _write_examples(file, config, dataset, attack, outcomes) -> None:
-  """Adversarial test images, as floats and as bytes inside the ball."""
-  epsilon = attack.radii(config)[-1]
-  attacked, split = outcomes[epsilon], measured(config, dataset)['test']
-  room = np.floor(255 * np.float64(epsilon) + 1e-6)  # of a byte in the ball
-  images = split.images.astype(np.float64)
-  moved = np.rint(255 * attacked.points.astype(np.float64)) - images
-  rounded = np.uint8(images + np.clip(moved, -room, room))
-  np.savez_compressed(
-    file,
-    points=attacked.points,
-    bytes=rounded,
-    labels=split.labels,
-    correct=attacked.correct,
-    robust=attacked.robust,
-    broken_by=attacked.broken_by,
-  )

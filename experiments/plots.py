@@ -63,3 +63,17 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[['top', 'right']].set_visible(False)
   save(canvas, path)
+
+
+def accuracy_curve(record: dict[str, Any], path: pathlib.Path) -> None:
+  """Accuracy under attack over radii, to `path`.png."""
+  canvas = figure(5, 3.2)
+  axes = canvas.subplots()
+  for name, style in (('train', 'C0--'), ('test', 'C3-')):
+    curve = record[f'adv_{name}_acc_at']
+    radii = [float(radius) for radius in curve]
+    axes.plot(radii, list(curve.values()), style, marker='.', label=name)
+  axes.set(xlabel='epsilon', ylabel='accuracy under attack (%)', ylim=(0, 101))
+  axes.legend(frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
+  save(canvas, path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, config, measure, paper, runs
+from experiments import common, config, evaluate, measure, paper, runs
 from robustlip import separation, theory
 from robustlip.datasets import Dataset
 
@@ -75,7 +75,7 @@ def record(dataset: Dataset, path: pathlib.Path) -> dict[str, Any]:
   chosen = settings(dataset)
   found = {'note': NOTE, **runs.train(chosen, dataset, path)}
   attack = measure.Attack('multi_targeted')
-  stronger = measure.evaluate(path, dataset, attack)
+  stronger = evaluate.evaluate(path, dataset, attack)
   for name in ('adv_train_acc', 'adv_test_acc', 'adv_gap'):
     found[f'multi_targeted_{name}'] = stronger[name]
   return found | certificate(dataset, chosen.epsilon)

@@ -82,7 +82,7 @@ def grid(rows: Iterable[dict[str, str]]) -> str:
   """A table of rows, heading -> cell; columns that are empty are left out."""
   rows = list(rows)
   header = list(dict.fromkeys(h for row in rows for h in row if row[h]))
-  lines = [header, ['---'] + ['---:'] * (len(header) - 1)]
+  lines = [[h.strip() for h in header], ['---'] + ['---:'] * (len(header) - 1)]
   lines += [[row.get(heading, '') for heading in header] for row in rows]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 

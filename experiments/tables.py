@@ -27,6 +27,7 @@ from absl import flags, logging
 from experiments import (
   common,
   config,
+  evaluate,
   findings,
   measure,
   paper,
@@ -49,7 +50,7 @@ TITLES = {
   'svhn': 'Appendix: SVHN',
 }
 ATTACKS = {'mt': ['multi_targeted_released', 'multi_targeted']}
-MORE = ('_adv_test_acc', '_adv_gap')  # of another attack
+UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
@@ -94,15 +95,15 @@ def finished(
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  name, found = pathlib.Path(dataset.name).stem, []
+  name, found = dataset.name, []
   for seed in config.seeds():
     path = root / f'{name}-{base.arch}' / row / f'seed{seed}'
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
-      more = measure.evaluate(path, dataset, measure.Attack(attack))
+      more = evaluate.evaluate(path, dataset, measure.Attack(attack))
+      run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
-      for column in ('adv_test_acc', 'adv_gap'):
-        run[f'{attack}_{column}'] = more[column]
+      run = more | run  # what only the evaluation has, such as certificates
     found.append(run)
   return row_record(dataset, base, row, found)
 
@@ -115,13 +116,13 @@ def row_record(
   columns = [
     column
     for column in found[0]
-    if (column in report.HEADINGS or column.endswith(MORE))
+    if (column in report.HEADINGS or column.endswith(UNDER_ATTACK))
     and all(run.get(column) is not None for run in found)  # null: not finite
   ]
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
   theirs = table_rows.published(dataset.name, base.arch)[1].get(row, {})
   return {
-    'dataset': pathlib.Path(dataset.name).stem,
+    'dataset': dataset.name,
     'arch': base.arch,
     'row': row,
     'label': label + (' + dropout' if row.endswith('_dropout') else ''),
@@ -168,7 +169,7 @@ def kept(
     ValueError: if some have other settings than those asked for, or seeds that
       would be lost.
   """
-  loaded = {pathlib.Path(dataset.name).stem: dataset for dataset, *_ in asked}
+  loaded = {dataset.name: dataset for dataset, *_ in asked}
   rows = common.read_json(output)['rows'] if output.exists() else []
   for row in (row for row in rows if row['dataset'] in loaded):
     dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']

@@ -157,14 +157,15 @@ class Evaluator:
     ratios: Mapping[str, Ratios] | None = None,
     batch_size: int = 100,
   ):
-    self._network, self._cascade = network, tuple(cascade)
+    self.cascade = tuple(cascade)
+    self._network = network
     self._batch_size = batch_size
     self._correct = over_devices(self._classify)
     self._attacks = {  # stages that share an attack share its programs
       (stage.attack, keep): over_devices(
         partial(self._attack, stage.attack, keep)
       )
-      for stage in self._cascade
+      for stage in self.cascade
       for keep in (False, True)
     }
     self._ratios = {
@@ -227,13 +228,15 @@ class Evaluator:
     first, attacked = done
     if keep_points and attacked.points is None:
       raise ValueError('points were not kept in what is done already.')
-    for place in range(first, len(self._cascade)):
-      stage = self._cascade[place]
+    for place in range(first, len(self.cascade)):
+      stage = self.cascade[place]
       standing = np.flatnonzero(attacked.robust)
       if not len(standing):
         break
       settings = dict(stage.settings)
       if epsilon is not None:
+        one = np.zeros(1, np.float32)
+        projections.check_radius(epsilon, one, norm=stage.norm)
         settings['epsilon'] = epsilon
       withstood, points = measure(
         self._attacks[stage.attack, keep_points],
@@ -306,6 +309,15 @@ def _after(attacked, place, standing, withstood, points) -> Attacked:
     kept = np.array(kept)
     kept[broken] = points[~withstood]
   return Attacked(attacked.correct, robust, broken_by, kept)
+
+
+def taken(attacked: Attacked, cascade: Sequence[Stage]) -> dict[str, int]:
+  """How many examples each attack of a cascade broke, by name, in order."""
+  counts = {}
+  for place, stage in enumerate(cascade):
+    broken = int((attacked.broken_by == place).sum())
+    counts[stage.name] = counts.get(stage.name, 0) + broken
+  return counts
 
 
 # Fact of `doubts` -> what it means and what to do, where it is not 0.
@@ -387,8 +399,8 @@ def doubts(
   found['randomness'] = float(np.where(same, 0, np.abs(logits - others)).max())
   found['half_precision'] = float(logits.dtype.itemsize < 4)
   if attacked is not None:
-    places = [i for i, stage in enumerate(cascade) if stage.name == 'square']
-    found['gradient_free'] = float(np.isin(attacked.broken_by, places).mean())
+    count = taken(attacked, cascade).get('square', 0)
+    found['gradient_free'] = count / len(attacked.correct)
   return found
 
 

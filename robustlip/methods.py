@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 
-from robustlip import attacks, losses, projections
+from robustlip import attacks, bounds, losses, projections
 from robustlip.types import Batch, LogitsFn, Loss, Maximizer
 
 START_SCALE = 1e-3  # of the Gaussian start of TRADES, pixel units
@@ -114,6 +115,57 @@ def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:
     return losses.gradient_step(logits_fn, batch, step_size=GR_STEP)
 
   return Method(maximize, partial(losses.gr, lam=lam, step_size=GR_STEP))
+
+
+def ibp(
+  *,
+  epsilon: chex.Numeric,
+  kappa: chex.Numeric = 0.5,
+  progress: chex.Numeric = 1.0,
+) -> Method:
+  """CE(x), and the largest cross entropy that intervals allow in the ball.
+
+  The radius and the weight of the second term rise together from 0, between
+  a tenth and six tenths of the training, to `epsilon` and 1 - `kappa`. For
+  networks without dropout or batch normalisation: all examples would share a
+  mask, and the statistics of a batch have no bounds.
+
+  Args:
+    progress: the share of the training that is done, in [0, 1].
+
+  Source: Gowal et al. 2018, arXiv:1810.12715.
+  """
+  return _certified(epsilon, kappa, progress, with_lines=False)
+
+
+def crown_ibp(
+  *,
+  epsilon: chex.Numeric,
+  kappa: chex.Numeric = 0.5,
+  progress: chex.Numeric = 1.0,
+) -> Method:
+  """As `ibp`, with bounds by lines at first and by intervals in the end.
+
+  Source: Zhang et al. 2020, arXiv:1906.06316.
+  """
+  return _certified(epsilon, kappa, progress, with_lines=True)
+
+
+def _certified(epsilon, kappa, progress, *, with_lines):
+  ramp = jnp.clip(2 * (progress - 0.1), 0.0, 1.0)
+  weight = ramp * (1 - kappa)
+
+  def loss(logits_fn, batch, points):
+    worst = bounds.cross_entropy(
+      logits_fn,
+      batch,
+      epsilon=ramp * epsilon,
+      lines=1 - ramp if with_lines else None,
+    )
+    clean = losses.natural(logits_fn, batch, points)
+    return (1 - weight) * clean + weight * worst
+
+  return Method(unmoved, loss)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

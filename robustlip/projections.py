@@ -63,11 +63,16 @@ def check_numbers(
   return per_example(values, like) if shape else values
 
 
-def _radius(epsilon, centers, norm):
-  """`epsilon`, checked: no distance in the box is larger than its diagonal."""
+def check_radius(
+  epsilon: chex.Numeric, centers: chex.Array, *, norm: str = 'linf'
+) -> chex.Array:
+  """`epsilon` as `check_numbers` returns it; at most 1 for l-inf.
+
+  Raises:
+    ValueError: if `norm` is unknown or `epsilon` out of range.
+  """
   check_norm(norm)
-  size = math.prod(centers.shape[1:])
-  highest = 1.0 if norm == 'linf' else math.sqrt(size)
+  highest = 1.0 if norm == 'linf' else math.inf
   return check_numbers(epsilon, centers, name='epsilon', highest=highest)
 
 
@@ -106,7 +111,7 @@ def ball(
   Raises:
     ValueError: if `norm` is unknown or `epsilon` out of range.
   """
-  radius = _radius(epsilon, centers, norm)
+  radius = check_radius(epsilon, centers, norm=norm)
   chex.assert_equal_shape([points, centers])
   deltas = points - centers
   if norm == 'l2':
@@ -162,10 +167,11 @@ def normalize_direction(
   """Direction of unit size that ascends fastest: the sign, or g / ||g||_2.
 
   An example whose gradient is zero does not move. A component that is NaN
-  counts as zero, an infinite one as the largest finite number.
+  counts as zero, an infinite one as a very large number.
   """
   check_norm(norm)
-  gradients = jnp.nan_to_num(gradients)
+  # Reciprocals of larger numbers are subnormal, which some devices call zero.
+  gradients = jnp.clip(jnp.nan_to_num(gradients), -1e30, 1e30)
   if norm == 'linf':
     return jnp.sign(gradients)
   # The squares of small gradients would underflow, their directions do not.
@@ -217,7 +223,7 @@ def random_start(
   Raises:
     ValueError: if `norm` is unknown or `epsilon` out of range.
   """
-  radius = _radius(epsilon, inputs, norm)
+  radius = check_radius(epsilon, inputs, norm=norm)
   shape, dtype = inputs.shape[1:], inputs.dtype
 
   def draw(key):

@@ -231,3 +231,115 @@ def test_integer_images_and_negative_radii_are_refused():
       attacks.pgd(linear, BATCH, KEY, epsilon=epsilon)
   radius = jnp.float32(0.1)  # concrete, but not to comparisons within jit
   jax.jit(lambda key: attacks.pgd(linear, BATCH, key, epsilon=radius))(KEY)
+
+
+STANDARDISED = INPUTS.at[2:4].add(0.6).at[5, 0, 0, 0].set(jnp.nan)
+OUTSIDE = np.array([False, False, True, True, False, True, False])
+
+
+@pytest.mark.parametrize(
+  'attack',
+  [
+    attacks.pgd,
+    functools.partial(attacks.pgd, num_restarts=2, norm='l2'),
+    functools.partial(attacks.apgd, num_steps=3),
+    functools.partial(attacks.square, num_queries=3),
+    functools.partial(attacks.fab, targets=(LABELS + 1) % 3, num_steps=3),
+    functools.partial(released.multi_targeted, num_classes=3),
+  ],
+)
+def test_within_jit_images_out_of_range_come_back_as_nan(attack):
+  points = jax.jit(
+    lambda inputs: attack(linear, Batch(inputs, LABELS), KEY, epsilon=0.1)
+  )(STANDARDISED)
+  nan = np.isnan(points)
+  np.testing.assert_array_equal(nan.all(axis=(1, 2, 3)), OUTSIDE)
+  np.testing.assert_array_equal(nan.any(axis=(1, 2, 3)), OUTSIDE)
+
+
+def test_within_jit_a_radius_out_of_range_gives_nan():
+  for epsilon in (8.0, -0.1, np.nan):
+    points = jax.jit(lambda e: attacks.pgd(linear, BATCH, KEY, epsilon=e))(
+      epsilon
+    )
+    assert np.isnan(points).all()
+
+
+@pytest.mark.parametrize(
+  'epsilon, message',
+  [
+    (8, 'at most 1, got 8'),
+    (np.full(4, 0.1, np.float32), r'one per example, \(7,\), got shape \(4,\)'),
+    (np.full((7, 1), 0.1, np.float32), r'got shape \(7, 1\)'),
+  ],
+)
+def test_a_radius_is_a_number_or_one_per_example(epsilon, message):
+  for call in (attacks.pgd, functools.partial(attacks.apgd, num_steps=3)):
+    with pytest.raises(ValueError, match=message):
+      call(linear, BATCH, KEY, epsilon=epsilon)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_radii_and_steps_of_each_example(norm):
+  radii = jnp.linspace(0.0, 0.12, 7)
+  keys = jax.random.split(KEY, 7)
+  run = functools.partial(attacks.pgd, linear, norm=norm)
+  together = run(BATCH, keys, epsilon=radii, step_size=radii / 3)
+  for i in (0, 3, 6):
+    alone = Batch(INPUTS[i : i + 1], LABELS[i : i + 1])
+    expected = run(
+      alone, keys[i : i + 1], epsilon=radii[i], step_size=radii[i] / 3
+    )
+    chex.assert_trees_all_close(together[i : i + 1], expected, atol=1e-6)
+
+
+def test_numbers_of_double_precision_leave_float32_alone():
+  with jax.enable_x64(True):
+    points = attacks.pgd(
+      linear, BATCH, KEY, epsilon=np.float64(0.1), step_size=np.float64(0.02)
+    )
+  assert points.dtype == jnp.float32
+
+
+def test_half_precision_and_no_images_are_refused():
+  half = BATCH._replace(inputs=INPUTS.astype(jnp.bfloat16))
+  with pytest.raises(ValueError, match='float32 in .*, got bfloat16'):
+    attacks.pgd(linear, half, KEY, epsilon=0.1)
+  empty = Batch(INPUTS[:0], LABELS[:0])
+  with pytest.raises(ValueError, match='there are no images'):
+    attacks.pgd(linear, empty, KEY, epsilon=0.1, norm='l2')
+  above = BATCH._replace(inputs=INPUTS.at[0, 0, 0, 0].set(1.0000001))
+  with pytest.raises(ValueError, match=r'to 1\.00000012'):
+    attacks.pgd(linear, above, KEY, epsilon=0.1)
+
+
+def test_a_network_returns_logits_alone():
+  for wrap, found in (
+    (lambda x: (x, x), 'tuple'),
+    (lambda x: {'a': x}, 'dict'),
+  ):
+    with pytest.raises(ValueError, match=f'logits .* alone, got a {found}'):
+      attacks.pgd(lambda x: wrap(linear(x)), BATCH, KEY, epsilon=0.1)  # noqa: B023
+
+
+def test_steps_may_fall():
+  def slanted(inputs):
+    total = inputs.reshape(len(inputs), -1).sum(axis=1)
+    return jnp.stack([-total, total], axis=1)
+
+  batch = Batch(INPUTS, jnp.zeros(7, int))
+  points = attacks.pgd(
+    slanted,
+    batch,
+    KEY,
+    epsilon=0.1,
+    step_size=lambda step: 0.01 / (step + 1),
+    num_steps=3,
+    start=INPUTS,
+  )
+  expected = INPUTS + 0.01 * (1 + 1 / 2 + 1 / 3)
+  chex.assert_trees_all_close(points, expected, atol=1e-6)
+  falling = attacks.falling(0.1, 10)
+  np.testing.assert_allclose(
+    [falling(0), falling(5), falling(10)], [0.2, 0.1, 0.0], atol=1e-6
+  )

@@ -9,14 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import (
-  Candidate,
-  Case,
-  batches,
-  measure,
-  problem,
-  train,
-)
+from experiments.benchmarks import cases, problem
+from experiments.benchmarks.timing import Candidate, Case, measure
 
 RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
 
@@ -95,13 +89,36 @@ def test_operations_of_cnn2_by_hand():
   assert 2 * products < flops < 1.02 * 2 * products  # and some ReLU, pooling
 
 
-@pytest.mark.parametrize('num_runs', [1, 2])
-def test_the_training_candidate_trains(num_runs):
+def test_the_training_candidates_train():
   task = problem.make('wrn_10_1', 4)
-  candidate = train.ours(task, 4, steps=1, num_runs=num_runs)
-  assert candidate.work == 4 * num_runs
-  candidate.run()
-  candidate.run()  # its state was donated and replaced
+  one = cases.trained(task, 4)
+  together = cases.trained_together(task, 2, num_runs=3)
+  assert (one.work, together.work) == (4, 12)
+  for candidate in (one, together):
+    candidate.run()
+    candidate.run()  # its state was donated and replaced
+
+
+def test_foolbox_attacks_our_network_and_plain_flax():
+  pytest.importorskip('foolbox', reason='needs the extra `bench`')
+  from experiments.benchmarks import foolbox_peer
+
+  task = problem.make('cnn2', 3)
+  found = foolbox_peer.candidates(task, 2)
+  assert list(found) == ['foolbox', 'foolbox, plain Flax']
+  for candidate in found.values():
+    candidate.run()
+  images = np.zeros((1, 28, 28, 1), np.float32)
+  for arch in ('cnn1', 'cnn2'):
+    plain = foolbox_peer.plain_flax(arch, 'float32')
+    variables = plain.init(jax.random.key(0), images)
+    ours = problem.make(arch, 1).variables()
+    shapes = [
+      sorted(x.shape for x in jax.tree.leaves(tree))
+      for tree in (variables, ours)
+    ]
+    assert shapes[0] == shapes[1]
+    assert plain.apply(variables, images).shape == (1, 10)
 
 
 @pytest.mark.parametrize('arch', ['cnn1', 'cnn2', 'wrn_10_1'])
@@ -110,7 +127,7 @@ def test_the_peer_has_our_network_and_only_the_attacks_gradient(arch):
   from experiments.benchmarks import torch_peer
 
   task = problem.make(arch, 4)
-  network, asked = torch_peer._network(task).eval(), []
+  network, asked = torch_peer.network(task).eval(), []
   sizes = [x.size for x in jax.tree.leaves(task.variables()['params'])]
   assert sum(x.numel() for x in network.parameters()) == sum(sizes)
 
@@ -120,7 +137,7 @@ def test_the_peer_has_our_network_and_only_the_attacks_gradient(arch):
 
   spied.requires_grad_ = network.requires_grad_
   images, labels = torch_peer.examples(task)
-  points = torch_peer.pgd(spied, images, labels, problem.EPSILON)
+  points = torch_peer.pgd(spied, images, labels)
   assert asked == [False] * 10  # frozen, or a compiled network computes theirs
   assert all(x.requires_grad for x in network.parameters())
   moves = (points - images).abs()
@@ -129,7 +146,9 @@ def test_the_peer_has_our_network_and_only_the_attacks_gradient(arch):
 
 
 def test_batches_cover_every_example():
-  covered = np.concatenate([np.arange(10)[s] for s in batches(10, 4)])
+  covered = np.concatenate(
+    [np.arange(10)[s] for s in problem.make('cnn1', 10).batches(4)]
+  )
   np.testing.assert_array_equal(covered, np.arange(10))
 
 
@@ -137,4 +156,4 @@ def test_one_batch_is_divided_by_the_devices():
   if jax.local_device_count() < 2:
     pytest.skip('one device shares every batch')
   with pytest.raises(ValueError, match='cannot share'):
-    train.ours(problem.make('wrn_10_1', 4), 5)
+    cases.trained(problem.make('wrn_10_1', 5), 5)

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import chex
 import jax
@@ -10,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from robustlip import attacks, bounds, lipschitz, losses, models
+from robustlip import attacks, bounds, lipschitz, losses, methods, models
 from robustlip.models import layers
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
 SHAPE = (6, 6, 2)
 EPSILONS = (0.0, 1e-6, 1e-3, 0.03, 0.3, 1.0)
+METHODS = ('interval', 'linear')
 
 
 class Small(nn.Module):
@@ -27,20 +29,16 @@ class Small(nn.Module):
   @nn.compact
   def __call__(self, x):
     match self.kind:
-      case 'dense':
-        x = nn.relu(nn.Dense(9)(x.reshape(len(x), -1)))
-        x = nn.relu(nn.Dense(7)(x))
-      case 'conv':
-        x = nn.relu(layers.Conv(8, padding=((1, 1), (1, 1)))(x))
-        x = layers.max_pool(nn.relu(layers.Conv(9)(x)))
-      case 'flax':
-        x = nn.relu(nn.Conv(5, (3, 3), strides=2)(x))
-        x = nn.avg_pool(nn.max_pool(x, (2, 2), padding='SAME'), (2, 2))
-      case 'residual':
+      case 'ours':
         x = layers.Conv(8, padding=((1, 1), (1, 1)))(x)
         x = x + nn.relu(layers.batch_norm(x, train=False))
         x = layers.max_pool(x, size=3, strides=2, padding=1)
+        x = layers.max_pool(layers.Conv(9, (2, 2))(x))
         x = jnp.concatenate([x, -x[:, ::-1]], axis=-1).mean((1, 2))
+      case 'flax':
+        x = nn.relu(nn.Conv(5, (3, 3), strides=2)(x))
+        x = nn.avg_pool(nn.max_pool(x, (2, 2), padding='SAME'), (2, 2))
+        x = nn.relu(nn.Dense(7)(x.reshape(len(x), -1)))
       case 'smooth':
         x = nn.gelu(nn.Dense(6)(x.reshape(len(x), -1)), approximate=False)
         x = nn.tanh(nn.Dense(6)(x)) * nn.sigmoid(nn.Dense(6)(x))
@@ -48,7 +46,7 @@ class Small(nn.Module):
     return nn.Dense(4)(x.reshape(len(x), -1))
 
 
-KINDS = ('dense', 'conv', 'flax', 'residual', 'smooth')
+KINDS = ('ours', 'flax', 'smooth')
 
 
 def network(kind):
@@ -60,7 +58,9 @@ def network(kind):
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten(
-      leaf + 0.3 * jnp.abs(jax.random.normal(key, leaf.shape))
+      jnp.abs(leaf) + 0.3
+      if leaf.min() == 1
+      else leaf + 0.3 * jax.random.normal(key, leaf.shape)
       for key, leaf in zip(keys, leaves, strict=True)
     )
 
@@ -86,17 +86,383 @@ def everything(variables, inputs, labels, key, epsilon, *, kind):
     'outputs': jnp.stack([logits_fn(x) for x in (inputs, *found)]),
     'interval': bounds.interval(logits_fn, *box),
     'linear': bounds.linear(logits_fn, *box),
-    'tight': bounds.linear(logits_fn, *box, tighten=10),
-    'alpha': bounds.linear(logits_fn, *box, num_steps=3),
-    'certified': jnp.stack(
-      [
-        bounds.certified(logits_fn, batch, epsilon=epsilon, method=method)
-        for method in ('interval', 'linear')
-      ]
-    ),
+    'certified': bounds.certified(logits_fn, batch, epsilon=epsilon),
     'entropy': bounds.cross_entropy(
       logits_fn, batch, epsilon=epsilon, lines=0.5
     ),
     'upper': lipschitz.upper_bound(logits_fn, inputs, epsilon=epsilon),
     'lower': ratios.ratios,
   }
+
+
+def contained(bound, outputs):
+  """Whether all outputs [N, B, C] lie within a bound, to the last bit."""
+  lower, upper = map(np.asarray, bound)
+  outputs = np.asarray(outputs)
+  return bool(((lower <= outputs) & (outputs <= upper)).all())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_point_is_outside_of_any_bound(kind):
+  apply, draw = network(kind)
+
+  @settings(max_examples=12, deadline=None)
+  @given(st.integers(0, 999), st.sampled_from(EPSILONS))
+  def check(seed, epsilon):
+    key = jax.random.key(seed)
+    variables = draw(key)
+    inputs = jax.random.uniform(jax.random.fold_in(key, 1), (4, *SHAPE))
+    inputs = inputs.at[0].set(inputs[0] > 0.5)  # where the pixel box cuts
+    labels = apply(variables, inputs).argmax(axis=-1)
+    both = everything(variables, inputs, labels, key, epsilon, kind=kind)
+    outputs = both['outputs']
+    for method in METHODS:
+      assert contained(both[method], outputs)
+    kept = (outputs.argmax(-1) == labels[None]).all(0)
+    assert (kept >= both['certified']).all()
+    assert (both['lower'] <= both['upper']).all()
+    for logits in outputs:
+      entropy = losses.cross_entropy(logits, labels)
+      assert (entropy <= both['entropy'] + 1e-4 + 1e-4 * entropy).all()
+    if epsilon == 0:
+      assert both['certified'].all()
+      for method in METHODS:
+        chex.assert_trees_all_close(both[method][0], outputs[0], rtol=1e-5)
+
+  check()
+
+
+def affine(weights, biases):
+  """The function of images [B, H, W, C] with one affine layer."""
+  return lambda x: x.reshape(len(x), -1) @ weights + biases
+
+
+def test_bounds_of_affine_networks_are_exact():
+  weights = jax.random.normal(KEY, (12, 3))
+  biases = jax.random.normal(jax.random.fold_in(KEY, 1), (1, 3))
+  inputs = jax.random.uniform(KEY, (5, 2, 2, 3), minval=0.2, maxval=0.8)
+  logits_fn = affine(weights, biases)
+  middle = np.asarray(logits_fn(inputs), np.float64)
+  spread = 0.1 * np.abs(np.asarray(weights, np.float64)).sum(0)
+  box = bounds.ball(inputs, epsilon=0.1)
+  for function in (bounds.interval, bounds.linear):
+    lower, upper = jax.jit(partial(function, logits_fn))(*box)
+    np.testing.assert_allclose(lower, middle - spread, atol=1e-4)
+    np.testing.assert_allclose(upper, middle + spread, atol=1e-4)
+  norm = max(
+    np.abs(np.asarray(weights) @ signs).sum()
+    for signs in itertools.product((-1, 1), repeat=3)
+  )
+  upper = lipschitz.upper_bound(logits_fn, inputs, epsilon=0.1)
+  np.testing.assert_allclose(upper, norm, rtol=1e-4)
+
+
+def numpy_bounds(layers, x, epsilon):
+  """IBP and CROWN-IBP of ReLU layers (W, b), float64, as in the papers."""
+  lower = [x - epsilon]
+  upper = [x + epsilon]
+  for index, (weights, biases) in enumerate(layers):
+    low, high = lower[-1], upper[-1]
+    if index:
+      low, high = np.maximum(low, 0), np.maximum(high, 0)
+    middle, spread = (low + high) / 2, (high - low) / 2
+    lower.append(weights @ middle + biases - np.abs(weights) @ spread)
+    upper.append(weights @ middle + biases + np.abs(weights) @ spread)
+  rows, offset = layers[-1]
+  lines = []
+  for sign in (1, -1):
+    a, total = sign * rows, sign * offset
+    for (weights, biases), low, high in reversed(
+      list(zip(layers[:-1], lower[1:-1], upper[1:-1], strict=True))
+    ):
+      chord = np.where(low >= 0, 1.0, np.where(high <= 0, 0.0, 0.0))
+      unstable = (low < 0) & (high > 0)
+      chord[unstable] = (high / (high - low))[unstable]
+      below = np.where(unstable, high > -low, chord)
+      shift = np.where(unstable, -chord * low, 0.0)
+      total = total + np.minimum(a, 0) @ shift
+      a = np.maximum(a, 0) * below + np.minimum(a, 0) * chord
+      total = total + a @ biases
+      a = a @ weights
+    lines.append(total + a @ x - epsilon * np.abs(a).sum(1))
+  return (lower[-1], upper[-1]), (lines[0], -lines[1])
+
+
+def dense_layers(key, sizes):
+  keys = jax.random.split(key, 2 * len(sizes))
+  return [
+    (
+      jax.random.normal(keys[2 * i], (m, n)) / np.sqrt(n),
+      0.3 * jax.random.normal(keys[2 * i + 1], (m,)),
+    )
+    for i, (n, m) in enumerate(itertools.pairwise(sizes))
+  ]
+
+
+@jax.jit
+def certify(layers, inputs, epsilon):
+  return lipschitz.upper_bound(
+    lambda x: apply_dense(layers, x), inputs, epsilon=epsilon
+  )
+
+
+def apply_dense(layers, x):
+  x = x.reshape(len(x), -1)
+  for index, (weights, biases) in enumerate(layers):
+    x = (x if index == 0 else nn.relu(x)) @ weights.T + biases[None]
+  return x
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_bounds_are_those_of_the_papers(seed):
+  key = jax.random.key(seed)
+  layers = dense_layers(key, (12, 20, 15, 3))
+  inputs = jax.random.uniform(key, (1, 2, 2, 3), minval=0.3, maxval=0.7)
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  box = inputs - 0.05, inputs + 0.05
+  exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layers)
+  by_interval, by_lines = numpy_bounds(
+    exact, np.asarray(inputs, np.float64).ravel(), 0.05
+  )
+  lower, upper = jax.jit(partial(bounds.interval, logits_fn))(*box)
+  np.testing.assert_allclose(lower[0], by_interval[0], atol=1e-4)
+  np.testing.assert_allclose(upper[0], by_interval[1], atol=1e-4)
+  linear = jax.jit(partial(bounds.linear, logits_fn))
+  lower, upper = linear(*box)
+  assert (by_lines[1] - by_lines[0] < by_interval[1] - by_interval[0]).all()
+  np.testing.assert_allclose(lower[0], by_lines[0], atol=1e-4)
+  np.testing.assert_allclose(upper[0], by_lines[1], atol=1e-4)
+  weights = jnp.asarray([[[1.0, -1.0, 0.0]]])
+  tight = linear(*box, weights=weights)
+  assert tight[0][0, 0] >= lower[0, 0] - upper[0, 1]
+
+
+def test_optimised_slopes_and_tighter_layers_only_help():
+  layers = dense_layers(KEY, (12, 20, 15, 3))
+  inputs = jax.random.uniform(KEY, (3, 2, 2, 3))
+  found = inputs[None] + 0.1 * jax.random.uniform(
+    KEY, (500, *inputs.shape), minval=-1.0
+  )
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  outputs = jax.vmap(logits_fn)(found)
+  widths = []
+  for options in ({}, {'num_steps': 15}, {'tighten': 20}):
+    function = jax.jit(partial(bounds.linear, logits_fn, **options))
+    bound = function(inputs - 0.1, inputs + 0.1)
+    assert contained(bound, outputs)
+    widths.append(bound[1] - bound[0])
+  plain, optimised, tightened = widths
+  assert (optimised <= plain).all() and (optimised < 0.99 * plain).any()
+  assert (tightened < 0.95 * plain).all()
+
+
+def test_roundings_are_inside_of_the_bounds():
+  """Sums that cancel, at a point, in any order, and what is exact."""
+  rng = np.random.default_rng(0)
+  weights = 1e4 * rng.standard_normal((400, 2)).astype(np.float32)
+  x = rng.random(400, np.float32)
+  box = jnp.asarray(x)[None], jnp.nextafter(jnp.asarray(x), 2.0)[None]
+  orders = [rng.permutation(400) for _ in range(50)]
+  sums = [np.cumsum(x[o, None] * weights[o], 0)[-1] for o in orders]
+  exact = x.astype(np.float64) @ weights.astype(np.float64)
+  assert np.ptp(sums, axis=0).min() > 0  # they do differ
+  for function in (bounds.interval, bounds.linear):
+    lower, upper = function(lambda x: x @ weights, *box)
+    for value in (*sums, exact):
+      assert (lower[0] <= value).all() and (value <= upper[0]).all()
+    assert (upper[0] - lower[0] < 1e-3 * (x @ np.abs(weights))).all()
+
+
+def test_the_upper_bound_is_the_norm_of_the_jacobian_where_linear():
+  """In a ball without kinks, against float64 and all sign vectors."""
+  layers = dense_layers(KEY, (12, 30, 20, 4))
+  inputs = jax.random.uniform(KEY, (4, 2, 2, 3), minval=0.1, maxval=0.9)
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  upper = certify(layers, inputs, epsilon=1e-5)
+  for image, value in zip(inputs, upper, strict=True):
+    jacobian = jax.jacobian(lambda x: logits_fn(x[None])[0])(image)
+    jacobian = np.asarray(jacobian, np.float64).reshape(4, -1)
+    norm = max(
+      np.abs(signs @ jacobian).sum()
+      for signs in itertools.product((-1, 1), repeat=4)
+    )
+    np.testing.assert_allclose(value, norm, rtol=1e-3)
+
+
+def test_many_classes_have_an_upper_bound_too():
+  layers = dense_layers(KEY, (12, 10, 13))
+  inputs = jax.random.uniform(KEY, (4, 2, 2, 3))
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  upper = certify(layers, inputs, epsilon=0.1)
+  found = lipschitz.estimate(logits_fn, inputs, KEY, epsilon=0.1)
+  assert (found.ratios <= upper).all()
+  assert (upper < 10 * found.ratios).all()
+
+
+UNARY = {
+  'relu': nn.relu,
+  'relu6': nn.relu6,
+  'abs': jnp.abs,
+  'clip': lambda x: jnp.clip(x, -1.0, 0.5),
+  'square': jnp.square,
+  'where': lambda x: jnp.where(x > 0.0, x, 0.0),
+  'where_min': lambda x: jnp.where(x < 0.1, x, 0.1),
+  'tanh': jnp.tanh,
+  'sigmoid': nn.sigmoid,
+  'exp': jnp.exp,
+  'erf': lax.erf,
+  'softplus': nn.softplus,
+  'silu': nn.silu,
+  'gelu': lambda x: nn.gelu(x, approximate=False),
+}
+
+
+@pytest.mark.parametrize('name', UNARY)
+def test_every_activation_lies_between_its_lines(name):
+  def logits_fn(x):
+    return jnp.concatenate([UNARY[name](x), UNARY[name](x) - x / 2], axis=-1)
+
+  ends = jax.random.uniform(KEY, (2, 30, 1), minval=-4.0, maxval=4.0)
+  lower, upper = ends.min(0), ends.max(0)
+  grid = jnp.linspace(lower, upper, 101)
+  grid = jnp.clip(grid, lower[None], upper[None])
+  outputs = jax.vmap(logits_fn)(grid)
+  for function in (bounds.interval, bounds.linear):
+    bound = jax.jit(lambda *box, f=function: f(logits_fn, *box))(lower, upper)
+    assert contained(bound, outputs)
+    if name in ('relu', 'tanh', 'sigmoid', 'exp', 'erf', 'clip'):
+      width = (bound[1] - bound[0])[:, 0]
+      true = (outputs.max(0) - outputs.min(0))[:, 0]
+      slack = 1e-3 if function is bounds.interval else 2.0 * float(true.max())
+      assert (width <= true + slack).all()
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'), [('cnn2', (16, 16, 1)), ('wrn_10_1', (8, 8, 3))]
+)
+def test_our_networks_have_bounds(name, shape):
+  module = models.build(name, 3)
+  inputs = jax.random.uniform(KEY, (2, *shape))
+  variables = jax.tree.map(
+    lambda leaf: leaf + 0.01, jax.jit(module.init)(KEY, inputs)
+  )
+  labels = jnp.array([0, 1])
+  found = jnp.clip(inputs + 1e-3 * jnp.sign(inputs - 0.5), 0.0, 1.0)
+
+  @jax.jit
+  def both(variables):
+    logits_fn = models.logits_fn(module, variables)
+    return bounds.margins(
+      logits_fn, Batch(inputs, labels), epsilon=1e-3
+    ), jnp.stack([logits_fn(inputs), logits_fn(found)])
+
+  margins, outputs = both(variables)
+  for logits in outputs:
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    assert (margins <= own - logits).all()
+    assert (own - logits - margins < 1.0).all()
+
+
+def test_training_on_the_bound_lowers_it():
+  layers = dense_layers(KEY, (12, 20, 3))
+  inputs = jax.random.uniform(KEY, (6, 2, 2, 3))
+  labels = jnp.array([0, 1, 2, 0, 1, 2])
+  for lines in (None, 0.5):
+
+    def objective(layers, lines=lines):
+      return bounds.cross_entropy(
+        lambda x: apply_dense(layers, x),
+        Batch(inputs, labels),
+        epsilon=0.05,
+        lines=lines,
+      ).mean()
+
+    step = jax.jit(jax.value_and_grad(objective))
+    trained, values = layers, []
+    for _ in range(20):
+      value, gradients = step(trained)
+      trained = jax.tree.map(lambda p, g: p - 0.05 * g, trained, gradients)
+      values.append(value)
+    chex.assert_tree_all_finite(trained)
+    assert values[-1] < 0.8 * values[0]
+
+
+@pytest.mark.parametrize('name', ['ibp', 'crown_ibp'])
+def test_certified_training_starts_natural_and_ends_above_any_attack(name):
+  layers = dense_layers(KEY, (12, 20, 3))
+  inputs = jax.random.uniform(KEY, (6, 2, 2, 3))
+  batch = Batch(inputs, jnp.array([0, 1, 2, 0, 1, 2]))
+
+  def logits_fn(x):
+    return apply_dense(layers, x)
+
+  @jax.jit
+  def loss(progress):
+    method = getattr(methods, name)(epsilon=0.1, kappa=0.2, progress=progress)
+    return method.loss(logits_fn, batch, inputs)
+
+  clean = losses.natural(logits_fn, batch, inputs)
+  chex.assert_trees_all_close(loss(0.0), clean, rtol=1e-5)
+  points = attacks.pgd(logits_fn, batch, KEY, epsilon=0.1)
+  attacked = losses.at(logits_fn, batch, points)
+  assert (loss(1.0) >= 0.2 * clean + 0.8 * attacked).all()
+  assert (loss(0.35) < loss(1.0)).all()
+
+
+BOX = jnp.zeros((2, 4)), jnp.ones((2, 4))
+
+
+@pytest.mark.parametrize(
+  ('logits_fn', 'message'),
+  [
+    (jnp.sin, "no rule for 'sin'"),
+    (lambda x: jnp.sort(x), "no rule for 'sort'"),
+    (lambda x: x * x.astype(jnp.bfloat16), 'float32'),
+    (lambda x: jnp.where(x > 0.5, 2.0 * x, x), "'select_n'"),
+    (lambda x: x @ x.T, "no rule for 'dot_general'"),
+    (lambda x: jnp.ones((2, 3)), 'do not depend'),
+    (lambda x: x - x.mean(-1, keepdims=True) / x.std(), 'no rule for'),
+  ],
+)
+def test_what_has_no_bounds_is_named(logits_fn, message):
+  with pytest.raises(ValueError, match=message):
+    bounds.interval(logits_fn, *BOX)
+
+
+def test_where_a_primitive_without_rule_stands_is_said():
+  class Sine(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return jnp.sin(nn.Dense(3)(x))
+
+  class Outer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(Sine(name='wave')(x))
+
+  variables = Outer().init(KEY, BOX[0])
+  with pytest.raises(ValueError, match="'sin'.*wave"):
+    bounds.linear(models.logits_fn(Outer(), variables), *BOX)
+
+
+def test_bad_boxes_and_methods_are_refused():
+  with pytest.raises(ValueError, match='one shape'):
+    bounds.interval(jnp.abs, BOX[0], BOX[1][:1])
+  with pytest.raises(ValueError, match='float32'):
+    bounds.linear(jnp.abs, jnp.zeros((2, 4), int), jnp.ones((2, 4), int))
+  with pytest.raises(ValueError, match='method'):
+    bounds.certified(
+      jnp.abs, Batch(BOX[0], jnp.zeros(2, int)), epsilon=0.1, method='best'
+    )

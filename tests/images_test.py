@@ -42,3 +42,13 @@ def test_augmentations_keep_shape_and_type():
   for augment in AUGMENTATIONS.values():
     out = augment(MANY, jax.random.key(0))
     assert out.shape == MANY.shape and out.dtype == np.uint8
+
+
+def test_within_jit_an_image_out_of_range_is_nan():
+  inputs = np.full((4, 2, 2, 1), 0.5, np.float32)
+  inputs[1, 0, 0], inputs[2, 1, 1], inputs[3, 0, 1] = 1.01, -0.01, np.nan
+  checked = jax.jit(images.check_images)(inputs)
+  expected = np.where(np.arange(4) > 0, np.nan, 0.5)[:, None, None, None]
+  np.testing.assert_array_equal(
+    checked, np.broadcast_to(expected, inputs.shape)
+  )

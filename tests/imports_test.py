@@ -16,7 +16,7 @@ LAYERS = {
     {'projections'},
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
-    {'attacks'},
+    {'attacks', 'bounds'},
     {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},

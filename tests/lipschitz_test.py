@@ -109,6 +109,29 @@ class LipschitzTest(chex.TestCase):
     with pytest.raises(ValueError, match='uint8; images of bytes'):
       lipschitz.ratio(linear, pixels, pixels + 10)
 
+  def test_images_that_are_standardised_have_no_ratio_within_jit(self):
+    inputs = INPUTS.at[1:3].add(0.7)
+
+    @jax.jit
+    def estimate(inputs):
+      return lipschitz.estimate(linear, inputs, KEY, epsilon=0.1).ratios
+
+    expected = np.array([False, True, True, False, False, False])
+    np.testing.assert_array_equal(np.isnan(estimate(inputs)), expected)
+
+  def test_a_class_that_is_never_predicted_adds_nothing(self):
+    def masked(inputs):
+      never = jnp.full((len(inputs), 1), -jnp.inf)
+      return jnp.concatenate([linear(inputs), never], axis=1)
+
+    chex.assert_trees_all_close(
+      *(
+        lipschitz.estimate(function, INPUTS, KEY, epsilon=0.1)
+        for function in (masked, linear)
+      ),
+      atol=1e-5,
+    )
+
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)
     before = lipschitz.ratio(linear, INPUTS, start)
@@ -127,7 +150,7 @@ class LipschitzTest(chex.TestCase):
 
     inputs = jnp.full_like(INPUTS, level)
     found = released.lipschitz_estimate(shallow, inputs, KEY, epsilon=0.1)
-    points = methods.near(inputs, KEY)
+    points = methods.gaussian_start(inputs, KEY)
     for _ in range(10):
       slope = jax.grad(lambda points: ratio(points).sum())(points)
       points = jnp.clip(points - 0.003 * jnp.sign(slope), 0.0, 1.0)
@@ -135,7 +158,7 @@ class LipschitzTest(chex.TestCase):
     chex.assert_trees_all_close(found.ratios, ratio(points), rtol=1e-5)
 
 
-def test_reference_multi_targeted_returns_the_best_scored_target():
+def test_released_multi_targeted_returns_the_best_scored_target():
   # Towards class 1 the pixel brightens: its softmax grows, no logit passes that
   # of the label. Towards 2 it darkens, and class 3 passes the label instead.
   def logits_fn(inputs):

@@ -1,5 +1,6 @@
 """Losses against values computed by hand and against each other."""
 
+from functools import partial
 from unittest import mock
 
 import chex
@@ -59,12 +60,19 @@ SETTINGS = {
   'gr': dict(lam=2.0, step_size=0.5),
   'llr': dict(lam=2.0, mu=3.0),
 }
-RUN = methods.Settings(
-  seed=0, learning_rate=0.1, epsilon=0.1, lam=0.0, beta=0.0, mu=0.0
-)
-
-
-WEIGHTED = RUN._replace(lam=2.0, beta=5.0, mu=7.0)
+EPSILON = 0.1
+NO_WEIGHT = {
+  'rst': dict(lam=0.0),
+  'trades': dict(beta=0.0),
+  'gr': dict(lam=0.0),
+  'llr': dict(lam=0.0, mu=0.0),
+}
+WEIGHTED = {
+  'rst': dict(lam=2.0),
+  'trades': dict(beta=5.0),
+  'gr': dict(lam=2.0),
+  'llr': dict(lam=2.0, mu=7.0),
+}
 BY_METHOD = EXPECTED | {
   'trades': CLEAN + 5 / 2 * (EXPECTED['trades'] - CLEAN),
   'gr': CLEAN + (ATTACKED - CLEAN) ** 2,  # a step of length 1
@@ -72,16 +80,20 @@ BY_METHOD = EXPECTED | {
 }
 
 
+def method(name, **weights):
+  return released.METHODS[name](epsilon=EPSILON, **weights)
+
+
 class MethodsTest(chex.TestCase):
   @parameterized.parameters(*BY_METHOD)
   def test_each_weight_is_its_own(self, name):
-    loss = methods.METHODS[name](WEIGHTED).loss
+    loss = method(name, **WEIGHTED.get(name, {})).loss
     chex.assert_trees_all_close(
       loss(linear, BATCH, MOVED), BY_METHOD[name].astype(np.float32), rtol=1e-4
     )
 
   def test_the_probe_of_gr_is_as_long_as_its_divisor(self):
-    points = methods.METHODS['gr'](WEIGHTED).maximize(linear, BATCH, None)
+    points = method('gr').maximize(linear, BATCH, None)
     lengths = projections.norms(points - BATCH.inputs, norm='l2')
     chex.assert_trees_all_close(lengths, jnp.full(5, 1.0), rtol=1e-5)
 
@@ -98,11 +110,11 @@ class MethodsTest(chex.TestCase):
       mock.patch('robustlip.attacks.ascend', ascend),
       mock.patch('robustlip.attacks.gradient.ascend', ascend),
     ):
-      methods.METHODS[name](RUN).maximize(linear, BATCH, jax.random.key(0))
+      method(name).maximize(linear, BATCH, jax.random.key(0))
     settings = ascend.call_args.kwargs
     assert settings['num_steps'] == num_steps
-    assert settings['epsilon'] == RUN.epsilon
-    np.testing.assert_allclose(settings['step_size'], RUN.epsilon * step)
+    assert settings['epsilon'] == EPSILON
+    np.testing.assert_allclose(settings['step_size'], EPSILON * step)
 
 
 class LossesTest(chex.TestCase):
@@ -120,18 +132,60 @@ class LossesTest(chex.TestCase):
 
   @parameterized.parameters('rst', 'trades', 'gr', 'llr')
   def test_weight_zero_is_natural(self, name):
-    method = methods.METHODS[name](RUN)
-    points = method.maximize(linear, BATCH, jax.random.key(0))
+    unweighted = method(name, **NO_WEIGHT[name])
+    points = unweighted.maximize(linear, BATCH, jax.random.key(0))
     chex.assert_trees_all_close(
-      method.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
+      unweighted.loss(linear, BATCH, points),
+      CLEAN.astype(np.float32),
+      rtol=1e-5,
     )
 
   def test_at_with_epsilon_zero_is_natural(self):
-    method = methods.METHODS['at'](RUN._replace(epsilon=0.0))
-    points = method.maximize(linear, BATCH, jax.random.key(0))
+    unmoved = methods.at(epsilon=0.0)
+    points = unmoved.maximize(linear, BATCH, jax.random.key(0))
     chex.assert_trees_all_close(
-      method.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
+      unmoved.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
     )
+
+  def test_margins_by_hand(self):
+    logits = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
+    margins = losses.margins(logits, jnp.array([1, 2]))
+    chex.assert_trees_all_equal(margins, jnp.array([-2.0, 2.0]))
+
+  def test_a_class_that_is_never_predicted_adds_nothing(self):
+    def total(weight, loss, *never):
+      def logits_fn(inputs):
+        others = [jnp.full((len(inputs), 1), value) for value in never]
+        return jnp.concatenate([weight * linear(inputs), *others], axis=1)
+
+      return loss(logits_fn, BATCH, MOVED).sum()
+
+    for name, settings in SETTINGS.items():
+      loss = partial(getattr(losses, name), **settings)
+      value_and_grad = jax.value_and_grad(total)
+      masked = value_and_grad(jnp.float32(1.1), loss, -jnp.inf)
+      plain = value_and_grad(jnp.float32(1.1), loss)
+      chex.assert_trees_all_close(masked, plain, rtol=1e-5)
+
+  def test_who_is_classified_correctly(self):
+    nan, inf = np.nan, np.inf
+    for row, expected in (
+      ([1.0, 2.0, 3.0], True),
+      ([-inf, -inf, 3.0], True),
+      ([3.0, 2.0, -inf], False),
+      ([nan, 2.0, 3.0], False),
+      ([1.0, 2.0, inf], False),
+      ([-inf, -inf, -inf], False),
+    ):
+      found = losses.correct(jnp.array([row]), jnp.array([2]))
+      assert bool(found[0]) == expected, row
+
+  def test_labels_out_of_range_make_a_traced_loss_nan(self):
+    labels = jnp.array([0, 1, -1, 3, 2])
+    expected = np.array([False, False, True, True, False])
+    for loss in (losses.cross_entropy, losses.log_odds, losses.margins):
+      values = jax.jit(loss)(linear(BATCH.inputs), labels)
+      np.testing.assert_array_equal(np.isnan(values), expected)
 
   def test_gradient_step_has_its_length_and_direction(self):
     points = losses.gradient_step(linear, BATCH, step_size=0.25)
@@ -165,16 +219,14 @@ class LossesTest(chex.TestCase):
 
   def test_the_inner_problem_of_trades_rises(self):
     objective = losses.divergence(quadratic, BATCH)
-    points = methods.METHODS['trades'](RUN).maximize(
-      quadratic, BATCH, jax.random.key(0)
-    )
-    start = methods.near(BATCH.inputs, jax.random.key(0))
+    points = method('trades').maximize(quadratic, BATCH, jax.random.key(0))
+    start = methods.gaussian_start(BATCH.inputs, jax.random.key(0))
     assert (objective(points) > 5 * objective(start)).all()
 
   def test_the_inner_problem_of_llr_rises(self):
     objective = losses.nonlinearity(quadratic, BATCH)
     key = jax.random.key(0)
-    points = methods.METHODS['llr'](RUN).maximize(quadratic, BATCH, key)
+    points = method('llr').maximize(quadratic, BATCH, key)
     start = projections.random_start(BATCH.inputs, key, epsilon=0.1)
     assert objective(points).mean() > 1.5 * objective(start).mean()
 
@@ -199,7 +251,7 @@ class LossesTest(chex.TestCase):
     np.testing.assert_allclose((gradient * step).sum() * 2, rise, rtol=1e-2)
 
 
-class ReferenceTest(chex.TestCase):
+class ReleasedTest(chex.TestCase):
   def test_llr_takes_two_steps_along_the_gradient_over_its_largest_part(self):
     weights = np.array([1.0, -0.5, 0.25, 0.0, 2.0, -1.0], np.float32)
 
@@ -208,11 +260,13 @@ class ReferenceTest(chex.TestCase):
       return jnp.stack([score, -score], axis=1)
 
     labels = jnp.array([0, 1, 0, 1, 0])
-    points = released.METHODS['llr'](RUN).maximize(
+    points = method('llr_released').maximize(
       two, Batch(BATCH.inputs, labels), jax.random.key(0)
     )
     away = np.where(labels == 0, -1, 1)[:, None] * weights / 2  # by the largest
-    start = methods.near(BATCH.inputs, jax.random.key(0)) - BATCH.inputs
+    start = (
+      methods.gaussian_start(BATCH.inputs, jax.random.key(0)) - BATCH.inputs
+    )
     moved = 0.1 * away + np.reshape(start, (5, 6))
     moved *= np.minimum(1, 0.1 / np.abs(moved).max(axis=1))[:, None]
     expected = INPUTS.reshape(5, 6) + moved
@@ -229,10 +283,10 @@ class ReferenceTest(chex.TestCase):
       return (jnp.exp(p) * (p - q)).sum()
 
     dark, key = jnp.zeros_like(BATCH.inputs), jax.random.key(0)
-    points = released.METHODS['trades'](RUN).maximize(
+    points = method('trades_released').maximize(
       linear, Batch(dark, BATCH.labels), key
     )
-    expected = methods.near(dark, key)
+    expected = methods.gaussian_start(dark, key)
     for _ in range(10):
       expected += 0.02 * jnp.sign(jax.grad(divergence)(expected))
       expected = jnp.clip(expected, 0.0, 0.1)
@@ -245,7 +299,7 @@ class ReferenceTest(chex.TestCase):
       called.append('x' if inputs is BATCH.inputs else "x'")
       return linear(inputs)
 
-    loss = released.METHODS['trades'](WEIGHTED).loss(recorded, BATCH, MOVED)
+    loss = method('trades_released', beta=5.0).loss(recorded, BATCH, MOVED)
     divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
     chex.assert_trees_all_close(
       loss, (CLEAN + 5 * divergence).astype(np.float32), rtol=1e-4
@@ -254,25 +308,24 @@ class ReferenceTest(chex.TestCase):
     assert called == ['x', "x'", 'x'] + ["x'", 'x']
 
   def test_gr_counts_the_clean_loss_twice(self):
-    settings = RUN._replace(lam=1.0)
-    method = released.METHODS['gr'](settings)
-    points = method.maximize(linear, BATCH, jax.random.key(0))
+    theirs = method('gr_released', lam=1.0)
+    points = theirs.maximize(linear, BATCH, jax.random.key(0))
     moved = cross_entropy(np.asarray(points, np.float64))
     expected = 2 * CLEAN + 0.5 * (moved - CLEAN) ** 2
     chex.assert_trees_all_close(
-      method.loss(linear, BATCH, points),
+      theirs.loss(linear, BATCH, points),
       expected.astype(np.float32),
       rtol=1e-4,
     )
 
   def test_llr_is_a_weighted_attack_loss(self):
-    method = released.METHODS['llr'](RUN._replace(lam=4.0))
-    points = method.maximize(linear, BATCH, jax.random.key(0))
+    theirs = method('llr_released', lam=4.0)
+    points = theirs.maximize(linear, BATCH, jax.random.key(0))
     assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
     moved = cross_entropy(np.asarray(points, np.float64))
     assert (moved > CLEAN).all()
     chex.assert_trees_all_close(
-      method.loss(linear, BATCH, points),
+      theirs.loss(linear, BATCH, points),
       (CLEAN + 4 * moved).astype(np.float32),
       rtol=1e-4,
     )

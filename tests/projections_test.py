@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
+from scipy import optimize
 
 from robustlip import projections
 
@@ -79,3 +80,51 @@ def test_wrong_keys_are_named(key):
 def test_unknown_norm_is_named():
   with pytest.raises(ValueError, match="'l7'"):
     projections.ball(POINTS, CENTERS, epsilon=0.1, norm='l7')
+
+
+@pytest.mark.parametrize('binary', [True, False])
+def test_the_l2_projection_is_the_nearest_point_of_ball_and_box(binary):
+  generator = np.random.default_rng(0)
+  centers = generator.uniform(size=(6, 8)).astype(np.float32)
+  centers = np.round(centers) if binary else centers
+  points = centers + generator.normal(size=(6, 8)).astype(np.float32)
+  points[0] = centers[0] + 0.01
+  moved = projections.ball(
+    jnp.asarray(points), jnp.asarray(centers), epsilon=0.8, norm='l2'
+  )
+  for center, point, found in zip(centers, points, moved, strict=True):
+    center, point = np.float64(center), np.float64(point)
+    solved = optimize.minimize(
+      lambda x, point=point: ((x - point) ** 2).sum(),
+      center,
+      jac=lambda x, point=point: 2 * (x - point),
+      bounds=[(0, 1)] * 8,
+      constraints={
+        'type': 'ineq',
+        'fun': lambda x, c=center: 0.64 - ((x - c) ** 2).sum(),
+        'jac': lambda x, c=center: -2 * (x - c),
+      },
+      method='SLSQP',
+      options={'ftol': 1e-14, 'maxiter': 500},
+    )
+    np.testing.assert_allclose(found, solved.x, atol=1e-4)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_directions_of_gradients_that_are_not_finite(norm):
+  gradients = jnp.array([[jnp.nan, 1.0, 0.0], [jnp.inf, 1.0, jnp.nan]])
+  steps = projections.normalize_direction(gradients, norm=norm)
+  second = 1.0 if norm == 'linf' else 0.0
+  expected = jnp.array([[0.0, 1.0, 0.0], [1.0, second, 0.0]])
+  chex.assert_trees_all_close(steps, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+def test_keys_of_another_generator_become_threefry(impl):
+  key = jax.random.key(7, impl=impl)
+  keys = projections.example_keys(key, 5)
+  assert jax.random.key_impl(keys) == 'threefry2x32'
+  expected = projections.example_keys(jax.random.key(7), 5)
+  chex.assert_trees_all_equal(
+    jax.random.key_data(keys), jax.random.key_data(expected)
+  )

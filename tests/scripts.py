@@ -88,15 +88,20 @@ def last_json(finished):
   return json.loads(finished.out.splitlines()[-1])
 
 
-def refused(module, *arguments, capsys, monkeypatch):
-  """The one line with which a script refuses its arguments, in this process."""
+def here(module, *arguments, capsys, monkeypatch):
+  """Like `run`, in this process: for what ends by itself."""
   script = importlib.import_module(module)
   monkeypatch.setattr(sys, 'argv', [module, *arguments])
   capsys.readouterr()
   with pytest.raises(SystemExit) as ended:
     script.common.run(script.main, script.define)
   out, err = capsys.readouterr()
-  return error(Finished(ended.value.code, out, err))
+  return Finished(ended.value.code or 0, out, err)
+
+
+def refused(module, *arguments, **fixtures):
+  """The one line with which a script refuses its arguments."""
+  return error(here(module, *arguments, **fixtures))
 
 
 def error(finished):

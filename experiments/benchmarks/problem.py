@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import Candidate
-from robustlip import evaluation, models
+from robustlip import models
 from robustlip.datasets import Split
 
 EPSILON = 0.1
 LAM = 2.0
-PEERS_BATCH_SIZE = 64  # when measuring
 
 
 class Problem(NamedTuple):
@@ -25,23 +23,27 @@ class Problem(NamedTuple):
   split: Split
   precision: str  # what the network computes in
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """[H, W, C]."""
+    return self.split.images.shape[1:]
+
   def variables(self) -> Any:
     """Fresh parameters."""
-    shape = self.split.images.shape[1:]
-    inputs = jnp.zeros((1, *shape))
+    inputs = jnp.zeros((1, *self.image_shape))
     return jax.jit(self.module.init)(jax.random.key(0), inputs)
 
   def forward_flops(self) -> float:
     """Floating-point operations of the logits of one image, as XLA counts."""
-    inputs = jax.ShapeDtypeStruct((1, *self.split.images.shape[1:]), 'float32')
+    inputs = jax.ShapeDtypeStruct((1, *self.image_shape), 'float32')
     variables = jax.eval_shape(self.module.init, jax.random.key(0), inputs)
     lowered = jax.jit(self.module.apply).lower(variables, inputs)
     return lowered.cost_analysis()['flops']
 
-  def fitting(self) -> int:
-    """The batch that `experiments.evaluate` would take."""
-    shape = self.split.images.shape[1:]
-    return evaluation.fitting_batch_size(self.module, shape)
+  def batches(self, batch_size: int) -> list[slice]:
+    """Slices that cover the examples."""
+    firsts = range(0, len(self.split.labels), batch_size)
+    return [slice(first, first + batch_size) for first in firsts]
 
 
 def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
@@ -52,22 +54,6 @@ def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
   labels = generator.integers(0, 10, num_images).astype(np.int32)
   module = models.build(arch, 10, dtype=precision)
   return Problem(arch, module, Split(images, labels), precision)
-
-
-def measured(
-  task: Problem, measure: evaluation.Measure, batch_size: int | None
-) -> Candidate:
-  """`measure` of every image, as an evaluation runs it."""
-  program, variables = evaluation.over_devices(measure), task.variables()
-  batch_size = batch_size or task.fitting()
-
-  def run():
-    key = jax.random.key(0)
-    evaluation.per_example(
-      program, variables, task.split, key, batch_size=batch_size
-    )
-
-  return Candidate(run, len(task.split.labels))
 
 
 def matrix_rate(precision: str) -> float:

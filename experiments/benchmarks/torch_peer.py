@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.benchmarks import Candidate, batches, problem
+from experiments.benchmarks.problem import EPSILON, LAM, Problem
+from experiments.benchmarks.timing import Candidate
 
 
 def device() -> torch.device:
@@ -47,7 +48,7 @@ def computing(precision: str):
     torch.cuda.synchronize()
 
 
-def examples(task: problem.Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def examples(task: Problem) -> tuple[torch.Tensor, torch.Tensor]:
   """The images as [N, C, H, W] in [0, 1], and the labels."""
   images = torch.from_numpy(task.split.images).permute(0, 3, 1, 2).contiguous()
   labels = torch.from_numpy(task.split.labels).long()
@@ -107,7 +108,7 @@ def _cnn2(channels: int) -> nn.Module:
 
 
 def candidates(
-  task: problem.Problem,
+  task: Problem,
   batch_size: int,
   prepare: Callable[[nn.Module], Callable[..., object]],
   *,
@@ -116,26 +117,27 @@ def candidates(
   """PyTorch eager and, if asked, compiled, which need not work everywhere.
 
   Args:
-    prepare: from a network to what is done with each batch of images, labels.
+    prepare: from a network to what is done with each batch of images, labels:
+      `training`, `attack` or `lipschitz`.
   """
   inputs, labels = examples(task)
 
   def run(work):
     with computing(task.precision):
-      for chosen in batches(len(labels), batch_size):
+      for chosen in task.batches(batch_size):
         work(inputs[chosen], labels[chosen])
 
-  work = partial(run, prepare(_network(task)))
+  work = partial(run, prepare(network(task)))
   found = {'PyTorch eager': Candidate(work, len(labels))}
   if compiled:
     # One program for each mode and set of gradients, more than torch allows.
     torch._dynamo.config.recompile_limit = 64
-    work = partial(run, prepare(torch.compile(_network(task))))
+    work = partial(run, prepare(torch.compile(network(task))))
     found['PyTorch compiled'] = Candidate(work, len(labels), may_fail=True)
   return found
 
 
-def _network(task: problem.Problem) -> nn.Module:
+def network(task: Problem) -> nn.Module:
   """The network of the problem, [B, C, H, W] -> [B, 10]."""
   height, width, channels = task.split.images.shape[1:]
   arch = task.arch
@@ -158,53 +160,87 @@ def _frozen(module: nn.Module):
   module.requires_grad_(True)
 
 
-def _ascend(module, objective, inputs, epsilon: float) -> torch.Tensor:
-  """Ten sign steps of epsilon / 5 up the sum of `objective`, from anywhere."""
-  noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon)
+def _ascend(module, objective, inputs) -> torch.Tensor:
+  """Ten sign steps of EPSILON / 5 up the sum of `objective`, from anywhere."""
+  noise = torch.empty_like(inputs).uniform_(-EPSILON, EPSILON)
   points = (inputs + noise).clamp(0, 1)
   with _frozen(module):
     for _ in range(10):
       points.requires_grad_(True)
       (gradient,) = torch.autograd.grad(objective(points).sum(), points)
-      points = points.detach() + epsilon / 5 * gradient.sign()
-      points = torch.min(torch.max(points, inputs - epsilon), inputs + epsilon)
+      points = points.detach() + EPSILON / 5 * gradient.sign()
+      points = torch.min(torch.max(points, inputs - EPSILON), inputs + EPSILON)
       points = points.clamp(0, 1)
   return points.detach()
 
 
-def pgd(module: nn.Module, inputs, labels, epsilon: float) -> torch.Tensor:
+def pgd(module: nn.Module, inputs, labels) -> torch.Tensor:
   """PGD-10 on the cross entropy, from a random start."""
-  return _ascend(
-    module,
-    lambda points: functional.cross_entropy(
-      module(points), labels, reduction='none'
-    ),
-    inputs,
-    epsilon,
-  )
+
+  def objective(points):
+    return functional.cross_entropy(module(points), labels, reduction='none')
+
+  return _ascend(module, objective, inputs)
 
 
-def rst_step(module, optimizer, inputs, labels, epsilon: float) -> None:
-  """One update on CE(x) + 2 CE(x'), x' from PGD in inference mode."""
+def attack(module: nn.Module) -> Callable[..., object]:
+  """Attacks a batch and says who withstands."""
   module.eval()
-  points = pgd(module, inputs, labels, epsilon)
-  module.train()
-  optimizer.zero_grad()
-  loss = functional.cross_entropy(module(inputs), labels)
-  loss = loss + 2 * functional.cross_entropy(module(points), labels)
-  loss.backward()
-  optimizer.step()
+
+  def evaluate(inputs, labels):
+    points = pgd(module, inputs, labels)
+    with torch.no_grad():
+      return (module(points).argmax(1) == labels).cpu()
+
+  return evaluate
 
 
-def lipschitz(module: nn.Module, inputs, epsilon: float) -> torch.Tensor:
+def lipschitz(module: nn.Module) -> Callable[..., object]:
   """Ten ascents of ||f(x) - f(x')||_1 / ||x - x'||_inf, then its value."""
-  with torch.no_grad():
-    clean = module(inputs)
+  module.eval()
 
-  def ratios(points):
-    top = (module(points) - clean).abs().sum(1)
-    return top / (points - inputs).flatten(1).abs().amax(1)
+  def estimate(inputs, labels):
+    del labels
+    with torch.no_grad():
+      clean = module(inputs)
 
-  points = _ascend(module, ratios, inputs, epsilon)
-  with torch.no_grad():
-    return ratios(points)
+    def ratios(points):
+      top = (module(points) - clean).abs().sum(1)
+      return top / (points - inputs).flatten(1).abs().amax(1)
+
+    points = _ascend(module, ratios, inputs)
+    with torch.no_grad():
+      return ratios(points).cpu()
+
+  return estimate
+
+
+def training(module: nn.Module) -> Callable[..., object]:
+  """One update on CE(x) + LAM CE(x'), x' from PGD in inference mode."""
+  optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+
+  def step(inputs, labels):
+    module.eval()
+    points = pgd(module, inputs, labels)
+    module.train()
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(module(inputs), labels)
+    loss = loss + LAM * functional.cross_entropy(module(points), labels)
+    loss.backward()
+    optimizer.step()
+
+  return step
+
+
+WORKS = {'attack': attack, 'lipschitz': lipschitz}
+
+
+def search(queries, others) -> Callable[[], object]:
+  """The nearest of `others` to each of `queries`, NumPy arrays, in l-inf."""
+  left, right = (torch.from_numpy(x).to(device()) for x in (queries, others))
+
+  def run():
+    with computing('float32'):
+      torch.cdist(left, right, p=float('inf')).min(dim=1)
+
+  return run

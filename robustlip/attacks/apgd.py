@@ -105,7 +105,7 @@ def apgd(
 
   start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
   start = project(start)
-  steps = 2 * projections.check_numbers(epsilon, inputs, name='epsilon')
+  steps = 2 * projections.check_radius(epsilon, inputs, norm=norm)
   state = _first(start, *measure(start), steps)
   state = jax.lax.while_loop(unfinished, step, state)
   points = projections.choose(

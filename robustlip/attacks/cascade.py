@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import chex
+import numpy as np
 
 from robustlip import projections
 from robustlip.attacks import gradient
@@ -25,6 +26,7 @@ class Stage(NamedTuple):
   name: str
   attack: Callable[..., chex.Array]  # (logits_fn, batch, keys, **settings)
   settings: Mapping[str, chex.Numeric] = {}
+  norm: str = 'linf'  # of the ball whose radius `settings` may have
 
 
 class Attack(NamedTuple):
@@ -120,7 +122,7 @@ def cascade(
   Raises:
     ValueError: for an unknown name, or a number out of range.
   """
-  projections.check_norm(norm)
+  projections.check_radius(epsilon, np.zeros(1, np.float32), norm=norm)
   for name, value, least in (
     ('num_classes', num_classes, 2),
     ('num_restarts', num_restarts, 1),
@@ -135,7 +137,7 @@ def cascade(
     run = _targeted(attack, targets) if targets else _untargeted(attack)
     count = max(targets, 1) * (num_restarts if draws else 1)
     stages += [
-      Stage(name, run, {'epsilon': epsilon, 'number': number})
+      Stage(name, run, {'epsilon': epsilon, 'number': number}, norm)
       for number in range(count)
     ]
   return tuple(stages)
@@ -147,8 +149,10 @@ def _expanded(names):
   expanded = []
   for name in map(str.strip, names):
     expanded += SEQUENCES.get(name, (name,))
+  if not expanded:
+    raise ValueError('no attack is named.')
   unknown = [name for name in expanded if name not in ATTACKS]
-  if unknown or not expanded:
+  if unknown:
     raise ValueError(
       f'unknown attack {", ".join(map(repr, unknown))}; there are '
       f'{", ".join([*ATTACKS, *SEQUENCES])}.'

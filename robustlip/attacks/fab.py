@@ -51,7 +51,7 @@ def fab(
   """
   del key
   inputs = check_images(batch.inputs)
-  radius = projections.check_numbers(epsilon, inputs, name='epsilon')
+  radius = projections.check_radius(epsilon, inputs, norm=norm)
   found = _search(
     logits_fn,
     batch._replace(inputs=inputs),

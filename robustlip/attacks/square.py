@@ -45,12 +45,10 @@ def square(
     raise ValueError(f'squares need images [B, H, W, C], got {inputs.shape}.')
   if num_queries < 1:
     raise ValueError(f'num_queries must be at least 1, got {num_queries}.')
-  projections.check_norm(norm)
-  first, propose = (_linf if norm == 'linf' else _l2)(
-    inputs.shape[1:], num_queries
-  )
-  radius = projections.check_numbers(epsilon, inputs, name='epsilon')
+  radius = projections.check_radius(epsilon, inputs, norm=norm)
   radius = jnp.broadcast_to(radius.reshape(-1), len(inputs))
+  search = _linf if norm == 'linf' else _l2
+  first, propose = search(inputs.shape[1:], num_queries)
   keys = projections.example_keys(key, len(inputs))
 
   def project(deltas):

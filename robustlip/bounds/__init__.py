@@ -104,15 +104,15 @@ def margins(
   """
   if method not in METHODS:
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
-  shape = jax.eval_shape(logits_fn, batch.inputs).shape
-  check_labels(shape, batch.labels)
+  logits = jax.eval_shape(logits_fn, batch.inputs)
+  check_labels(logits, batch.labels)
   lower, upper = ball(batch.inputs, epsilon=epsilon)
   check_boxes(lower, upper)
 
   def one(lower, upper, label):
     network = walk.trace_one(logits_fn, lower.shape)
-    own = jax.nn.one_hot(label, shape[-1])
-    weights = own[None] - jnp.eye(shape[-1])
+    own = jax.nn.one_hot(label, logits.shape[-1])
+    weights = own[None] - jnp.eye(logits.shape[-1])
     bounds = walk.forward(
       network, (lower, upper), tighten=tighten * (method != 'interval')
     )

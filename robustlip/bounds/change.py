@@ -73,16 +73,17 @@ def _steepest(step: Step, slopes, rates) -> chex.Array:
 
 def _columns(network, slopes, rates):
   """The columns [C, ...] that weigh all changes, and what rounding adds."""
-  uses, columns, slacks = network.uses(), [], []
+  (counts, pending), columns, slacks = walk.owed(network), [], []
 
   def visit(_, step, received):
-    most = max(uses[v] for v in step.variables)
     given = [rates[v] for v in step.variables]
-    count = rules.terms(step) + most
+    count = counts[step.outputs[0]]
+    if rules.is_exact(step) and not count:
+      return rules.transpose(step, received)
     if rules.is_affine(step):
       sizes = rules.absolute(step, given, linear=True)
       slacks.extend(
-        gamma(rules.roundings(step, most)) * _sizes(rows * size[None])
+        gamma(rules.roundings(step, count)) * _sizes(rows * size[None])
         for rows, size in zip(received, sizes, strict=True)
       )
       return rules.transpose(step, received)
@@ -96,10 +97,11 @@ def _columns(network, slopes, rates):
       for bound, rate in zip(bounds, given, strict=True)
     )
     columns.append(rows * spread[None])
-    slacks.append(gamma(count) * _sizes(rows * size[None]))
+    slacks.append(gamma(rules.terms(step) + count) * _sizes(rows * size[None]))
     return [rows * ((low + high) / 2)[None] for low, high in bounds]
 
   eye = jnp.eye(*network.output.shape * 2)
+  slacks.append(gamma(pending[network.output]) * rates[network.output].sum())
   columns.append(walk.pull(network, {network.output: eye}, visit))
   # What `_norm` rounds when it sums over classes.
   slacks += [gamma(len(eye)) * _sizes(column) for column in columns]
@@ -119,9 +121,7 @@ def _norm(columns) -> chex.Array:
   """
   classes = len(columns[0])
   if classes > _EXACT:
-    return sum(_sizes(column) for column in columns) * (
-      1 + gamma(len(columns))
-    )
+    return sum(_sizes(column) for column in columns) * (1 + gamma(len(columns)))
   signs = itertools.product((1.0, -1.0), repeat=classes - 1)
   signs = jnp.asarray([(1.0, *rest) for rest in signs])
 

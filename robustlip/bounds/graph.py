@@ -1,5 +1,6 @@
 """A network as a list of steps: its jaxpr, calls inlined, constants folded."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
@@ -83,8 +85,10 @@ class Network(NamedTuple):
 
 
 def evaluate(primitive, operands, params) -> list[chex.Array]:
-  """All outputs of a primitive, as a list."""
-  outputs = primitive.bind(*operands, **params)
+  """All outputs of a primitive, a list; at once if all operands are known."""
+  known = not any(isinstance(v, jax.core.Tracer) for v in operands)
+  with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+    outputs = primitive.bind(*operands, **params)
   return list(outputs) if primitive.multiple_results else [outputs]
 
 
@@ -103,7 +107,7 @@ def trace(
   with jax.default_matmul_precision('highest'):
     closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
   source, steps = Variable(shape), []
-  (output,) = _inline(closed, [source], steps, '')
+  (output,) = _inline(closed, [source], steps, 'the network')
   if not isinstance(output, Variable):
     raise ValueError('the logits do not depend on the images.')
   return Network(source, steps, output)
@@ -214,14 +218,23 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
   if not comparisons:
     return [otherwise]
   match comparisons:
-    case [(a, b)] if a is chosen and b is otherwise:
+    case [(a, b)] if _same(a, chosen) and _same(b, otherwise):
       return _rewritten(lax.max, {}, cases, steps, where)
-    case [(a, b)] if b is chosen and a is otherwise:
+    case [(a, b)] if _same(b, chosen) and _same(a, otherwise):
       return _rewritten(REWRITES['min'], {}, cases, steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
     f'neither their maximum nor their minimum, in {where}.'
   )
+
+
+def _same(a, b) -> bool:
+  """Whether two operands are one variable, or known constants of one value."""
+  if isinstance(a, Variable | jax.core.Tracer) or isinstance(
+    b, Variable | jax.core.Tracer
+  ):
+    return a is b
+  return bool((np.asarray(a) == np.asarray(b)).all())
 
 
 def _reduce_max(x, *, axes, **_):

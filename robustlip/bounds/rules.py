@@ -207,29 +207,34 @@ def terms(step: Step) -> int:
   return _AFFINE[step.name](step)[0] if is_affine(step) else len(step.operands)
 
 
-def roundings(step: Step, uses: int) -> int:
+def is_exact(step: Step) -> bool:
+  """Whether it only moves values, and its transpose only moves cotangents."""
+  return is_affine(step) and _AFFINE[step.name] is _none
+
+
+def roundings(step: Step, owed: int) -> int:
   """How many roundings a term passes in an affine step and its transpose.
 
   Args:
-    uses: of the variable that is used most: its cotangents are summed.
+    owed: roundings of sums of cotangents to be counted here, `walk.owed`.
   """
-  return sum(_AFFINE[step.name](step)) + uses - 1
+  return sum(_AFFINE[step.name](step)) + owed
 
 
 def offset(
-  step: Step, bounds: Sequence[Bound], uses: int
+  step: Step, bounds: Sequence[Bound], owed: int
 ) -> list[Bound] | None:
   """What an affine step adds to its linear part, rounding included.
 
   Args:
     bounds: of the variables.
-    uses: as in `roundings`.
+    owed: as in `roundings`.
 
   Returns:
     None for nothing at all.
   """
   step = _finite(step)
-  count = roundings(step, uses)
+  count = roundings(step, owed)
   placed = step.name in _PLACED and len(step.variables) < len(
     [v for v in step.operands if isinstance(v, Variable) or _is_float(v)]
   )
@@ -247,7 +252,7 @@ def offset(
 
 
 def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
-  """Cotangents [K, ...] of the outputs -> of the variables, but for constants."""
+  """Cotangents [K, ...] of outputs -> of variables, for the linear part."""
 
   def linear(*values):
     def constant(array):
@@ -304,19 +309,20 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     return [outward(image, count=_LIBRARY, absolute=_LIBRARY * UNIT)]
   raise ValueError(
     f'bounds have no rule for {step.name!r} of '
-    f'{[v.shape for v in step.variables]} in {step.where or "the network"}.'
+    f'{[v.shape for v in step.variables]} in {step.where}.'
   )
 
 
 def lines(
   step: Step,
   bounds: Sequence[Bound],
-  uses: int,
+  owed: int,
   alpha: chex.Array | None = None,
 ) -> Lines:
   """Lines between which a step that is not affine lies, rounding included.
 
   Args:
+    owed: as in `roundings`.
     alpha: slopes in [0, 1] of the lower lines of maxima, where not decided;
       None takes the one that bounds the smaller area.
   """
@@ -341,7 +347,7 @@ def lines(
     for low, high, end in zip(*slopes, ends, strict=True)
   )
   size += jnp.abs(intercepts[0]) + jnp.abs(intercepts[1])
-  slack = gamma(uses) * size + TINY
+  slack = gamma(owed) * size + TINY
   if step.name in _SMOOTH:
     slack += _LIBRARY * UNIT * (1 + magnitude(values))
   return _without_constants(step, ends, slopes, intercepts, slack)

@@ -54,6 +54,26 @@ def _tightened(network, bounds, variable) -> Bound:
   )
 
 
+def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
+  """How many roundings the sums of cotangents above each variable can have.
+
+  A variable that n steps use has a sum of n cotangents. It is counted at the
+  next steps that round anyway: those between only move values.
+
+  Returns:
+    What is to be counted at the step that gives a variable, and what is not
+    yet counted there.
+  """
+  uses, counts, pending = network.uses(), {}, {}
+  for step in network.steps:
+    count = max(pending.get(v, 0) + uses[v] - 1 for v in step.variables)
+    exact = rules.is_exact(step)
+    for variable in step.outputs:
+      counts[variable] = 0 if exact else count
+      pending[variable] = count if exact else 0
+  return counts, pending
+
+
 # Cotangents [K, ...] of a step's outputs -> of its variables, None to stop.
 Visit = Callable[[int, Step, list[chex.Array]], Sequence[chex.Array] | None]
 
@@ -96,14 +116,18 @@ def backward(
     lines: False stops at the last nonlinearities and takes their bounds.
     alphas: step -> slopes of the lines below its maxima, see `rules.lines`.
   """
-  uses, parts = network.uses(), []
+  (counts, pending), parts = owed(network), []
+  for variable, rows in cotangents.items():
+    if pending.get(variable):
+      slack = gamma(pending[variable]) * rules.magnitude(bounds[variable])
+      parts.append(_least(rows, -slack, slack))
 
   def visit(index, step, received):
     given = [bounds[v] for v in step.variables]
-    most = max(uses[v] for v in step.variables)
+    count = counts[step.outputs[0]]
     if rules.is_affine(step):
       for cotangent, bound in zip(
-        received, rules.offset(step, given, most) or (), strict=False
+        received, rules.offset(step, given, count) or (), strict=False
       ):
         parts.append(_least(cotangent, *bound))
       return rules.transpose(step, received)
@@ -111,7 +135,7 @@ def backward(
     if not lines:
       parts.append(_least(received, *bounds[step.outputs[0]]))
       return None
-    line = rules.lines(step, given, most, (alphas or {}).get(index))
+    line = rules.lines(step, given, count, (alphas or {}).get(index))
     parts.append(_least(received, line.lower, line.upper))
     return [
       received * jnp.where(received > 0, low, high)

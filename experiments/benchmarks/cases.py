@@ -1,0 +1,312 @@
+"""The suites: functions of some of the flags to the cases to time.
+
+A suite has an argument for each flag that it reads, see `SUITES`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+
+from experiments.benchmarks import problem
+from experiments.benchmarks.timing import Candidate, Case
+from robustlip import (
+  attacks,
+  datasets,
+  evaluation,
+  lipschitz,
+  methods,
+  models,
+  separation,
+  training,
+)
+
+STEPS = 4  # to one run of a training candidate
+BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
+PEERS_BATCH_SIZE = 64
+# Passes through the network of a step: ten of the attack with a gradient each,
+# two with the gradients of inputs and kernels.
+TRAIN_PASSES = 10 * 2 + 2 * 3
+NUM_QUERIES = 64  # of a peer's separation search
+
+
+def train(
+  *,
+  arch: list[str],
+  peers: bool,
+  batch_size: int | None,
+  precision: str,
+  num_runs: int,
+  compile_peer: bool,
+) -> list[Case]:
+  """Images a second of the RST step, with PGD-10, at 64 or (wrn) 32 a batch."""
+  cases = []
+  for name in arch:
+    size = batch_size or (64 if name.startswith('cnn') else 32)
+    task = problem.make(name, STEPS * size, precision)
+    title, one = f'{name}, batch {size}', trained(task, size)
+    candidates = {'robustlip': one}
+    if num_runs > 1:
+      title += f', {num_runs} runs'
+      in_turn = one._replace(
+        run=lambda one=one: [one.run() for _ in range(num_runs)],
+        work=num_runs * one.work,
+      )
+      together = trained_together(task, size, num_runs)
+      candidates = {'robustlip': together, 'one at a time': in_turn}
+    if peers:
+      from experiments.benchmarks import torch_peer
+
+      candidates |= torch_peer.candidates(
+        task, size, torch_peer.training, compiled=compile_peer
+      )
+    flops = TRAIN_PASSES * task.forward_flops()
+    cases.append(Case(title, 'images', candidates, flops))
+  return cases
+
+
+def _recipe(task: problem.Problem) -> training.Recipe:
+  method = methods.rst(epsilon=problem.EPSILON, lam=problem.LAM)
+  return training.Recipe(task.module, method, optax.sgd(1e-3, 0.9))
+
+
+def trained(task: problem.Problem, batch_size: int) -> Candidate:
+  """The program that `experiments.train` runs, over the examples once.
+
+  Raises:
+    ValueError: if the devices do not share a batch evenly.
+  """
+  if batch_size % jax.local_device_count():
+    raise ValueError(
+      f'{jax.local_device_count()} devices cannot share a batch of {batch_size}'
+    )
+  recipe, key = _recipe(task), jax.random.key(0)
+  order = np.arange(len(task.split.labels), dtype=np.int32)
+  order = order.reshape(-1, batch_size)
+  (dispatch,) = training.Feed(task.split).dispatches(order)
+  state = training.initial_state(recipe, key, task.image_shape)
+  program = training.trainer(lambda numbers: recipe)
+  state = training.replicate(state)
+  return _advancing(program, state, ({}, key, *dispatch), order.size)
+
+
+def trained_together(
+  task: problem.Problem, batch_size: int, num_runs: int
+) -> Candidate:
+  """The same for several networks in one program, on one device."""
+  recipe = _recipe(task)
+  keys = jax.random.split(jax.random.key(0), num_runs)
+  states = [training.initial_state(recipe, k, task.image_shape) for k in keys]
+  states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  images, labels = (
+    jnp.asarray(part).reshape(-1, batch_size, *part.shape[1:])
+    for part in task.split
+  )
+  step = jax.vmap(partial(training.step, recipe), (0, None, None, 0))
+
+  def steps(states, keys, images, labels):
+    def advance(index, states):
+      return step(states, images[index], labels[index], keys)
+
+    return jax.lax.fori_loop(0, len(images), advance, states)
+
+  program = jax.jit(steps, donate_argnums=0)
+  work = num_runs * len(task.split.labels)
+  return _advancing(program, states, (keys, images, labels), work)
+
+
+def _advancing(program, state, arguments, work: int) -> Candidate:
+  """Runs `state = program(state, *arguments)`, compiled beforehand."""
+  compiled = program.lower(state, *arguments).compile()
+  needs = compiled.memory_analysis()
+  memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
+  kept = [state]
+
+  def run():
+    kept[0] = jax.block_until_ready(compiled(kept[0], *arguments))
+
+  return Candidate(run, work, memory / 2**20)
+
+
+def per_image(
+  work: str,
+  *,
+  arch: list[str],
+  peers: bool,
+  batch_size: int | None,
+  num_images: int,
+  precision: str,
+  compile_peer: bool,
+) -> list[Case]:
+  """Images a second of the work named: one of `WORKS`, right or wrong ones."""
+  measure, passes = WORKS[work]
+  cases = []
+  for name in arch:
+    task = problem.make(name, num_images, precision)
+    candidates = {'robustlip': _evaluated(task, measure, batch_size)}
+    if peers:
+      from experiments.benchmarks import foolbox_peer, torch_peer
+
+      size = batch_size or PEERS_BATCH_SIZE
+      candidates |= torch_peer.candidates(
+        task, size, torch_peer.WORKS[work], compiled=compile_peer
+      )
+      if work == 'attack':
+        candidates |= foolbox_peer.candidates(task, size)
+    flops = passes * task.forward_flops()
+    title = f'{name}, {num_images} images'
+    cases.append(Case(title, 'images', candidates, flops))
+  return cases
+
+
+def _withstands(network, batch, keys):
+  points = attacks.pgd(network, batch, keys, epsilon=problem.EPSILON)
+  return network(points).argmax(axis=-1) == batch.labels
+
+
+def _ratios(network, batch, keys):
+  return lipschitz.estimate(
+    network, batch.inputs, keys, epsilon=problem.EPSILON
+  ).ratios
+
+
+# What is measured of each image, and passes through the network with it, each
+# gradient counted as one more.
+WORKS = {
+  'attack': (_withstands, 10 * 2 + 1),
+  'lipschitz': (_ratios, 1 + 10 * 2 + 1),
+}
+
+
+def _evaluated(task, measure, batch_size) -> Candidate:
+  """`measure(network, batch, keys)` of every image, as an evaluation runs."""
+  program = evaluation.over_devices(
+    lambda variables, batch, keys: measure(
+      models.logits_fn(task.module, variables), batch, keys
+    )
+  )
+  run = partial(
+    evaluation.per_example,
+    program,
+    task.variables(),
+    task.split,
+    jax.random.key(0),
+    batch_size=batch_size or BATCH_SIZE,
+  )
+  return Candidate(run, len(task.split.labels))
+
+
+def nearest(*, peers: bool, data_dir: str | None) -> list[Case]:
+  """Pairs a second of the exact train-train search: a whole set, ours.
+
+  The peers search for the queries of a sample among all examples of other
+  classes, as the paper's code does with scikit-learn. MNIST and CIFAR-10 if
+  they are on disk, else the MNIST subset.
+  """
+  found = []
+  for name in ('mnist', 'cifar10'):
+    try:
+      found.append(datasets.load(name, data_dir=data_dir, download=False))
+    except OSError as error:
+      logging.warning('%s', error)
+  return [_search(data, peers) for data in found or [datasets.load('mnist5k')]]
+
+
+def _search(data: datasets.Dataset, peers: bool) -> Case:
+  images, labels = data.train
+  search = partial(separation.nearest_opposite, images, labels)
+  candidates = {'robustlip': Candidate(search, len(labels) ** 2)}
+  if peers:
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255
+    queries = flat[labels == labels[0]][:NUM_QUERIES]
+    others = flat[labels != labels[0]]
+    # Our work counts all pairs, so theirs counts those of one class too.
+    work = len(queries) * len(labels)
+    for name, build in SEARCHES.items():
+      candidates[name] = Candidate(build(queries, others), work)
+  return Case(f'{data.name}, {len(labels)} examples', 'pairs', candidates)
+
+
+def _scikit_learn(queries, others):
+  from sklearn import neighbors
+
+  model = neighbors.NearestNeighbors(
+    n_neighbors=1, metric='chebyshev', algorithm='brute', n_jobs=-1
+  ).fit(others)
+  return partial(model.kneighbors, queries)
+
+
+def _torch(queries, others):
+  from experiments.benchmarks import torch_peer
+
+  return torch_peer.search(queries, others)
+
+
+def _faiss(queries, others):
+  import faiss
+
+  index = faiss.IndexFlat(others.shape[1], faiss.METRIC_Linf)
+  index.add(others)
+  return partial(index.search, queries, 1)
+
+
+SEARCHES = {
+  'scikit-learn brute': _scikit_learn,
+  'torch.cdist': _torch,
+  'faiss flat l-inf': _faiss,
+}
+
+
+def startup() -> list[Case]:
+  """Seconds from a new process to the end of its first training step.
+
+  Imports, the embedded data, initial parameters, compilation and one RST step
+  of cnn1, with the programs of an earlier start on disk, and without.
+  """
+  kept = tempfile.TemporaryDirectory(prefix='robustlip-benchmark-')
+
+  def start(cache):
+    environment = {
+      'JAX_COMPILATION_CACHE_DIR': cache,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+    }
+    program = (
+      'from experiments import common\n'
+      'from experiments.benchmarks import cases\n'
+      'cases.first_step()'
+    )
+    subprocess.run(
+      [sys.executable, '-c', program], env=os.environ | environment, check=True
+    )
+
+  def cold():
+    with tempfile.TemporaryDirectory(prefix='robustlip-benchmark-') as folder:
+      start(folder)
+
+  cached = Candidate(lambda: start(kept.name), 1)
+  candidates = {'cached': cached, 'cold': Candidate(cold, 1)}
+  return [Case('first command to first step', 'starts', candidates)]
+
+
+def first_step() -> None:
+  """What a newcomer waits for before the progress bar moves."""
+  images, labels = datasets.load('mnist5k').train
+  task = problem.make('cnn1', 1)
+  split = datasets.Split(images[:64], labels[:64])
+  trained(task._replace(split=split), 64).run()
+
+
+SUITES = {
+  'separation': nearest,
+  'train': train,
+  'attack': partial(per_image, 'attack'),
+  'lipschitz': partial(per_image, 'lipschitz'),
+  'startup': startup,
+}

@@ -1,1 +1,0 @@
-"""What separation and the distance classifier draw and record."""

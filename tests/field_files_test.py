@@ -1,0 +1,211 @@
+"""Cases from public reports in which a script lost a result, or crashed.
+
+Nothing measured is lost: the record is there whatever becomes of its picture.
+Those of training are in `experiments_train_test`, those of the readers of data
+sets in `datasets_load_test`.
+"""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scripts
+
+TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
+SEPARATION = 'experiments.separation'
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  return functools.partial(scripts.here, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def small(path, **others):
+  return (
+    f'--dataset={path}',
+    '--epsilon=0.02',
+    '--method=natural',
+    '--epochs=1',
+    '--batch_size=30',
+    '--curve_examples=0',
+    '--eval_examples=10',
+  )
+
+
+def test_the_backend_of_a_notebook_loses_no_record(tmp_path):
+  """Every notebook exports MPLBACKEND; what it names may not be installed."""
+  work = tmp_path / 'run'
+  finished = subprocess.run(
+    [
+      *(sys.executable, '-m', TRAIN, f'--workdir={work}'),
+      *small(scripts.tiny(tmp_path)),
+    ],
+    env=os.environ | {'MPLBACKEND': 'module://no_such.backend_inline'},
+    capture_output=True,
+    text=True,
+  )
+  assert finished.returncode == 0, finished.stderr
+  assert json.loads(finished.stdout) == json.loads(
+    (work / 'result.json').read_text()
+  )
+  assert (work / 'curves.png').exists()
+
+
+def test_two_channels_lose_no_record(tmp_path, call):
+  rng = np.random.default_rng(0)
+  path = scripts.tiny(
+    tmp_path,
+    train_images=rng.integers(0, 256, (90, 8, 8, 2), np.uint8),
+    test_images=rng.integers(0, 256, (30, 8, 8, 2), np.uint8),
+  )
+  finished = call(SEPARATION, f'--dataset={path}', f'--workdir={tmp_path}/work')
+  record = scripts.last_json(finished)
+  (file,) = (tmp_path / 'work').glob('separation_*.json')
+  assert json.loads(file.read_text()) == record
+
+
+def test_names_of_classes_are_neither_markup_nor_files(tmp_path, call):
+  names = np.array(['$x_{', 'a/b', '..' + 'long ' * 40])
+  path = scripts.tiny(tmp_path, class_names=names)
+  moved = tmp_path / 'caf\xe9 $y$.npz'
+  shutil.move(path, moved)
+  finished = call(
+    SEPARATION, f'--dataset={moved}', f'--workdir={tmp_path}/work'
+  )
+  scripts.last_json(finished)
+  assert 'No picture' not in finished.err
+  assert list((tmp_path / 'work').glob('*.png'))
+
+
+def test_many_dropped_examples_are_one_name_in_any_order(tmp_path, call):
+  path, work = scripts.tiny(tmp_path), tmp_path / 'work'
+  drop = list(range(64))
+  for indices in (drop, drop[::-1]):
+    text = ','.join(map(str, indices))
+    scripts.last_json(
+      call(
+        SEPARATION,
+        *(f'--dataset={path}', f'--drop={text}', f'--workdir={work}'),
+      )
+    )
+  (file,) = work.glob('separation_*.json')
+  assert len(file.name) < 100
+  (tmp_path / 'drop.txt').write_text('\n'.join(map(str, drop)))
+  scripts.last_json(
+    call(
+      SEPARATION,
+      f'--dataset={path}',
+      f'--drop=@{tmp_path / "drop.txt"}',
+      f'--workdir={work}',
+    )
+  )
+  assert len(list(work.glob('separation_*.json'))) == 1
+
+
+def test_moved_data_are_the_same_data(tmp_path, call):
+  path, work = scripts.tiny(tmp_path), tmp_path / 'run'
+  record = scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
+  moved = tmp_path / 'moved.npz'
+  shutil.move(path, moved)
+  again = call(TRAIN, f'--workdir={work}', *small(moved))
+  assert scripts.last_json(again) == record
+  refused = call(EVALUATE, f'--workdir={work}')
+  assert 'tiny.npz' in scripts.error(refused)
+  found = call(EVALUATE, f'--workdir={work}', f'--dataset={moved}')
+  assert scripts.last_json(found)['test_acc'] == record['test_acc']
+
+
+def test_a_platform_that_is_not_there_is_named(tmp_path):
+  finished = subprocess.run(
+    [
+      *(sys.executable, '-m', TRAIN, f'--workdir={tmp_path / "run"}'),
+      *small(scripts.tiny(tmp_path)),
+    ],
+    env=os.environ | {'JAX_PLATFORMS': 'cuda'},
+    capture_output=True,
+    text=True,
+  )
+  if finished.returncode == 0:
+    pytest.skip('there is a CUDA device here')
+  line = scripts.error(
+    scripts.Finished(finished.returncode, finished.stdout, finished.stderr)
+  )
+  assert 'JAX_PLATFORMS=cuda' in line
+
+
+def test_help_into_a_closed_pipe_is_no_traceback():
+  finished = subprocess.run(
+    f'{sys.executable} -m {TRAIN} --help | head -1',
+    shell=True,
+    capture_output=True,
+    text=True,
+  )
+  assert 'Traceback' not in finished.stderr
+  assert 'BrokenPipe' not in finished.stderr
+
+
+def test_scripts_follow_one_another_in_one_process(tmp_path, call):
+  path = scripts.tiny(tmp_path)
+  for _ in range(2):
+    for module in (TRAIN, EVALUATE, SEPARATION):
+      assert call(module, '--help').code == 0
+  refused = call(SEPARATION, f'--dataset={path}', '--method=natural')
+  assert 'method' in scripts.error(refused)
+
+
+def test_several_radii_in_one_call(tmp_path, call):
+  path, work = scripts.tiny(tmp_path), tmp_path / 'run'
+  scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
+  flags = (f'--workdir={work}', '--eval_examples=0', '--save_examples')
+  finished = call(EVALUATE, *flags, '--epsilon=8/255,0,0.3', '--attack=strong')
+  record = scripts.last_json(finished)
+  curve = record['adv_test_acc_at']
+  assert list(curve) == ['0', '0.0313725', '0.3']
+  assert list(curve.values()) == sorted(curve.values(), reverse=True)
+  assert curve['0'] == record['test_acc']
+  assert curve['0.3'] == record['adv_test_acc']
+  assert sum(record['broken_test'].values()) == pytest.approx(
+    (record['test_acc'] - record['adv_test_acc']) * 30 / 100
+  )
+  assert list((work / 'evaluations').glob('strong-*.png'))
+  (file,) = (work / 'evaluations').glob('*-examples.npz')
+  saved = np.load(file)
+  images = np.load(path)['test_images']
+  assert np.abs(saved['points'] - images / 255).max() <= 0.3 + 1e-6
+  assert np.abs(saved['bytes'].astype(int) - images).max() <= 0.3 * 255
+  still = saved['robust'] | ~saved['correct']
+  np.testing.assert_array_equal(saved['bytes'][still], images[still])
+  one = call(EVALUATE, *flags[:2], '--epsilon=8/255', '--attack=strong')
+  assert scripts.last_json(one)['adv_test_acc'] == curve['0.0313725']
+
+
+def test_certificates_stand_on_the_other_side(tmp_path, call):
+  path, work = scripts.tiny(tmp_path), tmp_path / 'run'
+  scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
+  record = scripts.last_json(
+    call(EVALUATE, f'--workdir={work}', '--certify=interval', '--epsilon=0.001')
+  )
+  assert record['certified_test_acc'] <= record['adv_test_acc']
+  assert record['upper_lipschitz'] >= record['eq3_lipschitz']
+
+
+@pytest.mark.parametrize(
+  'flags, word',
+  [
+    (['--attack=magic'], 'magic'),
+    (['--epsilon=2'], 'epsilon'),
+    (['--epsilon=0.1,0.1'], 'twice'),
+    (['--certify=magic'], 'certify'),
+    (['--attack='], 'attack'),
+  ],
+)
+def test_wrong_measurements_are_one_line(tmp_path, call, flags, word):
+  path, work = scripts.tiny(tmp_path), tmp_path / 'run'
+  scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
+  assert word in scripts.error(call(EVALUATE, f'--workdir={work}', *flags))
+  assert not (work / 'evaluations').exists()
