@@ -8,7 +8,7 @@ training example of another class. Expected on MNIST: 188/255 = 0.737 and
 folder, with the data set and any --norm, --random_labels and --drop for NAME:
 `separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
 distances and indices), `histogram_NAME`, `closest_pairs_NAME`,
-`class_matrix_NAME` and `moved_NAME` (Figure 1) as PNG and PDF. Several
+`class_matrix_NAME` and `moved_NAME` (Figure 1), as PNG. Several
 processes (`--coordinator`) divide the searches, process 0 does the rest.
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
     **owner,
     'norm': FLAGS.norm,
     'random_labels': FLAGS.random_labels,
-    'dropped': np.setdiff1d(np.arange(len(data.train.labels)), kept),
+    'dropped': np.delete(np.arange(len(data.train.labels)), kept).tolist(),
     'num_train': len(train[1]),
     'num_test': len(test[1]),
     **summary(found, radius(data)),

@@ -12,11 +12,11 @@ PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
 def _text(name: str) -> str:
-  """A name as a picture can show it: short, printable, no mathematics."""
+  """A name as a picture can show it: short and printable."""
   name = name.encode(errors='replace').decode().replace('\n', ' ')
   if len(name) > LONGEST_NAME:
     name = name[: LONGEST_NAME - 1] + '\u2026'
-  return name.replace('$', r'\$')
+  return name
 
 
 def histograms(path, found, record) -> None:

@@ -79,9 +79,7 @@ def test_record_and_files(tmp_path, run, drop, name, dropped):
   assert record['leaks'] == 6
   assert record['leaks_indices'][:3] == [[0, 5], [1, 6], [2, 3]]
   files = [f'separation_{name}.{suffix}' for suffix in ('json', 'npz')]
-  files += [
-    f'{stem}_{name}.{end}' for stem in FIGURES for end in ('png', 'pdf')
-  ]
+  files += [f'{stem}_{name}.png' for stem in FIGURES]
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(files)
   assert json.loads((tmp_path / 'out' / files[0]).read_text()) == record
   with np.load(tmp_path / 'out' / files[1]) as arrays:
@@ -124,7 +122,7 @@ def test_channels_names_and_titles_that_are_odd(
   monkeypatch.setattr(common.logging, 'warning', lambda *a: warned.append(a))
   run(dataset=path)
   assert not warned
-  assert len(list((tmp_path / 'out').glob('*.pdf'))) == len(FIGURES)
+  assert len(list((tmp_path / 'out').glob('*.png'))) == len(FIGURES)
 
 
 def test_pictures_that_fail_cost_a_warning_and_no_record(
@@ -281,3 +279,13 @@ def test_two_processes_find_what_one_does(tmp_path, run):
   ):
     for key in one:
       np.testing.assert_array_equal(two[key], one[key])
+
+
+def test_the_paper_is_named_beside_the_same_search_only():
+  record = {
+    **{'dataset': 'mnist', 'norm': 'linf', 'random_labels': False},
+    **{'dropped': [], 'train_train_min': 0.7, 'test_train_min': 0.8},
+  }
+  assert '(paper: 0.737 and 0.812)' in script.sentence(record)
+  for other in ({'norm': 'l2'}, {'random_labels': True}, {'dropped': [3]}):
+    assert 'paper' not in script.sentence(record | other)

@@ -204,7 +204,7 @@ def test_shared_images():
   images = np.array([[1], [2], [1], [3]], np.uint8)
   refs = np.array([[4], [3], [1], [1]], np.uint8)
   np.testing.assert_array_equal(
-    separation.shared(images, refs), [[0, 2], [3, 1]]
+    separation.shared(images, refs), [[0, 2], [2, 2], [3, 1]]
   )
   assert separation.shared(images, refs[:1]).shape == (0, 2)
 
