@@ -12,7 +12,7 @@ import robustlip
 
 LAYERS = {
   robustlip: [
-    {'types', 'progress'},
+    {'types', 'progress', 'drawing'},
     {'projections'},
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},
@@ -23,10 +23,11 @@ LAYERS = {
   ],
   experiments: [
     {'common', 'findings', 'paper', 'plots'},
-    {'config', 'distance_classifier', 'theory_figures', 'staircase_fits'},
-    {'measure', 'staircase_figures', 'benchmarks', 'report', 'distances'},
-    {'table_figures', 'table_rows'},
-    {'runs'},
+    {'config', 'distance_classifier', 'staircase_fits'},
+    {'separation_figures', 'staircase_figures', 'theory_figures'},
+    {'benchmarks', 'measure', 'report', 'table_rows'},
+    {'table_figures'},
+    {'evaluate', 'runs'},
   ],  # the scripts above
 }
 
