@@ -185,9 +185,9 @@ def epsilons() -> tuple[float, ...]:
   """The radii that the flag names.
 
   Raises:
-    ValueError: unless they are finite, not negative, and no two are equal.
+    ValueError: unless they are radii, and no two are equal.
   """
-  parse = common.Number(0.0).parse
+  parse = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None).parse
   return tuple(config.numbers('epsilon', parse) or ())
 
 
