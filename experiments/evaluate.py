@@ -52,6 +52,9 @@ def define() -> None:
     'Radius, or several, such as 2/255,4/255; default: that of training.',
   )
   flags.DEFINE_enum(
+    'norm', 'linf', ['linf', 'l2'], 'Of the ball; l2 needs its own --epsilon.'
+  )
+  flags.DEFINE_enum(
     'certify',
     '',
     ['', 'interval', 'linear', 'alpha'],
@@ -81,8 +84,7 @@ def label(settings: Config, attack: measure.Attack, checkpoint: str) -> str:
     parts.append('eps' + '_'.join(f'{x:g}' for x in attack.radii(settings)))
   if settings.eval_examples:
     parts.append(f'{settings.eval_examples}examples')
-  if attack.certify:
-    parts.append(attack.certify)
+  parts += [x for x in (attack.certify, attack.norm) if x not in ('', 'linf')]
   return '-'.join([*parts, checkpoint])
 
 
@@ -160,10 +162,14 @@ def _write_examples(file, settings, dataset, attack, outcomes) -> None:
     outcomes[epsilon],
     measure.measured(settings, dataset)['test'],
   )
-  room = np.floor(255 * np.float64(epsilon) + 1e-6)  # of a byte in the ball
   images = split.images.astype(np.float64)
-  moved = np.rint(255 * attacked.points.astype(np.float64)) - images
-  rounded = np.uint8(images + np.clip(moved, -room, room))
+  moved = 255 * attacked.points.astype(np.float64) - images
+  if attack.norm == 'linf':
+    room = np.floor(255 * np.float64(epsilon) + 1e-6)  # whole bytes
+    moved = np.clip(np.rint(moved), -room, room)
+  else:
+    moved = np.trunc(moved)  # towards the image: no longer than before
+  rounded = np.uint8(images + moved)
   np.savez_compressed(
     file,
     points=attacked.points,
@@ -179,9 +185,9 @@ def epsilons() -> tuple[float, ...]:
   """The radii that the flag names.
 
   Raises:
-    ValueError: unless they are in [0, 1] and no two are equal.
+    ValueError: unless they are radii, and no two are equal.
   """
-  parse = common.Number(0.0, 1.0).parse
+  parse = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None).parse
   return tuple(config.numbers('epsilon', parse) or ())
 
 
@@ -197,7 +203,10 @@ def main() -> None:
     FLAGS.num_restarts,
     epsilons(),
     FLAGS.certify,
+    FLAGS.norm,
   )
+  if attack.norm == 'l2' and (not attack.epsilons or attack.certify):
+    raise ValueError('--norm=l2 needs --epsilon and has no --certify')
   record = evaluate(
     path,
     dataset,

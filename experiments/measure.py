@@ -50,6 +50,7 @@ class Attack(NamedTuple):
   num_restarts: int = 1
   epsilons: tuple[float, ...] = ()  # radii; none: the one trained with
   certify: str = ''  # method of `bounds.certified`; '': no bounds
+  norm: str = 'linf'
 
   def radii(self, config: Config) -> tuple[float, ...]:
     """The radii in their order; columns are of the last, the largest."""
@@ -101,6 +102,7 @@ def _evaluator(config, class_names, attack, batch_size):
       attack.name,
       epsilon=epsilon,
       num_classes=len(class_names),
+      norm=attack.norm,
       num_steps=attack.num_steps,
       num_restarts=attack.num_restarts,
     ),
@@ -320,6 +322,7 @@ def record(
     'attack': attack.name,
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
+    'attack_norm': attack.norm,
     'attack_epsilon': attack.radii(config)[-1],
     'doubts': doubts(config, dataset, variables, last, measures.cascade),
     **common.provenance(),
