@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import checkpoints
+from robustlip import attacks, checkpoints
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -33,8 +33,8 @@ def define() -> None:
   flags.DEFINE_string(
     'attack',
     'pgd',
-    'One of pgd, multi_targeted, multi_targeted_released, strong, autoattack, '
-    'or several attacks in turn, separated by commas.',
+    f'One of {", ".join([*attacks.SEQUENCES, *attacks.ATTACKS])}, or several '
+    'in turn, separated by commas.',
   )
   flags.DEFINE_integer('num_steps', None, "Default: the attack's own.", 1)
   flags.DEFINE_integer(
@@ -118,6 +118,8 @@ def evaluate(
     settings = dataclasses.replace(settings, eval_examples=eval_examples)
   measure.evaluator(settings, dataset, attack)  # refuses unknown attacks
   folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
+  if checkpoint == 'best' and not settings.holdout:
+    raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
   if (path / 'result.json').exists():
