@@ -231,7 +231,8 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     'quick',
     PRESETS,
     'Where settings without a default here come from: `quick`, a few epochs '
-    'of a small network; `paper`, the published schedule of data set and method; '
+    'of a small network; `paper`, the published schedule of data set and '
+    'method; '
     '`short`, a schedule that fits a network in a fraction of it.',
   )
   flags.DEFINE_integer(
@@ -242,9 +243,12 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     if text and field.name not in without:
       if field.metadata['choices']:
         text += f' One of {", ".join(field.metadata["choices"])}.'
-      _DEFINE[field.type](field.name, None, text)
+      bounds = [field.metadata[name] for name in ('lower', 'upper')]
+      bounds = bounds if field.type in _BOUNDED else []
+      _DEFINE[field.type](field.name, None, text, *bounds)
 
 
+_BOUNDED = (int, float, float | None)
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,

@@ -174,8 +174,7 @@ def markdown(record: dict[str, Any]) -> str:
     if found := record['findings'].get(title, {}):
       lines.append(grid(verdict(*item) for item in found.items()).rstrip())
   sources = [run for row in record['rows'] for run in row.get('runs', [record])]
-  for source in dict.fromkeys(map(made_by, sources)):
-    lines.append(source)
+  lines += dict.fromkeys(made_by(run) for run in sources if 'command' in run)
   return '\n\n'.join(lines) + '\n'
 
 
