@@ -6,7 +6,7 @@ import pathlib
 import experiments
 
 NOTEBOOK = pathlib.Path(experiments.__file__).with_name('quickstart.ipynb')
-SMALL = 'TRAIN_EXAMPLES, TEST_EXAMPLES, EPOCHS = 256, 20, 1'
+SMALL = 'TRAIN_EXAMPLES, TEST_EXAMPLES, EPOCHS, RADII = 128, 10, 1, [0.1, 0.2]'
 
 
 def test_every_cell_runs(tmp_path, monkeypatch, capsys):
@@ -19,4 +19,4 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys):
     if 'parameters' in tags:
       exec(SMALL, names)  # noqa: S102
   assert 'mean losses of four runs' in capsys.readouterr().out
-  assert len(names['curves']['robust']) == len(names['radii'])
+  assert len(names['curves']['robust']) == len(names['RADII'])

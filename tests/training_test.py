@@ -51,7 +51,9 @@ class Linear(nn.Module):
 
 
 def number(**others):
-  numbers = dict(learning_rate=0.05, epsilon=0.1, lam=1.0, beta=2.0, mu=1.0)
+  numbers = dict(
+    learning_rate=0.05, epsilon=0.1, lam=1.0, beta=2.0, mu=1.0, kappa=0.5
+  )
   return {k: np.float32(v) for k, v in (numbers | others).items()}
 
 
