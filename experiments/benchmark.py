@@ -121,14 +121,14 @@ def chosen() -> list[timing.Case]:
 
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
-  header = f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}'
+  header = f'{"case":<40}{"candidate":<20}{"a second":>14}{"ours is":>10}'
   lines = [header + f'{"CPU":>10}{"robust":>8}{"of matmul":>12}{"memory":>12}']
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
       share, memory = row['share_of_limit'], row['program_mib']
       lines.append(
-        f'{result["case"]:<32}{row["candidate"]:<20}{rate:>14}'
+        f'{result["case"]:<40}{row["candidate"]:<20}{rate:>14}'
         f'{row["ratio_of_ours"]:>9.2f}x{row["cpu_ratio_of_ours"]:>9.2f}x'
         f'{row.get("robust", ""):>8}'
         + (f'{share:>12.0%}' if share else ' ' * 12)
