@@ -134,12 +134,17 @@ def radius(dataset: datasets.Dataset) -> float:
 _ours: list[str] = []  # names of the flags of this process's script
 
 
-def run(main: Callable[[], Any], define: Callable[[], Any]) -> None:
-  """Defines and parses the flags, calls `main()`, one line for bad input."""
-  FLAGS.remove_flag_values(_ours)  # of a script run before in this process
+def define_flags(define: Callable[[], Any]) -> None:
+  """The flags of a script, in the place of those of the one before it."""
+  FLAGS.remove_flag_values(_ours)
   before = set(FLAGS)
   define()
   _ours[:] = set(FLAGS) - before
+
+
+def run(main: Callable[[], Any], define: Callable[[], Any]) -> None:
+  """Defines and parses the flags, calls `main()`, one line for bad input."""
+  define_flags(define)
   for name in _ours:  # what --help shows
     FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)

@@ -59,7 +59,7 @@ class Config:
   )
   lam: float = setting(0.0, 'Weight in rst, gr and llr.', lower=0)
   beta: float = setting(0.0, 'Weight in trades.', lower=0)
-  mu: float = setting(0.0, 'Second weight in llr.', lower=0)
+  mu: float = setting(0.0, 'Weight of the slope in llr.', lower=0)
   kappa: float = setting(
     0.0,
     'Share of the clean loss at the end, in ibp and crown_ibp.',
@@ -74,7 +74,9 @@ class Config:
     64, 'Examples to a step, over all devices.', lower=1
   )
   optimizer: str = setting('sgd', 'Optimizer.', choices=OPTIMIZERS)
-  learning_rate: float = setting(0.01, 'For a mean loss.', lower=0)
+  learning_rate: float = setting(
+    0.01, 'Largest rate, for a loss averaged over the batch.', lower=0
+  )
   momentum: float = setting(0.9, "SGD's momentum, Adam's b1.", lower=0, upper=1)
   schedule: str = setting(
     'milestones',
@@ -228,8 +230,9 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     'preset',
     'quick',
     PRESETS,
-    'Where settings that are not given come from: `quick`, a few epochs of a '
-    'small network; `paper`, the published schedule of data set and method; '
+    'Where settings without a default here come from: `quick`, a few epochs '
+    'of a small network; `paper`, the published schedule of data set and '
+    'method; '
     '`short`, a schedule that fits a network in a fraction of it.',
   )
   flags.DEFINE_integer(
@@ -240,9 +243,12 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     if text and field.name not in without:
       if field.metadata['choices']:
         text += f' One of {", ".join(field.metadata["choices"])}.'
-      _DEFINE[field.type](field.name, None, text)
+      bounds = [field.metadata[name] for name in ('lower', 'upper')]
+      bounds = bounds if field.type in _BOUNDED else []
+      _DEFINE[field.type](field.name, None, text, *bounds)
 
 
+_BOUNDED = (int, float, float | None)
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,

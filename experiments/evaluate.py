@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import checkpoints
+from robustlip import attacks, checkpoints
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -33,8 +33,8 @@ def define() -> None:
   flags.DEFINE_string(
     'attack',
     'pgd',
-    'One of pgd, multi_targeted, multi_targeted_released, strong, autoattack, '
-    'or several attacks in turn, separated by commas.',
+    f'One of {", ".join([*attacks.SEQUENCES, *attacks.ATTACKS])}, or several '
+    'in turn, separated by commas.',
   )
   flags.DEFINE_integer('num_steps', None, "Default: the attack's own.", 1)
   flags.DEFINE_integer(
@@ -50,6 +50,9 @@ def define() -> None:
     'epsilon',
     None,
     'Radius, or several, such as 2/255,4/255; default: that of training.',
+  )
+  flags.DEFINE_enum(
+    'norm', 'linf', ['linf', 'l2'], 'Of the ball; l2 needs its own --epsilon.'
   )
   flags.DEFINE_enum(
     'certify',
@@ -81,8 +84,7 @@ def label(settings: Config, attack: measure.Attack, checkpoint: str) -> str:
     parts.append('eps' + '_'.join(f'{x:g}' for x in attack.radii(settings)))
   if settings.eval_examples:
     parts.append(f'{settings.eval_examples}examples')
-  if attack.certify:
-    parts.append(attack.certify)
+  parts += [x for x in (attack.certify, attack.norm) if x not in ('', 'linf')]
   return '-'.join([*parts, checkpoint])
 
 
@@ -116,6 +118,8 @@ def evaluate(
     settings = dataclasses.replace(settings, eval_examples=eval_examples)
   measure.evaluator(settings, dataset, attack)  # refuses unknown attacks
   folder = {'newest': 'checkpoints', 'best': 'best'}[checkpoint]
+  if checkpoint == 'best' and not settings.holdout:
+    raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
   if (path / 'result.json').exists():
@@ -160,10 +164,14 @@ def _write_examples(file, settings, dataset, attack, outcomes) -> None:
     outcomes[epsilon],
     measure.measured(settings, dataset)['test'],
   )
-  room = np.floor(255 * np.float64(epsilon) + 1e-6)  # of a byte in the ball
   images = split.images.astype(np.float64)
-  moved = np.rint(255 * attacked.points.astype(np.float64)) - images
-  rounded = np.uint8(images + np.clip(moved, -room, room))
+  moved = 255 * attacked.points.astype(np.float64) - images
+  if attack.norm == 'linf':
+    room = np.floor(255 * np.float64(epsilon) + 1e-6)  # whole bytes
+    moved = np.clip(np.rint(moved), -room, room)
+  else:
+    moved = np.trunc(moved)  # towards the image: no longer than before
+  rounded = np.uint8(images + moved)
   np.savez_compressed(
     file,
     points=attacked.points,
@@ -179,9 +187,9 @@ def epsilons() -> tuple[float, ...]:
   """The radii that the flag names.
 
   Raises:
-    ValueError: unless they are in [0, 1] and no two are equal.
+    ValueError: unless they are radii, and no two are equal.
   """
-  parse = common.Number(0.0, 1.0).parse
+  parse = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None).parse
   return tuple(config.numbers('epsilon', parse) or ())
 
 
@@ -197,7 +205,10 @@ def main() -> None:
     FLAGS.num_restarts,
     epsilons(),
     FLAGS.certify,
+    FLAGS.norm,
   )
+  if attack.norm == 'l2' and (not attack.epsilons or attack.certify):
+    raise ValueError('--norm=l2 needs --epsilon and has no --certify')
   record = evaluate(
     path,
     dataset,

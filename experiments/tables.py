@@ -2,7 +2,7 @@ r"""The paper's tables: trains what is missing, holds it against the paper.
 
   python -m experiments.tables --table=2 --preset=quick
 
-trains the ten methods of Table 2 on the embedded mnist5k (GR and LLR both as
+trains the twelve rows of Table 2 on the embedded mnist5k (GR and LLR both as
 the text defines and as the released code computes them) for two epochs of
 cnn1, measures them on 500 examples of each split and prints ours / paper /
 difference. `--rows` limits what is trained; rows that the record has already
@@ -67,7 +67,7 @@ def define() -> None:
     '`svhn`.',
   )
   flags.DEFINE_list(
-    'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: all.'
+    'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: the paper’s.'
   )
   flags.DEFINE_list(
     'attacks',

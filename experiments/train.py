@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 LISTS = {
   'lam': 'Weight in rst, gr and llr',
   'beta': 'Weight in trades',
-  'mu': 'Second weight in llr',
+  'mu': 'Weight of the slope in llr',
 }
 
 

@@ -242,7 +242,9 @@ class Evaluator:
         self._attacks[stage.attack, keep_points],
         indices=standing,
         settings=settings,
-        description=f'{name} {stage.name}'.strip(),
+        description=(
+          f'{name} {stage.name} ({place + 1} of {len(self.cascade)})'.strip()
+        ),
       )
       attacked = _after(attacked, place, standing, withstood, points)
       if save is not None:

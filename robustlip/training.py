@@ -402,9 +402,14 @@ def fit(
     state: what to go on from, None for a new network; `epochs` more are made.
 
   Raises:
-    ValueError: if the split has fewer examples than a batch, or the loss
-      became not finite.
+    ValueError: if the split is none or has fewer examples than a batch, or the
+      loss became not finite.
   """
+  if not isinstance(split, Split):
+    raise ValueError(
+      'split must be a datasets.Split of uint8 images and labels, got '
+      f'{type(split).__name__}.'
+    )
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   done = int(state.step)

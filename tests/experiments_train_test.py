@@ -328,8 +328,6 @@ def test_other_arrays_in_the_same_file_are_refused(tmp_path):
   def evaluate(folder, *flags):
     return scripts.run(EVALUATE, f'--workdir={folder}', *flags, folder=tmp_path)
 
-  flag = '--num_restarts=2'
-  assert_one_line(evaluate(work, '--attack=multi_targeted', flag), flag[:-2])
   np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
   assert_one_line(train(tmp_path, *flags), 'other arrays')
   np.savez(own, **arrays)
@@ -354,11 +352,11 @@ ONE = dict(
 )
 NAN = np.full((90, 8, 8, 1), np.nan, np.float32)
 WRONG_ARRAYS = {
-  'NaN pixels': (dict(train_images=NAN), 'train_images'),
-  'float pixels': (dict(test_images=NAN[:30] * 0), 'test_images'),
-  'no channel axis': (
-    dict(train_images=np.zeros((90, 8, 8), np.uint8)),
-    'channels',
+  'NaN pixels': (dict(train_images=NAN), 'train: images'),
+  'float pixels': (dict(test_images=NAN[:30] * 0), 'test: images'),
+  'channels first': (
+    dict(train_images=np.zeros((90, 3, 8, 8), np.uint8)),
+    'channels first',
   ),
   'labels too few': (dict(train_labels=np.zeros(9, np.int32)), '9'),
   'labels negative': (dict(train_labels=np.full(90, -1, np.int32)), '-1'),
@@ -409,7 +407,6 @@ WRONG_FLAGS = [
   (TRAIN, ['--seed=4294967295', '--seeds=2'], 'seeds'),
   (TRAIN, ['--num_processes=2'], 'coordinator'),
   (TRAIN, ['--num_steps=3'], 'num_steps'),
-  (EVALUATE, ['--dataset=mnist'], 'dataset'),
   (EVALUATE, [], 'workdir'),
   (EVALUATE, ['--workdir=/nowhere/at/all'], '/nowhere/at/all'),
 ]

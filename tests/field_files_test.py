@@ -202,6 +202,7 @@ def test_certificates_stand_on_the_other_side(tmp_path, call):
     (['--epsilon=0.1,0.1'], 'twice'),
     (['--certify=magic'], 'certify'),
     (['--attack='], 'attack'),
+    (['--norm=l2'], '--epsilon'),
   ],
 )
 def test_wrong_measurements_are_one_line(tmp_path, call, flags, word):

@@ -11,7 +11,7 @@ FOLDER = pathlib.Path(experiments.__file__).parent
 NAMES = sorted(
   path.stem
   for path in FOLDER.glob('*.py')
-  if '\n  common.run(main)\n' in path.read_text()
+  if '\n  common.run(main, define)\n' in path.read_text()
 )
 
 
@@ -43,7 +43,9 @@ def test_flags_that_a_script_does_not_read_are_refused(tmp_path):
     'experiments.staircase', '--epsilon=1', folder=tmp_path
   )
   assert finished.code == 1
-  assert finished.err.splitlines()[-1].startswith('error: --epsilon means')
+  assert finished.err.splitlines()[-1].startswith(
+    "error: Unknown command line flag 'epsilon'"
+  )
 
 
 @pytest.mark.parametrize(

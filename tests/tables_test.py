@@ -15,11 +15,9 @@ FLAGS = flags.FLAGS
 @pytest.fixture
 def given():
   """Sets flags of the script, which exist only during a test."""
-  before = set(FLAGS)
-  tables.define()
+  common.define_flags(tables.define)
   yield lambda *words: FLAGS(['tables', *words])
-  for name in set(FLAGS) - before:
-    delattr(FLAGS, name)
+  common.define_flags(lambda: None)
   FLAGS.unparse_flags()
 
 
