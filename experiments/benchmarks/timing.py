@@ -39,8 +39,8 @@ def measure(
 
   Each candidate runs once untimed (or what it has to prepare), then in
   `repeats` turns. A ratio is the median over turns, so that what else the
-  machine does slows both alike; that of the seconds of CPU time, of all threads
-  and finished child processes, does not depend on it either.
+  machine does slows both alike; CPU seconds, of all threads and of finished
+  child processes, depend on it less.
 
   Args:
     limit: floating-point operations a second to give the share of.
