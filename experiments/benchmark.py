@@ -4,14 +4,17 @@ r"""How fast it is, beside other libraries that do the same work.
 
 Suites: separation (pairs a second of the exact nearest example), train (images
 a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
-local estimate) and startup (command to first training step, with and without
-the compilation cache). The candidates of a case take turns within one run, so
-that a busy machine is equally busy for all; a ratio is the median over turns of
-ours to theirs. `--peers` needs the extra `bench`. "Of matmul" is the share of
-the rate of one large matrix product in the same precision, counting the
-operations that the networks' definition asks for.
+local estimate), startup (command to first training step, with and without the
+compilation cache) and autoattack (each attack of the standard AutoAttack alone,
+all of it and the cascade `strong`, on networks trained for it). The candidates
+of a case take turns within one run, so that a busy machine is equally busy for
+all; a ratio is the median over turns of theirs to ours. `--peers` needs the
+extra `bench`. "CPU" is that of CPU seconds, "robust" how many images withstand
+(the record has which are `taken`). "Of matmul" is the share of the rate of one
+large matrix product in the same precision, counting the operations that the
+networks' definition asks for.
 
-On two cores a suite takes 1 to 10 minutes.
+On two cores a suite takes 1 to 10 minutes, autoattack up to an hour.
 """
 
 import inspect
@@ -37,21 +40,34 @@ def define() -> None:
   flags.DEFINE_bool('peers', False, 'Measure other libraries too.')
   flags.DEFINE_list(
     'arch',
-    ['cnn1', 'cnn2', 'wrn_16_4'],
-    'Networks of train, attack, lipschitz: cnn1, cnn2 or wrn_<depth>_<width>.',
+    None,
+    'Networks: cnn1, cnn2 or wrn_<depth>_<width>. Default: '
+    f'{",".join(cases.ARCHS)}; cnn1 for autoattack, which takes cnn2 besides.',
   )
   flags.DEFINE_integer(
     'batch_size',
     None,
     'Examples to a step. Default: 64; 32 to train a wide residual network; '
-    f'{cases.BATCH_SIZE} for our attack and lipschitz.',
+    f'{cases.BATCH_SIZE} for autoattack and our attack and lipschitz.',
     1,
+  )
+  flags.DEFINE_list(
+    'attack', None, 'Cases of autoattack: its attacks, or all as `autoattack`.'
+  )
+  flags.DEFINE_list(
+    'method', None, 'How the networks of autoattack are trained: natural, at.'
   )
   flags.DEFINE_bool(
     'compile_peer', True, 'Measure PyTorch with torch.compile as well.'
   )
   flags.DEFINE_integer(
-    'num_images', 1000, 'Images that attack and lipschitz cover.', 1
+    'num_images',
+    None,
+    'Images that are measured. Default: 1000; 100 for autoattack.',
+    1,
+  )
+  flags.DEFINE_integer(
+    'num_queries', 5000, 'Queries of the Square attack in autoattack.', 1
   )
   flags.DEFINE_enum(
     'precision',
@@ -82,17 +98,21 @@ def chosen() -> list[timing.Case]:
   """
   suite = cases.SUITES[FLAGS.suite]
   read = inspect.signature(suite).parameters
-  for name in inspect.signature(cases.train).parameters | {'num_images': None}:
+  for name in (
+    *inspect.signature(cases.train).parameters,
+    *('num_images', 'num_queries', 'attack', 'method'),
+  ):
     if FLAGS[name].present and name not in read:
       raise ValueError(f'--{name} means nothing to --suite={FLAGS.suite}')
-  for arch in FLAGS.arch if 'arch' in read else ():
+  for arch in FLAGS.arch or ():
     models.build(arch, 10)
     if arch.startswith('resnet'):
       raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')
-  if not FLAGS.arch:
+  if FLAGS.arch == []:
     raise ValueError('--arch names no network')
   try:
-    return suite(**{name: FLAGS[name].value for name in read})
+    given = {name: FLAGS[name].value for name in read}
+    return suite(**{k: v for k, v in given.items() if v is not None})
   except ModuleNotFoundError as error:
     raise ValueError(
       f"{error}: --peers needs `pip install -e '.[bench]'`."
@@ -101,15 +121,16 @@ def chosen() -> list[timing.Case]:
 
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
-  header = f'{"case":<32}{"candidate":<20}{"a second":>14}{"ours is":>10}'
-  lines = [header + f'{"of matmul":>12}{"memory":>12}']
+  header = f'{"case":<40}{"candidate":<20}{"a second":>14}{"ours is":>10}'
+  lines = [header + f'{"CPU":>10}{"robust":>8}{"of matmul":>12}{"memory":>12}']
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
       share, memory = row['share_of_limit'], row['program_mib']
       lines.append(
-        f'{result["case"]:<32}{row["candidate"]:<20}{rate:>14}'
-        f'{row["ratio_of_ours"]:>9.2f}x'
+        f'{result["case"]:<40}{row["candidate"]:<20}{rate:>14}'
+        f'{row["ratio_of_ours"]:>9.2f}x{row["cpu_ratio_of_ours"]:>9.2f}x'
+        f'{row.get("robust", ""):>8}'
         + (f'{share:>12.0%}' if share else ' ' * 12)
         + (f'{memory:>8,.0f} MiB' if memory else '')
       )

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, problem
+from experiments.benchmarks import autoattack, cases, problem
 from experiments.benchmarks.timing import Candidate, Case, measure
 
 RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
@@ -79,6 +80,77 @@ def test_a_peer_that_fails_is_left_out_and_nobody_else():
   broken = Case('none', 'images', {'ours': peer._replace(may_fail=False)})
   with pytest.raises(RuntimeError, match='no such operation'):
     measure(broken, repeats=3)
+
+
+def test_what_a_candidate_found_and_prepares():
+  calls = []
+
+  def run():
+    calls.append('run')
+    return 3
+
+  ours = Candidate(
+    run,
+    work=2,
+    prepare=lambda: calls.append('prepare'),
+    found=lambda result: {'robust': result},
+  )
+  case = Case('none', 'images', {'ours': ours})
+  (row,) = measure(case, repeats=2)['candidates']
+  assert calls == ['prepare', 'run', 'run']
+  assert row['robust'] == 3 and len(row['cpu_seconds']) == 2
+
+
+def test_cpu_time_is_that_of_work_alone():
+  sleeps = Candidate(lambda: time.sleep(0.3), work=1)
+
+  def spin():
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+      pass
+
+  case = Case('none', 'runs', {'sleeps': sleeps, 'works': Candidate(spin, 1)})
+  rows = measure(case, repeats=1)['candidates']
+  (idle,), (busy,) = (row['cpu_seconds'] for row in rows)
+  assert idle < 0.15 < busy
+
+
+def test_an_attack_that_need_not_move_takes_what_is_wrong():
+  task = problem.make('cnn2', 4)  # fresh: every logit is 0, the class is 0
+  task = task._replace(
+    split=task.split._replace(labels=np.array([0, 1, 0, 2], np.int32))
+  )
+  candidate = autoattack.ours(task, task.variables(), 2, 4, 'square')
+  found = candidate.found(candidate.run())
+  assert found == {'robust': 2, 'taken': [1, 3]}
+
+
+@pytest.mark.parametrize(
+  'name, value', [('arch', 'wrn_10_1'), ('method', 'rst'), ('attack', 'pgd')]
+)
+def test_names_that_autoattack_does_not_have(name, value):
+  with pytest.raises(ValueError, match=f'--{name} takes .* got {value}'):
+    autoattack.cases(peers=False, **{name: [value]})
+
+
+@pytest.mark.parametrize('arch', ['cnn1', 'cnn2'])
+def test_the_twin_computes_our_logits(arch):
+  pytest.importorskip('torch', reason='needs the extra `bench`')
+  from experiments.benchmarks import torch_peer
+
+  task = problem.make(arch, 3)
+  leaves, structure = jax.tree.flatten(task.variables())
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [  # the last layer of cnn2 starts at 0
+    leaf + 0.05 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  variables = jax.tree.unflatten(structure, noisy)
+  images, _ = torch_peer.examples(task)
+  theirs = torch_peer.twin(task, variables)(images).numpy()
+  ours = task.module.apply(variables, task.split.images / np.float32(255))
+  np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3)
+  assert np.ptp(ours) > 0.1
 
 
 def test_operations_of_cnn2_by_hand():

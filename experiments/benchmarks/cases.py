@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from experiments.benchmarks import problem
+from experiments.benchmarks import autoattack, problem
 from experiments.benchmarks.timing import Candidate, Case
 from robustlip import (
   attacks,
@@ -28,6 +29,7 @@ from robustlip import (
   training,
 )
 
+ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
 STEPS = 4  # to one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
 PEERS_BATCH_SIZE = 64
@@ -39,9 +41,9 @@ NUM_QUERIES = 64  # of a peer's separation search
 
 def train(
   *,
-  arch: list[str],
+  arch: Sequence[str] = ARCHS,
   peers: bool,
-  batch_size: int | None,
+  batch_size: int | None = None,
   precision: str,
   num_runs: int,
   compile_peer: bool,
@@ -138,10 +140,10 @@ def _advancing(program, state, arguments, work: int) -> Candidate:
 def per_image(
   work: str,
   *,
-  arch: list[str],
+  arch: Sequence[str] = ARCHS,
   peers: bool,
-  batch_size: int | None,
-  num_images: int,
+  batch_size: int | None = None,
+  num_images: int = 1000,
   precision: str,
   compile_peer: bool,
 ) -> list[Case]:
@@ -203,7 +205,7 @@ def _evaluated(task, measure, batch_size) -> Candidate:
   return Candidate(run, len(task.split.labels))
 
 
-def nearest(*, peers: bool, data_dir: str | None) -> list[Case]:
+def nearest(*, peers: bool, data_dir: str | None = None) -> list[Case]:
   """Pairs a second of the exact train-train search: a whole set, ours.
 
   The peers search for the queries of a sample among all examples of other
@@ -309,4 +311,5 @@ SUITES = {
   'attack': partial(per_image, 'attack'),
   'lipschitz': partial(per_image, 'lipschitz'),
   'startup': startup,
+  'autoattack': autoattack.cases,
 }

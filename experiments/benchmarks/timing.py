@@ -1,5 +1,6 @@
 """Candidates that do the same work take turns, and are compared in pairs."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,9 @@ class Candidate(NamedTuple):
   work: float  # units of the case that one run does
   memory: float | None = None  # MiB that its program holds at most, if known
   may_fail: bool = False  # a peer that need not work here: left out if it fails
+  prepare: Callable[[], object] | None = None  # untimed; None: `run`
+  # What `run` returned, as the record has it.
+  found: Callable[[Any], dict[str, Any]] | None = None
 
 
 class Case(NamedTuple):
@@ -33,49 +37,72 @@ def measure(
 ) -> dict[str, Any]:
   """Rates of every candidate, and how ours compares with each of the rest.
 
-  Each candidate runs once untimed, then in `repeats` turns. A ratio is the
-  median over turns, so that what else the machine does slows both alike.
+  Each candidate runs once untimed (or what it has to prepare), then in
+  `repeats` turns. A ratio is the median over turns, so that what else the
+  machine does slows both alike; CPU seconds, of all threads and of finished
+  child processes, depend on it less.
 
   Args:
     limit: floating-point operations a second to give the share of.
   """
   times = {name: [] for name in case.candidates}
+  facts = {}
   with progress.bar((repeats + 1) * len(times), case.name, unit='run') as bar:
     for turn in range(repeats + 1):
       for name in list(times):
         candidate = case.candidates[name]
-        elapsed = _seconds(name, candidate)
+        work = candidate.run
+        if not turn and candidate.prepare:
+          work = candidate.prepare
+        elapsed, result = _measured(name, work, candidate.may_fail)
         bar.update(1)
         if elapsed is None:
           del times[name]
         elif turn:
-          times[name].append(elapsed / candidate.work)
+          times[name].append([x / candidate.work for x in elapsed])
+          facts[name] = candidate.found(result) if candidate.found else {}
   ours = next(iter(times.values()))
   share = (case.flops or 0) / (limit or float('inf'))  # of one unit a second
   rows = []
   for name, taken in times.items():
-    rate = statistics.median(1 / seconds for seconds in taken)
-    ratios = (theirs / mine for mine, theirs in zip(ours, taken, strict=True))
+    seconds, cpu_seconds = zip(*taken, strict=True)
+    rate = statistics.median(1 / x for x in seconds)
+    ratio, cpu_ratio = (
+      statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
+      for mine, theirs in zip(
+        zip(*ours, strict=True), (seconds, cpu_seconds), strict=True
+      )
+    )
     row = {
       'candidate': name,
       'per_second': rate,
       'share_of_limit': rate * share or None,
-      'ratio_of_ours': statistics.median(ratios),
+      'ratio_of_ours': ratio,
+      'cpu_ratio_of_ours': cpu_ratio,
       'program_mib': case.candidates[name].memory,
-      'seconds': taken,
+      'seconds': list(seconds),
+      'cpu_seconds': list(cpu_seconds),
+      **facts[name],
     }
     rows.append(row)
   return {'case': case.name, 'unit': case.unit, 'candidates': rows}
 
 
-def _seconds(name: str, candidate: Candidate) -> float | None:
-  """Wall time of one run; None if it failed and may."""
-  start = time.perf_counter()
+def _measured(
+  name: str, work: Callable[[], object], may_fail: bool
+) -> tuple[list[float] | None, object]:
+  """Seconds of wall and of CPU time, None if it failed and may; the result."""
+  start = _clocks()
   try:
-    candidate.run()
+    result = work()
   except Exception as error:
-    if not candidate.may_fail:
+    if not may_fail:
       raise
     logging.warning('%s left out: %s', name, str(error).split('\n')[0])
-    return None
-  return time.perf_counter() - start
+    return None, None
+  return [b - a for a, b in zip(start, _clocks(), strict=True)], result
+
+
+def _clocks() -> tuple[float, float]:
+  children = sum(os.times()[2:4])
+  return time.perf_counter(), time.process_time() + children

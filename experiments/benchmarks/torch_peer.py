@@ -5,10 +5,12 @@ Images are [B, C, H, W].
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -150,6 +152,26 @@ def network(task: Problem) -> nn.Module:
     module = _wide_resnet(depth, factor, channels)
   module(torch.zeros(2, channels, height, width))  # sizes the lazy layers
   return module.to(device())
+
+
+def twin(task: Problem, variables) -> nn.Module:
+  """The network with our weights, in inference mode, for cnn1 and cnn2."""
+  module = network(task).eval().requires_grad_(False)
+  layers = [x for x in module if hasattr(x, 'weight')]
+  channels = task.image_shape[-1]
+  # Flax sorts convolutions before affine layers, as these networks have them.
+  for layer, name in zip(layers, sorted(variables['params']), strict=True):
+    kernel, bias = (
+      np.asarray(variables['params'][name][part]) for part in ('kernel', 'bias')
+    )
+    if kernel.ndim == 2:  # of features that were [H, W, C]
+      side = math.isqrt(len(kernel) // channels)
+      kernel = kernel.reshape(side, side, channels, -1)
+    kernel = kernel.transpose(3, 2, 0, 1).reshape(layer.weight.shape)
+    layer.weight.copy_(torch.from_numpy(kernel.copy()))
+    layer.bias.copy_(torch.from_numpy(bias.copy()))
+    channels = len(bias)
+  return module
 
 
 @contextlib.contextmanager
