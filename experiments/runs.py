@@ -215,7 +215,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         loss = check_finite(states, newest)  # waits for the devices
         seconds = np.float64(seconds + time.monotonic() - began)
         done += taken
-        bar.set_postfix_str(f'loss {loss / (done - end + steps):.3f}')
+        bar.set_postfix_str(
+          f'loss {loss / (done - end + steps):.3f}', refresh=False
+        )
         bar.update(taken)
         if done < end:
           save_if_due()

@@ -1,7 +1,7 @@
 """The standard AutoAttack of ours beside the original, on the same networks.
 
-The original is `pyautoattack`, which packages the authors' code for PyTorch and
-changes no attack; its networks are twins with our weights.
+The original is `pyautoattack`, which packages the authors' code for PyTorch
+(not compared with their repository); its networks are twins with our weights.
 """
 
 from collections.abc import Sequence
