@@ -23,7 +23,6 @@ class Store:
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder).absolute()
-    self.folder.mkdir(parents=True, exist_ok=True)
     process = jax.process_index()
     self._writes = process == 0
     # Every process is the primary one of its own group: none waits for another.
@@ -40,6 +39,7 @@ class Store:
     if not self._writes:
       return
     self.wait()
+    self.folder.mkdir(parents=True, exist_ok=True)
     self._clean()
     path = self.folder / str(number)
     self._orbax.save(path, jax.tree.map(np.asarray, tree), force=True)
@@ -50,7 +50,7 @@ class Store:
 
   def numbers(self) -> list[int]:
     """What there is, oldest first."""
-    names = (path.name for path in self.folder.iterdir())
+    names = (path.name for path in self.folder.glob('*'))
     return sorted(int(name) for name in names if name.isdecimal())
 
   def restore(self, number: int, like: Any = None) -> Any | None:

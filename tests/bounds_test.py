@@ -106,7 +106,7 @@ def contained(bound, outputs):
 def test_no_point_is_outside_of_any_bound(kind):
   apply, draw = network(kind)
 
-  @settings(max_examples=12, deadline=None)
+  @settings(max_examples=6, deadline=None)
   @given(st.integers(0, 999), st.sampled_from(EPSILONS))
   def check(seed, epsilon):
     key = jax.random.key(seed)
