@@ -12,7 +12,7 @@ Y. LeCun, C. Cortes, C. J. C. Burges, the MNIST database; licence CC BY-SA 3.0.
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, measure
 
 FLAGS = flags.FLAGS
 TRAIN_PER_CLASS = 500
@@ -29,20 +29,12 @@ def define() -> None:
   )
 
 
-def first_of_each_class(labels: np.ndarray, per_class: int) -> np.ndarray:
-  """Sorted indices of the first `per_class` examples of every class."""
-  chosen = [
-    np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)
-  ]
-  return np.sort(np.concatenate(chosen))
-
-
 def main() -> None:
   """Writes the subset and prints what is in it."""
   path = common.output_file(FLAGS.output)
   mnist = common.load_dataset('mnist')
-  train = first_of_each_class(mnist.train.labels, TRAIN_PER_CLASS)
-  test = first_of_each_class(mnist.test.labels, TEST_PER_CLASS)
+  train = measure.first_of_each_class(mnist.train.labels, TRAIN_PER_CLASS)
+  test = measure.first_of_each_class(mnist.test.labels, TEST_PER_CLASS)
   np.savez_compressed(
     path,
     train_images=mnist.train.images[train],

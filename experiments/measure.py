@@ -130,6 +130,14 @@ def subset(split: Split, count: int) -> Split:
   return take(split, order[:count])
 
 
+def first_of_each_class(labels: np.ndarray, per_class: int) -> np.ndarray:
+  """Sorted indices of the first `per_class` examples of every class."""
+  chosen = [
+    np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)
+  ]
+  return np.sort(np.concatenate(chosen))
+
+
 def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
   """What is trained on, and the held-out part, which is empty without one.
 
@@ -141,14 +149,13 @@ def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
   split = dataset.train if config.train_on == 'train' else dataset.both
   if config.train_examples:
     share, rest = divmod(config.train_examples, len(dataset.class_names))
-    classes = range(len(dataset.class_names))
-    firsts = [np.flatnonzero(split.labels == c)[:share] for c in classes]
-    if rest or min(map(len, firsts)) < share:
+    firsts = first_of_each_class(split.labels, share)
+    if rest or len(firsts) < config.train_examples:
       raise ValueError(
         f'--train_examples={config.train_examples} are no equal shares of '
-        f'{len(classes)} classes that {dataset.name} has'
+        f'{len(dataset.class_names)} classes that {dataset.name} has'
       )
-    split = take(split, np.concatenate(firsts))
+    split = take(split, firsts)
   if config.holdout == 0:
     return split, take(split, np.arange(0))
   order = np.random.default_rng([0, 1]).permutation(len(split.labels))

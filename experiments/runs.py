@@ -131,9 +131,9 @@ def train(
         common.draw(plots.curves, read_curve(path), path / 'curves')
     multihost_utils.sync_global_devices('the result is written')
     record = common.read_json(result)
-    kept = [path / 'checkpoints' / str(record['step'])]
-    if not all(folder.exists() for folder in kept):
-      logging.warning('%s is gone: its network cannot be measured', kept[0])
+    last = path / 'checkpoints' / str(record['step'])
+    if not last.exists():
+      logging.warning('%s is gone: its network cannot be measured', last)
     return record
 
 
@@ -283,7 +283,7 @@ def check_finite(
     where = (
       f'the last good checkpoint is step {kept[-1]}'
       if kept
-      else ('there is no checkpoint yet')
+      else 'there is no checkpoint yet'
     )
     raise ValueError(
       f'the loss or the weights of {newest.folder.parent} are not finite at '
