@@ -231,8 +231,11 @@ def step(
 
   method = recipe.method
   method = method(state.step) if callable(method) else method
+  own = state
+  if axis_name is not None:  # else `jax.shard_map` sums gradients over devices
+    own = jax.lax.pcast(state, axis_name, to='varying')
   (loss, batch_stats), gradients = _accumulated(
-    recipe, method, state, images, labels, keys
+    recipe, method, own, images, labels, keys
   )
   if axis_name is not None:
     loss, gradients, batch_stats = jax.lax.pmean(
