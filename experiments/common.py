@@ -65,13 +65,13 @@ def define_number(
   flags.DEFINE(Number(lower, upper), name, default, text)
 
 
-def define_dataset() -> None:
-  """The flags that `load_dataset` reads."""
+def define_dataset(note: str = '') -> None:
+  """The flags that `load_dataset` reads; a note joins the help."""
   flags.DEFINE_string(
     'dataset',
     'mnist5k',
     f'{", ".join(datasets.NAMES)}, or the path of an .npz file with '
-    'train_images, train_labels, test_images and test_labels.',
+    f'train_images, train_labels, test_images and test_labels. {note}'.rstrip(),
   )
   define_data_dir()
 
@@ -151,6 +151,9 @@ def run(main: Callable[[], Any], define: Callable[[], Any]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+  if '--version' in argv:
+    print('robustlip', robustlip.__version__)
+    sys.exit(0)
   try:
     return FLAGS(['--help' if word == '-h' else word for word in argv])
   except flags.Error as error:
@@ -312,7 +315,7 @@ def write_text(text: str, path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_text(text)
+  partial.write_text(text, encoding='utf-8')
   partial.replace(path)
 
 
@@ -332,8 +335,12 @@ def plain(value: Any) -> Any:
 
 
 def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
-  """Writes `record` on one line of `path`."""
-  write_text(json.dumps(plain(record)) + '\n', path)
+  """Writes `record` on one line of `path`; prints it where that cannot be."""
+  try:
+    write_text(json.dumps(plain(record)) + '\n', path)
+  except OSError:  # a full disk: what was measured is not lost
+    print_json(record)
+    raise
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

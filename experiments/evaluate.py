@@ -135,13 +135,14 @@ def evaluate(
     if common.difference(found, state) is None:
       logging.info('%s was measured before', output)
       return found
-  scratch = common.output_folder(output.parent) / f'{name}-step{step}-partial'
+  scratch = output.with_name(f'{name}-step{step}-partial')
+  writable = is_writable(output.parent, needed=save_examples)
   outcomes = measure.under_attack(
     settings,
     dataset,
     variables,
     attack,
-    partial_file=scratch,
+    partial_file=scratch if writable else None,
     keep_points=save_examples,
   )
   found = measure.record(
@@ -149,12 +150,31 @@ def evaluate(
   )
   found |= state
   found['seconds'] = time.monotonic() - began
+  if not writable:
+    return found
   common.write_json(found, output)
   if save_examples:
     _write_examples(examples, settings, dataset, attack, outcomes['test'])
   for file in output.parent.glob(f'{scratch.name}*'):
     file.unlink()
   return found
+
+
+def is_writable(folder: pathlib.Path, *, needed: bool) -> bool:
+  """Whether records can be written there; a warning says that they cannot.
+
+  Raises:
+    ValueError: if they cannot and that is `needed`.
+  """
+  try:
+    common.output_folder(folder)
+  except ValueError as error:
+    if needed:
+      raise
+    reason = error.__cause__.strerror
+    logging.warning('%s: %s; the record is printed alone', folder, reason)
+    return False
+  return True
 
 
 def _write_examples(file, settings, dataset, attack, outcomes) -> None:

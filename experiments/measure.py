@@ -24,6 +24,7 @@ from robustlip import (
   evaluation,
   lipschitz,
   models,
+  projections,
   released,
 )
 from robustlip.datasets import Dataset, Split
@@ -113,7 +114,8 @@ def _evaluator(config, class_names, attack, batch_size):
 
 def key(config: Config) -> jax.Array:
   """The key of all measurements of a run, apart from those of training."""
-  return jax.random.fold_in(jax.random.key(config.seed), 2**31)
+  key = projections.threefry(jax.random.key(config.seed))
+  return jax.random.fold_in(key, 2**31)
 
 
 def take(split: Split, chosen: np.ndarray) -> Split:

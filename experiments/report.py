@@ -364,6 +364,11 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   source, name = path, path.stem
   if path.is_dir():
     source, name = path / 'result.json', f'train_{run_name(path)}'
+  if not source.exists():
+    raise ValueError(
+      f'there is no {source} to publish: expected the folder of a finished run '
+      'or a JSON record'
+    )
   elif path.parent.name == 'evaluations':
     name = f'evaluation_{run_name(path.parents[1])}_{path.stem}'
   found, target = common.read_json(source), common.RESULTS / f'{name}.json'
@@ -395,7 +400,7 @@ def main() -> None:
     path = pathlib.Path(FLAGS.publish).expanduser()
     report['published'] = publish(path, overwrite=FLAGS.overwrite).name
   for page in PAGES:
-    text = page.read_text()
+    text = page.read_text(encoding='utf-8')
     if (new := rendered(text)) == text:
       continue
     if FLAGS.check:

@@ -27,7 +27,14 @@ from jax.experimental import multihost_utils
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import evaluation, methods, progress, released, training
+from robustlip import (
+  evaluation,
+  methods,
+  progress,
+  projections,
+  released,
+  training,
+)
 from robustlip.checkpoints import Store
 from robustlip.datasets import Dataset, Split
 from robustlip.images import AUGMENTATIONS
@@ -178,7 +185,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   numbers = {
     name: np.float32(getattr(settings, name)) for name in config.NUMBERS
   }
-  key = jax.random.key(settings.seed)
+  key = projections.threefry(jax.random.key(settings.seed))
   watch = Watch(settings, dataset, held_out)
   feed = training.Feed(split, stream=FLAGS.stream)
   fresh = training.initial_state(
@@ -341,6 +348,8 @@ def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         raise ValueError(f'{path} is in use by another process') from None
+      except OSError as error:  # some network file systems have no locks
+        logging.warning('%s cannot be locked: %s', path, error.strerror)
       if not names:
         common.write_json(settings.to_json(), path / 'config.json')
       check_settings(path, settings)

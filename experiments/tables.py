@@ -56,7 +56,9 @@ PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 def define() -> None:
   """The flags of this script."""
-  common.define_dataset()
+  common.define_dataset(
+    "With --preset=paper or short, the paper's sets unless one is given."
+  )
   config.define(without=('method', 'lam', 'beta', 'mu'))
   runs.define()
   flags.DEFINE_enum(
@@ -67,7 +69,7 @@ def define() -> None:
     '`svhn`.',
   )
   flags.DEFINE_list(
-    'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: the paper’s.'
+    'rows', None, f"Rows to run, of {', '.join(ROWS)}. Default: the paper's."
   )
   flags.DEFINE_list(
     'attacks',

@@ -2,3 +2,5 @@
 
 Import the modules, not names: `from robustlip import attacks, losses`.
 """
+
+__version__ = '0.2.0'

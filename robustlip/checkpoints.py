@@ -57,8 +57,8 @@ class Store:
     """The tree saved as `number`; None if there is none or it is damaged.
 
     Args:
-      like: a tree of arrays with the structure and shapes to restore and the
-        dtypes to convert to; None gives what was saved as nested dicts.
+      like: a tree of arrays with the structure, shapes and dtypes to restore;
+        None gives what was saved as nested dicts.
 
     Raises:
       ValueError: if it can be read and is another tree than `like`.
@@ -66,22 +66,24 @@ class Store:
     path = self.folder / str(number)
     if not path.exists():  # the process that writes may have set it aside
       return None
+    try:
+      tree = self._orbax.restore(path)
+    except Exception as error:  # Orbax raises whatever its readers raise
+      self._set_aside(number, error)
+      return None
+    tree = jax.tree.map(np.asarray, tree)
+    if like is None:
+      return tree
     wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     another = ValueError(
       f'{path} can be read but has other arrays than this run; it is not moved'
     )
-    try:
-      tree = self._orbax.restore(path, wanted)
-    except Exception as error:  # Orbax raises whatever its readers raise
-      if like is None:
-        self._set_aside(number, error)
-      elif self.restore(number) is not None:
-        raise another from error
-      return None
-    tree = jax.tree.map(np.asarray, tree)
-    if like is not None and _shapes(tree) != _shapes(wanted):
+    if _kinds(tree) != _kinds(wanted):  # Orbax would convert them
       raise another
-    return tree
+    try:
+      return jax.tree.map(np.asarray, self._orbax.restore(path, wanted))
+    except Exception as error:
+      raise another from error
 
   def newest(self, like: Any) -> Any | None:
     """The newest tree that can be restored, see `restore`; None without any."""
@@ -116,8 +118,8 @@ class Store:
     self._orbax.close()
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-  return [x.shape for x in jax.tree.leaves(tree)]
+def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+  return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
@@ -127,7 +129,9 @@ def save(path: str | os.PathLike, tree: Any) -> None:
 
 
 def load(path: str | os.PathLike) -> Any:
-  """What `save` has written, as nested dicts of NumPy arrays.
+  """What `save` has written, as nested dicts and lists of NumPy arrays.
+
+  The keys of the dicts are strings, whatever they were.
 
   Raises:
     FileNotFoundError: if there is nothing.

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from robustlip import losses, progress, projections
 from robustlip.attacks import Stage
-from robustlip.datasets import Split
+from robustlip.datasets import Split, check_layout
 from robustlip.images import from_bytes
 from robustlip.types import DEVICES, Batch, LogitsFn
 
@@ -99,6 +99,7 @@ def per_example(
 
 
 def _check(split: Split, batch_size: int) -> None:
+  check_layout(split.images)
   if split.labels.shape != (len(split.images),):
     raise ValueError(
       f'{len(split.images)} images need as many labels, got '
@@ -326,7 +327,7 @@ def taken(attacked: Attacked, cascade: Sequence[Stage]) -> dict[str, int]:
 ADVICE = {
   'zero_gradients': 'share of images whose input gradient is exactly 0: '
   'attacks that follow it stand still; trust a gradient-free one (square), or '
-  'replace what has no gradient by something that has.',
+  'give what has no gradient one by attacks.straight_through.',
   'nonfinite_gradients': 'share of images whose logits are finite and whose '
   'input gradient is not: mend the function (a safe where), attacks take the '
   'rest of the gradient.',
@@ -334,6 +335,8 @@ ADVICE = {
   'gradients do not vanish where the network is certain.',
   'randomness': 'largest change of a logit between two calls on the same '
   'images: fix the draw, or average several in what is attacked.',
+  'mixed_examples': 'largest change of a logit when other images of its batch '
+  'change: put the network into inference mode (BatchNorm).',
   'half_precision': 'the logits are computed in half precision: ratios and '
   'margins are those of its rounding.',
   'gradient_free': 'share of images that only a gradient-free attack took: '
@@ -373,6 +376,9 @@ def doubts(
     gradients, logits = jax.grad(objective, has_aux=True)(batch.inputs)
     flat = gradients.reshape(len(gradients), -1)
     sums = logits.astype(jnp.float32).sum(axis=-1)
+    half = len(flat) // 2
+    company = batch.inputs.at[half:].set(1 - batch.inputs[half:])
+    beside = network(variables)(company)[:half]
     return {
       'zero_gradients': (flat == 0).all(axis=1),
       'nonfinite_gradients': ~jnp.isfinite(flat).all(axis=1)
@@ -380,6 +386,7 @@ def doubts(
       & (logits < jnp.inf).all(axis=-1),
       'probabilities': (logits >= 0).all(axis=-1) & (abs(sums - 1) < 1e-3),
       'logits': logits,
+      'beside_others': logits.at[:half].set(beside),
     }
 
   program = over_devices(facts)
@@ -394,11 +401,19 @@ def doubts(
     )
     for _ in range(2)
   )
-  logits, others = first.pop('logits'), second['logits']
-  same = (logits == others) | (np.isnan(logits) & np.isnan(others))
+  logits, beside = first.pop('logits'), first.pop('beside_others')
+
+  def change(others):
+    same = (logits == others) | (np.isnan(logits) & np.isnan(others))
+    return float(np.where(same, 0, np.abs(logits - others)).max())
+
   found = {name: float(share.mean()) for name, share in first.items()}
   found['probabilities'] = float(first['probabilities'].all())
-  found['randomness'] = float(np.where(same, 0, np.abs(logits - others)).max())
+  found['randomness'] = change(second['logits'])
+  mixed = change(beside)
+  scale = np.abs(logits[np.isfinite(logits)]).max(initial=0)
+  is_rounding = found['randomness'] or mixed <= 0.01 * scale
+  found['mixed_examples'] = 0.0 if is_rounding else mixed
   found['half_precision'] = float(logits.dtype.itemsize < 4)
   if attacked is not None:
     count = taken(attacked, cascade).get('square', 0)

@@ -71,7 +71,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """
   valid = check_labels(logits, labels)
   values = optax.losses.softmax_cross_entropy_with_integer_labels(
-    logits, jnp.where(valid, labels, 0)
+    logits, jnp.where(valid, jnp.asarray(labels), 0)
   )
   return jnp.where(valid, values, jnp.nan)
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustlip import models, progress
-from robustlip.datasets import Split
+from robustlip import models, progress, projections
+from robustlip.datasets import Split, check_layout
 from robustlip.images import AUGMENTATIONS, Augment, from_bytes
 from robustlip.methods import Method
 from robustlip.types import DEVICES, Batch, LogitsFn
@@ -83,7 +83,8 @@ def initial_state(
 
   def init(key):
     image = jnp.zeros((1, *image_shape))
-    variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
+    first = jax.random.fold_in(projections.threefry(key), 0)
+    variables = models.init(recipe.module, first, image)
     params = variables['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -223,7 +224,7 @@ def step(
     key: that of the run, the same at every step.
     axis_name: the mapped axis over devices, `DEVICES`; None without one.
   """
-  key = jax.random.fold_in(key, state.step + 1)
+  key = jax.random.fold_in(projections.threefry(key), state.step + 1)
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
   places = first * len(labels) + jnp.arange(len(labels))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
@@ -413,6 +414,7 @@ def fit(
       'split must be a datasets.Split of uint8 images and labels, got '
       f'{type(split).__name__}.'
     )
+  check_layout(split.images)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   done = int(state.step)

@@ -146,7 +146,7 @@ class EvaluationTest(chex.TestCase):
 
   def test_images_that_are_scaled_already_are_refused(self):
     scaled = SPLIT._replace(images=SPLIT.images / np.float32(255))
-    with pytest.raises(ValueError, match='must be uint8'):
+    with pytest.raises(ValueError, match='expected uint8'):
       evaluator().accuracies({}, scaled, KEY)
 
   def test_every_image_needs_a_label(self):

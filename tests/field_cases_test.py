@@ -11,13 +11,27 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 
-from robustlip import attacks, evaluation, lipschitz, losses, methods, released
+from robustlip import (
+  attacks,
+  bounds,
+  evaluation,
+  lipschitz,
+  losses,
+  methods,
+  models,
+  released,
+  training,
+)
 from robustlip.datasets import Split
-from robustlip.types import Batch
+from robustlip.models import layers
+from robustlip.types import DEVICES, Batch
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -71,28 +85,104 @@ def test_a_gradient_that_is_not_finite_is_not_charged_to_the_network():
   assert doubts['nonfinite_gradients'] > 0
 
 
-@settings(max_examples=20, deadline=None)
+FEW = Batch(INPUTS[:4], BATCH.labels[:4])
+NEXT = (FEW.labels + 1) % 3
+
+
+def every_point(network, inputs, epsilon, norm):
+  """What each attack returns, [attacks, 4, 3, 3, 1]."""
+  run, settings = (network, Batch(inputs, FEW.labels), KEY), {'norm': norm}
+  settings['epsilon'] = epsilon
+  return jnp.stack(
+    [
+      attacks.pgd(*run, num_steps=3, num_restarts=2, **settings),
+      attacks.multi_targeted(*run, num_classes=3, num_steps=3, **settings),
+      attacks.apgd(*run, num_steps=5, **settings),
+      attacks.apgd(*run, num_steps=5, objective='dlr', **settings),
+      attacks.apgd(*run, num_steps=5, targets=NEXT, **settings),
+      attacks.fab(*run, num_steps=3, targets=NEXT, **settings),
+      attacks.square(*run, num_queries=5, **settings),
+      lipschitz.estimate(
+        network, inputs, KEY, epsilon=jnp.minimum(epsilon, 1.0), num_steps=3
+      ).points
+      if norm == 'linf'
+      else inputs,
+    ]
+  )
+
+
+@functools.partial(jax.jit, static_argnames='norm')
+def wild_points(scale, power, epsilon, norm):
+  def wild(inputs):  # infinite slopes where a pixel is its image's, huge ones
+    return linear(jnp.abs(inputs - FEW.inputs) ** power * jnp.exp(scale))
+
+  return every_point(wild, FEW.inputs, epsilon, norm)
+
+
+@settings(max_examples=25, deadline=None)
 @given(
-  scale=st.floats(-30, 30),
-  power=st.floats(0.1, 3.0),
+  scale=st.floats(-80, 80),
+  power=st.floats(0.05, 3.0),
   epsilon=st.floats(0.0, 1.0),
   norm=st.sampled_from(['linf', 'l2']),
 )
 def test_no_finite_network_moves_a_point_out_of_its_ball(
   scale, power, epsilon, norm
 ):
-  def wild(inputs):  # infinite slopes at 0, huge ones elsewhere
-    return linear(jnp.abs(inputs - 0.5) ** power * jnp.exp(scale))
+  for points in np.asarray(wild_points(scale, power, epsilon, norm)):
+    assert np.isfinite(points).all()
+    moved = np.linalg.norm(
+      np.reshape(points - FEW.inputs, (4, -1)),
+      np.inf if norm == 'linf' else 2,
+      axis=1,
+    )
+    assert (moved <= epsilon * (1 + 1e-5) + 1e-6).all()
+    assert points.min() >= 0 and points.max() <= 1
 
-  points = attacks.pgd(wild, BATCH, KEY, epsilon=epsilon, norm=norm)
-  assert np.isfinite(points).all()
-  moved = np.linalg.norm(
-    np.reshape(points - INPUTS, (40, -1)),
-    np.inf if norm == 'linf' else 2,
-    axis=1,
+
+@jax.jit
+def every_number(inputs, epsilon):
+  """Points, ratios and bounds, with a row for each example."""
+  batch = Batch(inputs, FEW.labels)
+  points = [
+    every_point(linear, inputs, epsilon, norm)[:-1] for norm in ('linf', 'l2')
+  ]
+  settings = {'epsilon': epsilon}
+  numbers = [
+    lipschitz.estimate(linear, inputs, KEY, num_steps=2, **settings).ratios,
+    lipschitz.upper_bound(linear, inputs, **settings),
+    released.lipschitz_estimate(linear, inputs, KEY, **settings).ratios,
+    bounds.cross_entropy(linear, batch, lines=0.5, **settings),
+    bounds.margins(linear, batch, method='interval', **settings).sum(axis=1),
+  ]
+  sure = [
+    bounds.certified(linear, batch, method=method, num_steps=1, **settings)
+    for method in bounds.METHODS
+  ]
+  return jnp.stack(points), jnp.stack(numbers), jnp.stack(sure)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  scale=st.sampled_from([1.0, 1.00001, 2.0, 255.0, np.nan]),
+  shift=st.sampled_from([0.0, -1e-6, 0.5, -3.0, np.inf]),
+  epsilon=st.sampled_from([0.0, 0.05, 1.0, 1.5, 8.0, -0.1, np.nan]),
+)
+def test_within_jit_nothing_out_of_range_yields_a_number(scale, shift, epsilon):
+  inputs = np.asarray(FEW.inputs * scale + shift, np.float32)
+  inside = ((inputs >= 0) & (inputs <= 1)).all(axis=(1, 2, 3))
+  points, numbers, sure = every_number(inputs, epsilon)
+  points = np.isfinite(points).all(axis=(-3, -2, -1))
+  for norm, found in zip(['linf', 'l2'], points, strict=True):
+    legal = epsilon >= 0 and (norm == 'l2' or epsilon <= 1)
+    np.testing.assert_array_equal(
+      found, np.broadcast_to(inside & legal, (7, 4))
+    )
+  legal = inside & (0 <= epsilon <= 1)
+  np.testing.assert_array_equal(
+    np.isfinite(numbers), np.broadcast_to(legal, (5, 4))
   )
-  assert (moved <= epsilon * (1 + 1e-5) + 1e-6).all()
-  assert points.min() >= 0 and points.max() <= 1
+  assert not sure[:, ~legal].any()
 
 
 def test_a_class_that_is_never_predicted_is_legal():
@@ -292,3 +382,181 @@ def test_training_images_are_bytes():
   method = methods.at(epsilon=0.1)
   with pytest.raises(ValueError, match='float32'):
     method.maximize(linear, Batch(jnp.asarray(IMAGES), BATCH.labels), KEY)
+
+
+class Normalised(nn.Module):
+  """A small network with BatchNorm."""
+
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    features = nn.Dense(8)(inputs.reshape(len(inputs), -1))
+    return nn.Dense(3)(jax.nn.relu(layers.batch_norm(features, train=train)))
+
+
+RECIPE = training.Recipe(Normalised(), methods.at(epsilon=0.1), optax.sgd(1.0))
+
+
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_shard_map_trains_as_one_device_does(check_vma):
+  state = training.initial_state(RECIPE, KEY, IMAGES.shape[1:])
+  one = training.step(RECIPE, state, IMAGES, BATCH.labels, KEY)
+  mesh = jax.make_mesh(
+    (2,), (DEVICES,), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  whole, shared = PartitionSpec(), PartitionSpec(DEVICES)
+  step = jax.shard_map(
+    lambda *args: training.step(RECIPE, *args, KEY, axis_name=DEVICES),
+    mesh=mesh,
+    in_specs=(whole, shared, shared),
+    out_specs=whole,
+    check_vma=check_vma,
+  )
+  two = jax.jit(step)(state, IMAGES, BATCH.labels)
+  chex.assert_trees_all_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_training_draws_from_threefry_whatever_the_key():
+  keys = [jax.random.key(5, impl=impl) for impl in ('threefry2x32', 'rbg')]
+  states = [
+    training.step(
+      RECIPE,
+      training.initial_state(RECIPE, key, IMAGES.shape[1:]),
+      IMAGES,
+      BATCH.labels,
+      key,
+    )
+    for key in keys
+  ]
+  chex.assert_trees_all_equal(*states)
+
+
+def test_channels_first_is_refused_by_whatever_takes_a_split():
+  split = Split(np.zeros((40, 3, 16, 16), np.uint8), LABELS)
+  with pytest.raises(ValueError, match='channels first'):
+    measure(linear, split=split)
+  with pytest.raises(ValueError, match='channels first'):
+    training.fit(RECIPE, split, KEY, batch_size=20, epochs=1)
+
+
+def test_a_network_whose_examples_mix_is_said():
+  def in_training_mode(inputs):
+    return linear(inputs - inputs.mean(axis=0, keepdims=True))
+
+  doubts = evaluation.doubts(lambda _: in_training_mode, {}, SPLIT, KEY)
+  assert doubts['mixed_examples'] > 0.1
+
+
+def test_a_gradient_for_what_has_none_finds_the_exact_worst_case():
+  def quantise(inputs):
+    return jnp.round(15 * inputs) / 15
+
+  def network(inputs):
+    return linear(attacks.straight_through(quantise)(inputs))
+
+  chex.assert_trees_all_equal(network(INPUTS), linear(quantise(INPUTS)))
+  split = Split(IMAGES, np.asarray(network(INPUTS).argmax(-1), np.int32))
+  stands = np.ones(40, bool)
+  corners = [np.clip(INPUTS + sign * 0.1, 0, 1) for sign in (-1, 1)]
+  low, high = (np.reshape(quantise(x), (40, 9)) for x in corners)
+  for i, label in enumerate(split.labels):
+    for other in {0, 1, 2} - {int(label)}:
+      slope = np.asarray(WEIGHTS[:, other] - WEIGHTS[:, label])
+      stands[i] &= slope @ np.where(slope > 0, high[i], low[i]) < 0
+  robust, _ = measure(network, split=split)
+  np.testing.assert_array_equal(robust, stands)
+  assert 0 < stands.sum() < 40
+
+
+def test_points_that_are_returned_are_those_that_were_counted():
+  evaluator = evaluation.Evaluator(
+    lambda _: linear,
+    cascade=attacks.cascade('pgd', epsilon=0.1, num_classes=3),
+    batch_size=7,
+  )
+  found = evaluator.accuracies({}, SPLIT, KEY, keep_points=True)
+  logits = linear(jnp.asarray(found.points))
+  np.testing.assert_array_equal(losses.correct(logits, LABELS), found.robust)
+  wrong = Split(IMAGES, (LABELS + 1) % 3)  # nothing is left to attack
+  assert not evaluator.accuracies({}, wrong, KEY).robust.any()
+
+
+def test_small_gradients_have_directions_too():
+  def two(inputs, scale):
+    return scale * linear(inputs)[:, :2]
+
+  batch = Batch(INPUTS, (linear(INPUTS)[:, 1] > linear(INPUTS)[:, 0]) * 1)
+  attack = functools.partial(attacks.pgd, epsilon=0.3, norm='l2')
+  found = [
+    attack(functools.partial(two, scale=scale), batch, KEY)
+    for scale in (1.0, 1e-12, 1e-30)
+  ]
+  chex.assert_trees_all_close(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('shape', [(6, 11, 3), (20, 2, 1)])
+def test_squares_fit_images_that_are_none(shape, norm):
+  inputs = jnp.asarray(RNG.uniform(0.3, 0.7, (2, *shape)), jnp.float32)
+  batch = Batch(inputs, jnp.zeros(2, jnp.int32))
+
+  def never_fooled(inputs):
+    mean = inputs.reshape(2, -1).mean(axis=1)
+    return jnp.stack([2 + mean, mean - mean**2], axis=1)
+
+  points = attacks.square(
+    never_fooled, batch, KEY, epsilon=0.1, num_queries=30, norm=norm
+  )
+  lengths = np.linalg.norm(
+    np.reshape(points - inputs, (2, -1)), np.inf if norm == 'linf' else 2, 1
+  )
+  np.testing.assert_allclose(lengths, 0.1, rtol=0.02)
+
+
+def test_no_images_have_no_logits():
+  pooled = layers.max_pool(jnp.zeros((0, 8, 6, 3)))
+  assert pooled.shape == (0, 4, 3, 3)
+
+
+def test_labels_may_be_a_list_and_of_any_integer_type():
+  expected = losses.cross_entropy(linear(INPUTS), LABELS)
+  for labels in (LABELS.tolist(), LABELS.astype(np.uint8)):
+    chex.assert_trees_all_equal(
+      losses.cross_entropy(linear(INPUTS), labels), expected
+    )
+  many = jnp.array([199], jnp.uint8)  # 199 + 198 does not fit a byte
+  others = attacks.wrong_classes(many, 200)
+  np.testing.assert_array_equal(others[:, 0], np.arange(199))
+
+
+def test_looking_for_nan_finds_none_of_ours():
+  with jax.debug_nans(True):
+    points = attacks.apgd(linear, FEW, KEY, epsilon=0.1, num_steps=2)
+    assert np.isfinite(losses.cross_entropy(linear(points), FEW.labels)).all()
+
+
+def test_steps_may_be_written_out():
+  looped, unrolled = (
+    attacks.pgd(linear, BATCH, KEY, epsilon=0.1, unroll=unroll)
+    for unroll in (False, True)
+  )
+  chex.assert_trees_all_close(looped, unrolled, atol=1e-6)
+
+
+class Modes(nn.Module):
+  """Somebody's module, in training mode unless it is told."""
+
+  @nn.compact
+  def __call__(self, inputs, training=True, deterministic=False):
+    features = inputs.reshape(len(inputs), -1)
+    features = nn.BatchNorm(use_running_average=not training)(features)
+    return nn.Dropout(0.5, deterministic=deterministic)(features)
+
+
+def test_the_mode_of_inference_goes_by_other_names_too():
+  keys = {'params': KEY, 'dropout': KEY}
+  variables = Modes().init(keys, INPUTS)
+  chex.assert_trees_all_close(
+    models.logits_fn(Modes(), variables)(INPUTS),
+    INPUTS.reshape(40, 9),
+    atol=1e-4,
+  )

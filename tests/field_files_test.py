@@ -15,6 +15,11 @@ import sys
 import numpy as np
 import pytest
 import scripts
+from PIL import Image
+
+from experiments import common, config, runs
+from robustlip import checkpoints, datasets
+from robustlip.datasets import imagenet
 
 TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
 SEPARATION = 'experiments.separation'
@@ -210,3 +215,108 @@ def test_wrong_measurements_are_one_line(tmp_path, call, flags, word):
   scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
   assert word in scripts.error(call(EVALUATE, f'--workdir={work}', *flags))
   assert not (work / 'evaluations').exists()
+
+
+def test_a_run_that_cannot_be_written_is_measured_and_printed(tmp_path, call):
+  work = tmp_path / 'run'
+  scripts.last_json(
+    call(TRAIN, f'--workdir={work}', *small(scripts.tiny(tmp_path)))
+  )
+  (work / 'evaluations').write_text('in the way, as a read-only folder is')
+  finished = call(EVALUATE, f'--workdir={work}')
+  assert scripts.last_json(finished)['adv_test_acc'] >= 0
+  assert 'the record is printed alone' in finished.err
+  refused = call(EVALUATE, f'--workdir={work}', '--save_examples')
+  assert 'cannot write' in scripts.error(refused)
+
+
+def test_what_a_full_disk_does_not_take_is_printed(tmp_path, capsys):
+  (tmp_path / 'file').write_text('no folder')
+  with pytest.raises(OSError):
+    common.write_json({'test_acc': 12.5}, tmp_path / 'file' / 'result.json')
+  assert json.loads(capsys.readouterr().out) == {'test_acc': 12.5}
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+  tmp_path, call, monkeypatch
+):
+  def flock(*_):
+    raise OSError(38, 'Function not implemented')
+
+  monkeypatch.setattr(runs.fcntl, 'flock', flock)
+  finished = call(
+    TRAIN, f'--workdir={tmp_path / "run"}', *small(scripts.tiny(tmp_path))
+  )
+  scripts.last_json(finished)
+  assert 'cannot be locked: Function not implemented' in finished.err
+
+
+def test_a_terminal_of_another_encoding_shows_the_help():
+  finished = subprocess.run(
+    [sys.executable, '-m', 'experiments.tables', '--help'],
+    env=os.environ | {'PYTHONIOENCODING': 'ascii'},
+    capture_output=True,
+    text=True,
+  )
+  assert finished.returncode == 0 and '--rows' in finished.stdout
+
+
+def test_the_version_is_said(call):
+  assert call(TRAIN, '--version').out.startswith('robustlip 0.')
+
+
+def test_nothing_to_publish_is_one_line(tmp_path, call):
+  refused = call('experiments.report', f'--publish={tmp_path / "none"}')
+  assert 'none to publish: expected the folder' in scripts.error(refused)
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 3, 4])
+def test_a_schedule_of_few_steps_has_rates(epochs):
+  """optax had NaN for cycles whose rise is shorter than a step."""
+  settings = config.Config(epochs=epochs, schedule='onecycle', momentum=0.0)
+  optimizer = runs.optimizer(settings, 0.1, 1)
+  state = optimizer.init(np.ones(()))
+  for _ in range(epochs):
+    update, state = optimizer.update(np.ones(()), state)
+    assert -0.1 <= update < 0
+
+
+def test_several_classes_of_an_image_are_not_taken_for_one(tmp_path):
+  labels = np.eye(14, dtype=np.uint8)[np.arange(90) % 14]
+  labels[0] = 0  # nothing found, as in ChestMNIST
+  path = scripts.tiny(tmp_path, train_labels=labels)
+  with pytest.raises(ValueError, match='no class or several: keep one column'):
+    datasets.load(path)
+
+
+def test_names_in_bytes_are_names(tmp_path):
+  path = scripts.tiny(tmp_path, class_names=np.array([b'cat', b'dog', b'owl']))
+  assert datasets.load(path).class_names == ('cat', 'dog', 'owl')
+
+
+def test_images_beside_what_other_systems_leave(tmp_path):
+  for part in ('train', 'val'):
+    folder = tmp_path / part / 'n02123045'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (64, 64), (9, 9, 9)).save(folder / 'a.JPEG')
+    for name in ('._a.JPEG', '.DS_Store', 'Thumbs.db'):
+      (folder / name).write_bytes(b'\0\5\x16\7')
+  train, _ = imagenet.read(imagenet.find(tmp_path))
+  assert train.images.shape == (1, 64, 64, 3)
+  deep = tmp_path / 'deep.png'
+  Image.fromarray(np.full((64, 64), 30_000, np.uint16)).save(deep)
+  with pytest.raises(ValueError, match='of mode I;16, not of 8 bits'):
+    imagenet.decode(deep)
+
+
+def test_a_checkpoint_is_never_converted(tmp_path):
+  with checkpoints.Store(tmp_path) as store:
+    store.save(1, {'step': np.int32(16_777_217)})  # no float32 is so odd
+    store.wait()
+    with pytest.raises(ValueError, match='has other arrays'):
+      store.newest({'step': np.float32(0)})
+    assert store.newest({'step': np.int32(0)})['step'] == 16_777_217
+  checkpoints.save(
+    tmp_path / 'own', {'layers': {0: np.ones(2), 1: np.zeros(3)}}
+  )
+  assert list(checkpoints.load(tmp_path / 'own')['layers']) == ['0', '1']

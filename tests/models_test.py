@@ -286,6 +286,11 @@ class Deterministic(nn.Module):
     return nn.Dropout(0.5, deterministic=deterministic)(inputs)
 
 
+class Masked(nn.Module):
+  def __call__(self, inputs, mask):
+    return inputs * mask
+
+
 class Counting(nn.Module):
   @nn.compact
   def __call__(self, inputs, train):
@@ -302,8 +307,11 @@ def test_modules_of_others():
   with pytest.raises(ValueError, match='takes training .*expected train: wrap'):
     models.init(module, KEY, inputs)
 
-  with pytest.raises(ValueError, match='wants deterministic .*functools.part'):
-    models.logits_fn(Deterministic(), {})
+  with pytest.raises(ValueError, match='wants mask .*functools.part'):
+    models.logits_fn(Masked(), {})
+  chex.assert_trees_all_equal(
+    models.logits_fn(Deterministic(), {})(inputs), inputs
+  )
   with pytest.raises(ValueError, match='takes deterministic'):
     models.init(Deterministic(), KEY, inputs)
 

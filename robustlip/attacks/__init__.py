@@ -21,6 +21,7 @@ that are NaN, since they cannot be refused there.
 
 from robustlip.attacks.apgd import apgd, dlr
 from robustlip.attacks.ascent import KEEP, ascend
+from robustlip.attacks.bpda import straight_through
 from robustlip.attacks.cascade import (
   ATTACKS,
   AUTOATTACK,
@@ -64,6 +65,7 @@ __all__ = [
   'nearest_error',
   'pgd',
   'square',
+  'straight_through',
   'target_keys',
   'targeted',
   'to_hyperplane',

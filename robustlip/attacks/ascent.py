@@ -24,6 +24,7 @@ def ascend(
   norm: str = 'linf',
   start: chex.Array | None = None,
   keep: str = 'last',
+  unroll: bool = False,
 ) -> chex.Array:
   """Points of the ball around `inputs` that ascend `objective`, [B, ...].
 
@@ -40,6 +41,9 @@ def ascend(
     start: explicit first point; None draws it uniformly from the ball.
     keep: 'last' returns the last iterate, 'best' for each example the iterate
       (the start and the end included) with the highest finite objective.
+    unroll: whether to compile the steps one by one instead of a loop. On a CPU
+      networks with JAX's own convolutions, unlike those of `models`, are
+      several times as fast so.
 
   Raises:
     ValueError: if images, `norm`, `keep` or a number are out of range.
@@ -74,7 +78,9 @@ def ascend(
   if keep == 'best':
     dtype = jax.eval_shape(objective, points).dtype
     best = jnp.full(len(inputs), -jnp.inf, dtype), points
-  points, best = jax.lax.fori_loop(0, num_steps, step, (points, best))
+  points, best = jax.lax.fori_loop(
+    0, num_steps, step, (points, best), unroll=unroll
+  )
   if best is not None:
     points = _better(best, objective(points), points)[1]
   return jax.lax.stop_gradient(points)

@@ -26,6 +26,7 @@ def pgd(
   num_restarts: int = 1,
   norm: str = 'linf',
   start: chex.Array | None = None,
+  unroll: bool = False,
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
 
@@ -38,6 +39,7 @@ def pgd(
       the one with the largest margin is kept, so that it counts as robust
       only if every restart fails.
     start: explicit first point, with a single restart.
+    unroll: see `ascend`.
 
   Raises:
     ValueError: if a number is out of range or `start` comes with restarts.
@@ -59,6 +61,7 @@ def pgd(
       num_steps=num_steps,
       norm=norm,
       start=start,
+      unroll=unroll,
     )
 
   if num_restarts == 1:

@@ -20,6 +20,7 @@ from robustlip.datasets.splits import (
   Split,
   check,
   check_labels,
+  check_layout,
   checksum,
   fingerprint,
 )
@@ -29,6 +30,7 @@ __all__ = [
   'Dataset',
   'Split',
   'check_labels',
+  'check_layout',
   'default_data_dir',
   'load',
 ]

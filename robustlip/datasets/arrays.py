@@ -32,7 +32,7 @@ def read(
     raise FileNotFoundError(f'{path}: no such file; make it by {_EXAMPLE}.')
   arrays = _arrays(path)
   if 'class_names' in arrays:
-    names = tuple(map(str, arrays['class_names'].reshape(-1)))
+    names = tuple(arrays['class_names'].reshape(-1).astype(str).tolist())
   else:
     labels = _one_column(arrays['train_labels'])
     labels = splits.check_labels(labels, f'{path}, train labels')

@@ -96,7 +96,8 @@ def _find_part(folder: pathlib.Path) -> list[str]:
     for wnid in sorted(LABELS)
     if (folder / wnid).is_dir()
     for name in sorted(os.listdir(folder / wnid))
-    if os.path.splitext(name)[1].lower() in _SUFFIXES
+    # ._NAME is what macOS keeps beside NAME on other systems' disks.
+    if os.path.splitext(name)[1].lower() in _SUFFIXES and name[0] != '.'
   ]
 
 
@@ -168,6 +169,8 @@ def decode(file) -> np.ndarray:
 
   try:
     with Image.open(file) as image:
+      if image.mode[0] in 'IF':  # Pillow would cut what is above 255
+        raise ValueError(f'{file} is of mode {image.mode}, not of 8 bits.')
       image = image.convert('RGB')
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
     raise ValueError(f'{file}: not a whole image ({error}).') from error

@@ -77,7 +77,30 @@ def check(
     ValueError: wrong shape, layout or dtype, no examples, labels out of range.
   """
   images, labels = split
-  found = f'{source}: images are {images.dtype} of shape {images.shape}'
+  check_layout(images, f'{source}: images', image_shape=image_shape)
+  labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
+  if len(images) != len(labels):
+    raise ValueError(
+      f'{source}: {len(images)} images but {len(labels)} labels.'
+    )
+  if images.size == 0:
+    raise ValueError(f'{source}: no examples.')
+  return Split(images, labels)
+
+
+def check_layout(
+  images: np.ndarray,
+  source: str = 'images',
+  *,
+  image_shape: tuple[int, ...] | None = None,
+) -> None:
+  """Raises ValueError unless images are uint8 [N, height, width, channels].
+
+  Args:
+    source: what the message of an error begins with.
+    image_shape: (H, W, C); None accepts any but channels first.
+  """
+  found = f'{source} are {images.dtype} of shape {images.shape}'
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
       f'{found}, expected uint8 of shape (N, height, width, channels); of '
@@ -91,14 +114,6 @@ def check(
     )
   if image_shape not in (None, shape):
     raise ValueError(f'{found}, expected {("N", *image_shape)}.')
-  labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
-  if len(images) != len(labels):
-    raise ValueError(
-      f'{source}: {len(images)} images but {len(labels)} labels.'
-    )
-  if images.size == 0:
-    raise ValueError(f'{source}: no examples.')
-  return Split(images, labels)
 
 
 def check_labels(
@@ -114,6 +129,12 @@ def check_labels(
     ValueError: labels that are no integers or do not number the classes from
       0; it says how to map them.
   """
+  several = labels.ndim == 2 and np.issubdtype(labels.dtype, np.integer)
+  if several and labels.shape[1] > 1 and (labels.sum(axis=1) != 1).any():
+    raise ValueError(
+      f'{source} of shape {labels.shape} give images no class or several: keep '
+      'one column, labels[:, i], or the images of one class.'
+    )
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(
       f'{source} are {labels.dtype} of shape {labels.shape}, expected integers '

@@ -106,6 +106,10 @@ def _parse_wide_resnet(name: str) -> Factory:
   return _wide_resnet(*map(int, match.groups()))
 
 
+# What arguments that say the mode are called, and their value in inference.
+_INFERENCE = {'train': False, 'training': False, 'deterministic': True}
+
+
 def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   """The network in inference mode as a function of images alone.
 
@@ -118,7 +122,7 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
       f'variables must be a dict as {type(module).__name__}.init returns it, '
       f'got {type(variables).__name__}.'
     )
-  settings = {'train': False} if 'train' in arguments else {}
+  settings = {k: v for k, v in _INFERENCE.items() if k in arguments}
   wanted = [
     name
     for name, argument in arguments.items()

@@ -154,10 +154,11 @@ def _disjoint_views(inputs, size):
   """The elements of each window; the gradient only joins what is split here."""
   height, width = (length // size for length in inputs.shape[1:3])
   cut = inputs[:, : height * size, : width * size]
-  rows = cut.reshape(len(cut), height, size, width * size, -1)
+  features = cut.shape[-1]  # no -1 below: there may be no image
+  rows = cut.reshape(len(cut), height, size, width * size, features)
   views = []
   for row in lax.split(rows, [1] * size, axis=2):
-    columns = row.reshape(len(cut), height, width, size, -1)
+    columns = row.reshape(len(cut), height, width, size, features)
     views += lax.split(columns, [1] * size, axis=3)
   return [view.squeeze(3) for view in views]
 
