@@ -139,6 +139,9 @@ class Config:
     'Examples of each split measured at the end, drawn at random; 0 for all.',
     lower=0,
   )
+  start: str = setting(
+    '', 'Folder of a run whose last weights training begins with.'
+  )
   train_on: str = setting('train', '', choices=('train', 'train+test'))
   fingerprint: str | None = setting(None, '')  # of a data set that can change
 
@@ -368,5 +371,6 @@ def name(config: Config, dataset: Dataset) -> str:
     )
     if unsaid and value != getattr(usual, field.name):
       value = '_'.join(map(str, value)) if isinstance(value, tuple) else value
+      value = pathlib.Path(value).name if field.name == 'start' else value
       parts.append(f'{field.name}{value}')
   return '-'.join(parts)

@@ -35,7 +35,7 @@ from robustlip import (
   released,
   training,
 )
-from robustlip.checkpoints import Store
+from robustlip.checkpoints import Store, newest_variables
 from robustlip.datasets import Dataset, Split
 from robustlip.images import AUGMENTATIONS
 
@@ -191,6 +191,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   fresh = training.initial_state(
     make_recipe(numbers), key, split.images.shape[1:]
   )
+  fresh = started(settings, fresh)
   with (
     Store(path / 'checkpoints') as newest,
     Store(path / 'best') as best,
@@ -244,6 +245,24 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     if done != max(newest.numbers(), default=0):
       save_if_due(last=True)
     return Progress(training.unreplicate(states), seconds)
+
+
+def started(
+  settings: Config, fresh: training.TrainState
+) -> training.TrainState:
+  """The fresh state with the weights of the run that `--start` names.
+
+  Raises:
+    ValueError: if they are of another network.
+  """
+  if not settings.start:
+    return fresh
+  folder = pathlib.Path(settings.start).expanduser() / 'checkpoints'
+  step, found = newest_variables(folder)
+  if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, fresh.variables):
+    raise ValueError(f'--start={settings.start} is of another network')
+  logging.info('Starting from step %d in %s', step, folder)
+  return fresh._replace(**found)
 
 
 class Watch:

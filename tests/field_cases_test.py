@@ -393,7 +393,7 @@ class Normalised(nn.Module):
     return nn.Dense(3)(jax.nn.relu(layers.batch_norm(features, train=train)))
 
 
-RECIPE = training.Recipe(Normalised(), methods.at(epsilon=0.1), optax.sgd(1.0))
+RECIPE = training.Recipe(Normalised(), methods.natural(), optax.sgd(1.0))
 
 
 @pytest.mark.parametrize('check_vma', [True, False])
@@ -451,17 +451,14 @@ def test_a_gradient_for_what_has_none_finds_the_exact_worst_case():
     return jnp.round(15 * inputs) / 15
 
   def network(inputs):
-    return linear(attacks.straight_through(quantise)(inputs))
+    return linear(attacks.straight_through(quantise)(inputs))[:, :2]
 
-  chex.assert_trees_all_equal(network(INPUTS), linear(quantise(INPUTS)))
+  chex.assert_trees_all_equal(network(INPUTS), linear(quantise(INPUTS))[:, :2])
   split = Split(IMAGES, np.asarray(network(INPUTS).argmax(-1), np.int32))
-  stands = np.ones(40, bool)
   corners = [np.clip(INPUTS + sign * 0.1, 0, 1) for sign in (-1, 1)]
   low, high = (np.reshape(quantise(x), (40, 9)) for x in corners)
-  for i, label in enumerate(split.labels):
-    for other in {0, 1, 2} - {int(label)}:
-      slope = np.asarray(WEIGHTS[:, other] - WEIGHTS[:, label])
-      stands[i] &= slope @ np.where(slope > 0, high[i], low[i]) < 0
+  slopes = np.asarray(WEIGHTS[:, 1 - split.labels] - WEIGHTS[:, split.labels]).T
+  stands = (slopes * np.where(slopes > 0, high, low)).sum(axis=1) < 0
   robust, _ = measure(network, split=split)
   np.testing.assert_array_equal(robust, stands)
   assert 0 < stands.sum() < 40
@@ -493,8 +490,9 @@ def test_small_gradients_have_directions_too():
   chex.assert_trees_all_close(*found, atol=1e-5)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-@pytest.mark.parametrize('shape', [(6, 11, 3), (20, 2, 1)])
+@pytest.mark.parametrize(
+  'shape, norm', [((20, 2, 1), 'linf'), ((6, 11, 3), 'l2')]
+)
 def test_squares_fit_images_that_are_none(shape, norm):
   inputs = jnp.asarray(RNG.uniform(0.3, 0.7, (2, *shape)), jnp.float32)
   batch = Batch(inputs, jnp.zeros(2, jnp.int32))
@@ -526,12 +524,6 @@ def test_labels_may_be_a_list_and_of_any_integer_type():
   many = jnp.array([199], jnp.uint8)  # 199 + 198 does not fit a byte
   others = attacks.wrong_classes(many, 200)
   np.testing.assert_array_equal(others[:, 0], np.arange(199))
-
-
-def test_looking_for_nan_finds_none_of_ours():
-  with jax.debug_nans(True):
-    points = attacks.apgd(linear, FEW, KEY, epsilon=0.1, num_steps=2)
-    assert np.isfinite(losses.cross_entropy(linear(points), FEW.labels)).all()
 
 
 def test_steps_may_be_written_out():

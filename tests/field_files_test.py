@@ -320,3 +320,26 @@ def test_a_checkpoint_is_never_converted(tmp_path):
     tmp_path / 'own', {'layers': {0: np.ones(2), 1: np.zeros(3)}}
   )
   assert list(checkpoints.load(tmp_path / 'own')['layers']) == ['0', '1']
+
+
+def test_training_goes_on_from_the_weights_of_another_run(tmp_path, call):
+  path, first = scripts.tiny(tmp_path), tmp_path / 'first'
+  flags = (*small(path), '--learning_rate=0')
+  scripts.last_json(call(TRAIN, f'--workdir={first}', *small(path)))
+  second = tmp_path / 'second'
+  scripts.last_json(
+    call(TRAIN, f'--workdir={second}', f'--start={first}', '--seed=1', *flags)
+  )
+  (_, trained), (_, kept) = (
+    checkpoints.newest_variables(work / 'checkpoints')
+    for work in (first, second)
+  )
+  np.testing.assert_array_equal(
+    *(found['params']['Dense_0']['kernel'] for found in (trained, kept))
+  )
+  refused = call(
+    TRAIN,
+    *(f'--workdir={tmp_path / "third"}', f'--start={first}', '--arch=cnn2'),
+    *flags,
+  )
+  assert 'other network' in scripts.error(refused)
