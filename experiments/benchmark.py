@@ -60,8 +60,8 @@ def define() -> None:
   flags.DEFINE_list(
     'attack', None, 'Attacks of autoattack in turn, and `strong`. Default: all.'
   )
-  flags.DEFINE_list(
-    'workdir', None, 'Folders of the saved runs for autoattack.'
+  flags.DEFINE_string(
+    'workdir', None, 'Folders of saved runs for autoattack, with commas.'
   )
   flags.DEFINE_bool(
     'compile_peer', True, 'Measure PyTorch with torch.compile as well.'

@@ -167,9 +167,9 @@ def test_what_autoattack_refuses(tmp_path):
   with pytest.raises(ValueError, match='--workdir is needed'):
     autoattack.cases(peers=False)
   with pytest.raises(ValueError, match='not the folder of a run'):
-    autoattack.cases(workdir=[str(tmp_path)], peers=False)
+    autoattack.cases(workdir=str(tmp_path), peers=False)
   with pytest.raises(ValueError, match='--attack takes .* got pgd'):
-    autoattack.cases(workdir=['run'], peers=False, attack=['pgd'])
+    autoattack.cases(workdir='run', peers=False, attack=['pgd'])
 
 
 @pytest.mark.parametrize('arch', ['cnn1', 'cnn2', 'wrn_10_1'])

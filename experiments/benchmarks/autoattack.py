@@ -38,7 +38,7 @@ Work = Callable[[str, np.ndarray], dict[str, Any]]
 
 def cases(
   *,
-  workdir: Sequence[str] = (),
+  workdir: str = '',
   peers: bool,
   attack: Sequence[str] = (*attacks.AUTOATTACK, 'strong'),
   batch_size: int = 100,
@@ -57,7 +57,7 @@ def cases(
     raise ValueError(
       f'--attack takes {",".join(THEIRS)},strong, got {",".join(attack)}'
     )
-  paths = [pathlib.Path(path) for path in workdir]
+  paths = [pathlib.Path(x).expanduser() for x in workdir.split(',')]
   for path in paths:
     settings = config.read(path)
     network = settings.arch, settings.activation
@@ -120,7 +120,8 @@ def compare(
       folder / 'robustlip', works['robustlip'], ['strong'], correct, batch_size
     )
     rows['robustlip strong'] = {'all': found['all']}
-  title = f'{path.name}, {{}}, {num_images} images'
+  name = pathlib.Path(settings.dataset).stem
+  title = f'{name} {settings.arch} {settings.method}, {{}}, {num_images} images'
   return [
     {
       'case': title.format(name),
@@ -276,11 +277,11 @@ def ours(task, variables, epsilon, num_queries, batch_size, twin) -> Work:
 
 
 def within(points, images, epsilon) -> np.ndarray:
-  """Who lies in ball and box, but for the rounding of image + epsilon."""
+  """Who lies in ball and box, but for the rounding of byte / 255 + epsilon."""
   points, images = np.float64(points), np.float64(images)
   lengths = np.abs(points - images).max(axis=(1, 2, 3), initial=0)
   inside = ((points >= 0) & (points <= 1)).all(axis=(1, 2, 3))
-  return inside & (lengths <= epsilon + 2**-24)
+  return inside & (lengths <= epsilon + 2**-23)
 
 
 def fools(twin, points, labels) -> np.ndarray:
