@@ -15,17 +15,22 @@ from robustlip import projections
 
 # (uint8 images [B, H, W, C], keys [B]) -> uint8 images
 Augment = Callable[[chex.Array, chex.PRNGKey], chex.Array]
+_FLOATS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 def from_bytes(images: chex.Array) -> chex.Array:
-  """uint8 images as float32 in [0, 1].
+  """uint8 images as float32 in [0, 1], the same on the host and compiled.
+
+  XLA would divide by 255 as it multiplies by 1 / 255, which rounds otherwise.
 
   Raises:
     ValueError: for images of another type, which may be scaled already.
   """
   if images.dtype != jnp.uint8:
     raise ValueError(f'images must be uint8, 0 to 255, got {images.dtype}.')
-  return images.astype(jnp.float32) / 255
+  if isinstance(images, np.ndarray):
+    return _FLOATS[images]
+  return jnp.asarray(_FLOATS)[images]
 
 
 def check_images(inputs: chex.Array) -> chex.Array:
