@@ -97,18 +97,27 @@ def optimizer(
   return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
+def radius(
+  settings: Config, epsilon: Any, steps_per_epoch: int
+) -> optax.Schedule:
+  """The radius of the attack as a function of the step."""
+  warmup = round(settings.epsilon_warmup * steps_per_epoch)
+  if not warmup:
+    return optax.constant_schedule(epsilon)
+  return optax.linear_schedule(0.0, epsilon, warmup)
+
+
 @functools.lru_cache(maxsize=2)
 def _trainer(static: Config, module, steps_per_epoch: int):
   """(make_recipe, its programs) of all runs that differ in numbers alone."""
   total = static.epochs * steps_per_epoch
-  warmup = round(static.epsilon_warmup * steps_per_epoch)
 
   def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
+    epsilon = radius(static, numbers['epsilon'], steps_per_epoch)
+
     def method(step):
-      chosen = {name: numbers[name] for name in ('epsilon', *static.weights)}
-      if warmup:
-        grown = optax.linear_schedule(0.0, numbers['epsilon'], warmup)
-        chosen['epsilon'] = grown(step)
+      chosen = {name: numbers[name] for name in static.weights}
+      chosen['epsilon'] = epsilon(step)
       at = methods.at_progress(released.METHODS[static.method], **chosen)
       return at(step / total)
 

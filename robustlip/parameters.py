@@ -41,7 +41,7 @@ def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
   """Keeps the plain mean of the parameters after every so many updates.
 
   Args:
-    first: updates before which none are taken; the average is then the
+    first: updates up to which none are taken; the average is then the
       parameters themselves.
     every: updates from one that is taken to the next; the source takes one an
       epoch.
