@@ -82,6 +82,7 @@ def decided(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     if alone in rows and len(tooled) > 1:
       best = min(tooled, key=lambda row: place(row, rows))
       gaps = [abs(rows[row]['adv_gap']) for row in (alone, best)]
-      pair = (f'{alone} and {best}', gaps[0] / 2, gaps[1])
-      claims.setdefault('a_tool_halves_adv_gap', []).append(pair)
+      name = alone if best == alone else f'{alone} and {best}'
+      pairs = claims.setdefault('a_tool_halves_adv_gap', [])
+      pairs.append((name, gaps[0] / 2, gaps[1]))
   return {claim: finding(pairs) for claim, pairs in claims.items()}

@@ -28,7 +28,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   range over seeds, hollow ones the paper's. Above the axes stand the findings
   that they decide.
   """
-  if record['table'] == '5':
+  if 'correlations' in record:
     return tools(record, path)
   panels = report.panels(record)
   names = {kind(column) for column in report.columns(record['rows'])}
@@ -78,7 +78,7 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
     line[-1].set(ylabel='gap under attack (points)')
     if 'adv_gap' in (found := record['correlations'][title]):
       line[-1].set_title(f'rank correlation {found["adv_gap"]:.2f}')
-    line[-1].legend(frameon=False, fontsize='small')
+    line[-1].legend(fontsize='small')
   for name, colour in colours.items():
     axes[0, 0].plot([], [], color=colour, label=name)
   axes[0, 0].plot([], [], ':', color='0.6', label='the same gap')

@@ -55,11 +55,14 @@ class Recipe(NamedTuple):
   Its numbers, such as the learning rate of the optimizer and the weights of
   the method, may be traced. The module is Linen: its `__call__` takes
   `train=`, and BatchNorm is `layers.batch_norm` or has `axis_name=DEVICES`
-  while training. With None in their place, tools do nothing.
+  while training.
 
-  Mixed and smoothed labels are those of the loss. The inner problem climbs away
-  from the one label with the larger share, as in Pang et al. 2021,
-  arXiv:2010.00467.
+  Tools of generalisation: the optimizer decays weights and keeps an average of
+  them (`parameters`); a method of the step lets its radius grow, by
+  `methods.at(epsilon=optax.linear_schedule(0.0, 0.1, 1000)(step))`; the last
+  three fields do nothing if None. Mixed and smoothed labels are those of the
+  loss: the inner problem climbs away from the one with the larger share, as in
+  Pang et al. 2021, arXiv:2010.00467.
   """
 
   module: nn.Module
