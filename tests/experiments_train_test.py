@@ -18,6 +18,7 @@ from scripts import last_json
 
 from experiments import config, measure, runs
 from robustlip import datasets
+from robustlip.parameters import average
 
 FIELDS = """dataset arch method epsilon seed epochs train_acc test_acc
 adv_train_acc adv_test_acc eq3_lipschitz released_lipschitz gap adv_gap seconds
@@ -286,6 +287,17 @@ def test_weight_decay():
     update, _ = tx.update(jnp.full(3, 0.1), tx.init(params), params)
     expected = -0.5 * (length + 0.01 * params)
     np.testing.assert_allclose(update, expected, rtol=1e-4)
+
+
+def test_swa_takes_the_ends_of_epochs():
+  settings = config.Config(epochs=4, swa=0.5, momentum=0.0, milestones=())
+  tx, params = runs.optimizer(settings, 0.1, steps_per_epoch=5), jnp.zeros(())
+  state = tx.init(params)
+  for _ in range(20):
+    updates, state = tx.update(jnp.ones(()), state, params)
+    params += updates
+  expected = np.mean([-0.1 * 15, -0.1 * 20])
+  assert average(state) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_radius_grows():
