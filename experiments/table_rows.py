@@ -78,6 +78,8 @@ def row_names(published: dict[str, Any]) -> list[str]:
   Raises:
     ValueError: if it asks for others.
   """
+  if FLAGS.rows == []:
+    raise ValueError('--rows names none')
   if FLAGS.table == '5':
     return _tooled_names()
   names = [n for n in ROWS if n != 'at_fast' or n in published]
@@ -90,17 +92,14 @@ def row_names(published: dict[str, Any]) -> list[str]:
       f'--table={FLAGS.table} has no rows {", ".join(sorted(unknown))}; it has '
       f'{", ".join(names)}'
     )
-  if not FLAGS.rows:
-    raise ValueError('--rows names none')
   return [name for name in names if name in FLAGS.rows]
 
 
 def _tooled_names() -> list[str]:
   """Rows of Table 5, tools in the order of `TOOLS`: any of them together."""
   if FLAGS.rows is None:
-    return [
-      f'{m}{tool}' for m in TOOLED for tool in ('', *map('-{}'.format, TOOLS))
-    ]
+    ends = ['', *(f'-{tool}' for tool in TOOLS)]
+    return [method + end for method in TOOLED for end in ends]
   names = []
   for row in FLAGS.rows:
     method, *tools = row.split('-')
