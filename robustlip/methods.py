@@ -187,6 +187,12 @@ def weights(method: Callable[..., Method]) -> dict[str, float]:
   return {p.name: p.default for p in parameters if p.name not in others}
 
 
+def has_radius(method: Callable[..., Method]) -> bool:
+  """Whether a factory of methods needs the radius, which the others ignore."""
+  default = inspect.signature(method).parameters['epsilon'].default
+  return default is inspect.Parameter.empty
+
+
 def at_progress(
   method: Callable[..., Method], **numbers: chex.Numeric
 ) -> Callable[[chex.Numeric], Method]:
