@@ -96,7 +96,7 @@ def initial_state(
   def init(key):
     image = jnp.zeros((1, *image_shape))
     variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
-    params = variables['params']
+    params = _method(recipe, 0).prepare(variables['params'])
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -107,6 +107,11 @@ def initial_state(
     )
 
   return jax.jit(init, compiler_options=_run_once())(key)
+
+
+def _method(recipe: Recipe, step: chex.Numeric) -> Method:
+  method = recipe.method
+  return method(step) if callable(method) else method
 
 
 def _run_once() -> dict[str, Any]:
@@ -289,8 +294,7 @@ def step(
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
   keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
 
-  method = recipe.method
-  method = method(state.step) if callable(method) else method
+  method = _method(recipe, state.step)
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -130,3 +130,10 @@ def test_within_jit_an_image_out_of_range_is_nan():
   np.testing.assert_array_equal(
     checked, np.broadcast_to(expected, inputs.shape)
   )
+
+
+def test_bytes_are_the_same_floats_on_the_host_and_compiled():
+  every = np.arange(256, dtype=np.uint8)
+  expected = np.arange(256, dtype=np.float32) / np.float32(255)
+  np.testing.assert_array_equal(images.from_bytes(every), expected)
+  np.testing.assert_array_equal(jax.jit(images.from_bytes)(every), expected)

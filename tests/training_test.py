@@ -320,6 +320,21 @@ class TrainingTest(chex.TestCase):
     )
     assert gap.max() > 1e-4
 
+  def test_certified_training_starts_where_intervals_keep_their_width(self):
+    recipe = factory(methods.ibp, Dropping())(number())
+    state = training.initial_state(recipe, jax.random.key(0), (16, 16, 1))
+    plain = factory(methods.at, Dropping())(number())
+    drawn = training.initial_state(plain, jax.random.key(0), (16, 16, 1))
+    for layer, fan_in in (('Dense_0', 256), ('Dense_1', 32)):
+      kernel, other = (x.params[layer]['kernel'] for x in (state, drawn))
+      chex.assert_trees_all_close(
+        float(jnp.std(kernel)), np.sqrt(2 * np.pi) / fan_in, rtol=1e-4
+      )
+      sums = np.abs(kernel).sum(axis=0)  # twice what a ReLU leaves
+      np.testing.assert_allclose(sums.mean(), 2, rtol=0.2)
+      scaled = other * (kernel.std() / other.std())
+      np.testing.assert_allclose(kernel, scaled, atol=1e-6)
+
   def test_natural_linear_training_is_numpy_softmax_regression(self):
     make = factory(methods.natural, Linear(), augment=AUGMENTATIONS['none'])
     fresh = training.initial_state(make(number()), jax.random.key(0), SHAPE)
