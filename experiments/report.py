@@ -52,6 +52,7 @@ HEADINGS = {
   'certified_test_acc': 'certified test acc.',
   'released_lipschitz': 'test Lipschitz, released procedure',
   'eq3_lipschitz': 'test Lipschitz, Eq. (3)',
+  'upper_lipschitz': 'test Lipschitz, upper bound',
   'gap': 'gap',
   'adv_gap': 'adv. gap',
 }
@@ -223,6 +224,21 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'PGD-10, test': '{adv_test_acc:.1f}',
       'Lipschitz, Eq. (3)': '{eq3_lipschitz:.0f}',
       'Lipschitz, released': '{released_lipschitz:.1f}',
+    },
+  ),
+  'certified': (
+    'evaluation_*-linear-*.json',
+    {
+      'data set': '{name}',
+      'network': '{arch}',
+      'method': '{method}',
+      'epsilon': '{attack_epsilon:g}',
+      'test images': '{measured_test:,}',
+      'clean': '{test_acc:.1f}',
+      'attacked': '{adv_test_acc:.1f}',
+      'certified': '{certified_test_acc:.1f}',
+      'Lipschitz, found': '{eq3_lipschitz:.0f}',
+      'Lipschitz, at most': '{upper_lipschitz:,.0f}',
     },
   ),
   'existence': (

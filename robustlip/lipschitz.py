@@ -116,7 +116,7 @@ def upper_bound(
   Raises:
     ValueError: if a primitive of the network has no rule, see `bounds`.
   """
-  check_images(inputs)
+  inputs = check_images(inputs)
   lower, upper = bounds.ball(inputs, epsilon=epsilon)
   bounds.check_boxes(lower, upper)
 
@@ -124,4 +124,6 @@ def upper_bound(
     network = walk.trace_one(logits_fn, image.shape)
     return change.rate(network, image, (lower, upper))
 
-  return jax.vmap(one)(inputs, lower, upper)
+  values = jax.vmap(one)(inputs, lower, upper)
+  unknown = jnp.isnan(lower).any(axis=tuple(range(1, lower.ndim)))
+  return jnp.where(unknown, jnp.nan, values)

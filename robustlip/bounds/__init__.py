@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from robustlip import projections
 from robustlip.bounds import walk
 from robustlip.bounds.rules import UNIT, Bound
-from robustlip.losses import check_labels
+from robustlip.images import check_images
+from robustlip.losses import check_labels, correct
 from robustlip.types import Batch, LogitsFn
 
 METHODS = ('interval', 'linear', 'alpha')
@@ -152,9 +154,9 @@ def certified(
   )
   own = jax.nn.one_hot(batch.labels, least.shape[-1], dtype=bool)
   safe = (own | (least > 0)).all(axis=-1)
-  logits = logits_fn(batch.inputs)
-  correct = logits.argmax(axis=-1) == batch.labels
-  return jnp.where(jnp.asarray(epsilon) == 0, correct, safe & correct)
+  logits = logits_fn(check_images(batch.inputs))
+  right = correct(logits, batch.labels)
+  return jnp.where(jnp.asarray(epsilon) == 0, right, safe & right)
 
 
 def cross_entropy(
@@ -181,15 +183,21 @@ def cross_entropy(
 
 
 def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
-  """Corners of the l-inf balls cut to the pixel box, rounded outwards."""
-  radius = epsilon + jnp.where(jnp.asarray(epsilon) > 0, 4 * UNIT, 0.0)
-  return jnp.clip(inputs - radius, 0.0, 1.0), jnp.clip(
-    inputs + radius, 0.0, 1.0
-  )
+  """Corners of the l-inf balls cut to the pixel box, rounded outwards.
+
+  Raises:
+    ValueError: unless images and radius are in [0, 1]; inside `jax.jit` the
+      corners are NaN instead, and nothing is certified.
+  """
+  inputs = check_images(inputs)
+  radius = projections.check_radius(epsilon, inputs)
+  radius = jnp.where(radius > 0, radius + 4 * UNIT, radius)
+  low, high = inputs - radius, inputs + radius
+  return jnp.clip(low, 0.0, 1.0), jnp.clip(high, 0.0, 1.0)
 
 
 def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
-  """Raises ValueError unless both are float32 arrays [B, ...] of one shape."""
+  """Raises ValueError unless they are float32 [B, ...], known ones in order."""
   for corner in (lower, upper):
     if corner.shape != lower.shape or corner.ndim < 2:
       raise ValueError(
@@ -198,6 +206,9 @@ def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
       )
     if corner.dtype != jnp.float32:
       raise ValueError(f'boxes must be float32, got {corner.dtype}.')
+  known = not any(isinstance(x, jax.core.Tracer) for x in (lower, upper))
+  if known and not (lower <= upper).all():
+    raise ValueError('boxes must have lower <= upper everywhere, without NaN.')
 
 
 def _exact_at_points(logits_fn, lower, upper, bound, weights=None) -> Bound:
