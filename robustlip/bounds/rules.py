@@ -250,22 +250,16 @@ def offset(
   ]
 
 
-def linear_part(step: Step) -> Step:
-  """An affine step without the constants that it adds."""
-
-  def constant(array):
-    placed = step.name in _PLACED and _is_float(array)
-    return jnp.zeros_like(array) if placed else array
-
-  operands = step.fill(step.variables, constant)
-  return step._replace(operands=tuple(operands))
-
-
 def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
   """Cotangents [K, ...] of outputs -> of variables, for the linear part."""
 
   def linear(*values):
-    return linear_part(step).apply(values)
+    def constant(array):
+      placed = step.name in _PLACED and _is_float(array)
+      return jnp.zeros_like(array) if placed else array
+
+    operands = step.fill(values, constant)
+    return step._replace(operands=tuple(operands)).apply(())
 
   types = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in step.variables]
   pull = jax.linear_transpose(linear, *types)
@@ -373,14 +367,14 @@ def _without_constants(step, ends, slopes, intercepts, slack) -> Lines:
   return Lines(kept[0], totals[0], kept[1], totals[1])
 
 
-def difference(a, b) -> Bound:
+def _difference(a, b) -> Bound:
   """Bounds of a - b; a maximum of the two is b plus its positive part."""
   return outward((a[0] - b[1], a[1] - b[0]))
 
 
 def _max_lines(a, b, alpha):
   """Slopes in `a` below and above max(a, b), and the upper line's shift."""
-  lower, upper = difference(a, b)
+  lower, upper = _difference(a, b)
   undecided = (lower < 0) & (upper > 0)
   chord = upper / jnp.where(undecided, upper - lower, 1.0)
   decided = jnp.where(lower >= 0, 1.0, 0.0)
@@ -416,7 +410,10 @@ def slopes(
   """
   here = step.fill(points, lambda array: (array, array))
   there = step.fill(bounds, lambda array: (array, array))
-  if step.name == 'mul':
+  if step.name == 'max':
+    low, high = _max_slopes(_difference(*here), _difference(*there))
+    every = [(low, high), (1 - high, 1 - low)]
+  elif step.name == 'mul':
     every = [there[1], here[0]]
   else:
     every = [_derivatives(step, *bounds[0])]
@@ -425,3 +422,18 @@ def slopes(
     for slope, operand in zip(every, step.operands, strict=True)
     if isinstance(operand, Variable)
   ]
+
+
+def _max_slopes(here, there) -> Bound:
+  """Of the positive part, from a point within `here` to one in `there`."""
+  lower, upper = there
+  left = here[0] - lower
+  right = upper - here[1]
+  least = jnp.where(here[0] > 0, here[0] / jnp.where(left > 0, left, 1.0), 0.0)
+  most = jnp.where(here[1] < 0, upper / jnp.where(right > 0, right, 1.0), 1.0)
+  least = jnp.clip(least * (1 - 8 * UNIT), 0.0, 1.0)
+  most = jnp.clip(most * (1 + 8 * UNIT), 0.0, 1.0)
+  return (
+    jnp.where(lower >= 0, 1.0, least),
+    jnp.where(upper <= 0, 0.0, most),
+  )
