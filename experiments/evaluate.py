@@ -3,7 +3,8 @@ r"""Measures a trained network again, under any attack.
   python -m experiments.evaluate --workdir=runs/NAME --attack=autoattack
 
 The record goes to `<workdir>/evaluations/`, so that the run's own result stays.
-The same command again prints it, unless the run has gone on since.
+The same command again prints it, unless the run has gone on since. Several
+processes (`--coordinator`) that see one folder share the examples.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags, logging
 
@@ -25,6 +27,7 @@ FLAGS = flags.FLAGS
 def define() -> None:
   """The flags of this script."""
   common.define_data_dir()
+  common.define_processes()
   measure.define()
   flags.DEFINE_string('workdir', None, 'Folder of the run.')
   flags.DEFINE_string(
@@ -149,11 +152,12 @@ def evaluate(
   )
   found |= state
   found['seconds'] = time.monotonic() - began
-  common.write_json(found, output)
-  if save_examples:
-    _write_examples(examples, settings, dataset, attack, outcomes['test'])
-  for file in output.parent.glob(f'{scratch.name}*'):
-    file.unlink()
+  if jax.process_index() == 0:
+    common.write_json(found, output)
+    if save_examples:
+      _write_examples(examples, settings, dataset, attack, outcomes['test'])
+    for file in output.parent.glob(f'{scratch.name}*'):
+      file.unlink()
   return found
 
 
@@ -217,7 +221,7 @@ def main() -> None:
     eval_examples=FLAGS.eval_examples,
     save_examples=FLAGS.save_examples,
   )
-  if len(attack.epsilons) > 1:
+  if len(attack.epsilons) > 1 and jax.process_index() == 0:
     name = label(config.from_json(record), attack, FLAGS.checkpoint)
     common.draw(plots.accuracy_curve, record, path / 'evaluations' / name)
   common.print_json(record)

@@ -191,8 +191,6 @@ def under_attack(
     keep_points: whether to keep the adversarial images.
   """
   measures, outcomes = evaluator(config, dataset, attack), {}
-  if jax.process_count() > 1:
-    partial_file = None
   for name, split in measured(config, dataset).items():
     outcomes[name], done = {}, None
     for epsilon in attack.radii(config):
@@ -216,6 +214,8 @@ def under_attack(
 
 
 def _save(file: pathlib.Path, place: int, attacked) -> None:
+  if jax.process_index():
+    return  # process 0 has it all
   arrays = {k: v for k, v in attacked._asdict().items() if v is not None}
   scratch = file.with_suffix('.writing.npz')
   np.savez(scratch, place=place, **arrays)

@@ -1,8 +1,6 @@
 """The script from its flags to its files."""
 
-import concurrent.futures
 import json
-import socket
 import sys
 
 import numpy as np
@@ -248,29 +246,17 @@ def test_one_class_has_no_minimum(tmp_path, run, norm):
 
 
 def test_two_processes_find_what_one_does(tmp_path, run):
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
   dataset = tmp_path / 'mine.npz'
   write_set(dataset)
   run('--norm=l2')
-
-  def start(index):
-    folder = tmp_path / f'p{index}'
-    folder.mkdir()
-    return scripts.run(
-      'experiments.separation',
-      f'--dataset={dataset}',
-      f'--workdir={tmp_path}/two',
-      '--norm=l2',
-      f'--coordinator=127.0.0.1:{port}',
-      '--num_processes=2',
-      f'--process_id={index}',
-      folder=folder,
-    )
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    finished = list(pool.map(start, range(2)))
+  work = f'--workdir={tmp_path}/two'
+  finished = scripts.two_processes(
+    tmp_path,
+    'experiments.separation',
+    f'--dataset={dataset}',
+    work,
+    '--norm=l2',
+  )
   assert [each.code for each in finished] == [0, 0], finished
   name = 'separation_mine-l2.npz'
   with (

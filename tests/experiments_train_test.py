@@ -173,42 +173,30 @@ def test_streaming_is_the_same_training(tmp_path):
   )
 
 
-def test_two_processes_are_one(tmp_path):
-  import socket
-  import threading
+def together(*arguments):
+  return [last_json(each) for each in scripts.two_processes(*arguments)]
 
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
+
+def test_two_processes_are_one(tmp_path):
   flags = ['--arch=wrn_10_1', '--method=rst', '--epochs=2']
   last_json(train(tmp_path, *flags, f'--workdir={tmp_path / "one"}'))
-  results = [None, None]
-
-  def start(index):
-    folder = tmp_path / f'p{index}'
-    folder.mkdir()
-    results[index] = scripts.run(
-      'experiments.train',
-      *settings(tmp_path, *flags, f'--workdir={tmp_path / "two"}'),
-      f'--coordinator=127.0.0.1:{port}',
-      '--num_processes=2',
-      f'--process_id={index}',
-      folder=folder,
-    )
-
-  threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert [finished.code for finished in results] == [0, 0], results
-  records = [last_json(finished) for finished in results]
-  assert records[0]['test_acc'] == records[1]['test_acc']
+  work = f'--workdir={tmp_path / "two"}'
+  found = together(tmp_path, TRAIN, *settings(tmp_path, *flags, work))
+  assert found[0]['test_acc'] == found[1]['test_acc']
   one, two = parameters(tmp_path / 'one'), parameters(tmp_path / 'two')
   kernel = one['params']['Conv_0']['kernel']
   np.testing.assert_allclose(
     two['params']['Conv_0']['kernel'], kernel, rtol=5e-3, atol=5e-4
   )
+  measured = [work, '--attack=pgd,apgd_ce', '--epsilon=.05,.1']
+  alone = last_json(scripts.run(EVALUATE, *measured, folder=tmp_path))
+  shutil.rmtree(tmp_path / 'two' / 'evaluations')
+  for record in together(tmp_path, EVALUATE, *measured):
+    assert record['adv_test_acc_at'] == alone['adv_test_acc_at']
+    assert record['broken_train'] == alone['broken_train']
+    np.testing.assert_allclose(
+      record['eq3_lipschitz'], alone['eq3_lipschitz'], rtol=1e-3
+    )
 
 
 def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):

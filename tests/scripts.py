@@ -1,11 +1,13 @@
 """Runs the scripts in processes that start with everything imported."""
 
+import concurrent.futures
 import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from typing import NamedTuple
@@ -86,6 +88,28 @@ def last_json(finished):
   """The record that a script has printed last."""
   assert finished.code == 0, finished.err
   return json.loads(finished.out.splitlines()[-1])
+
+
+def two_processes(folder, module, *arguments):
+  """The records of a script in two processes that work together."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+
+  def start(index):
+    own = folder / f'{module}{index}'
+    own.mkdir()
+    return run(
+      module,
+      *arguments,
+      f'--coordinator=127.0.0.1:{port}',
+      '--num_processes=2',
+      f'--process_id={index}',
+      folder=own,
+    )
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return list(pool.map(start, range(2)))
 
 
 def here(module, *arguments, capsys, monkeypatch):
