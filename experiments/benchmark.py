@@ -7,8 +7,8 @@ a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
 local estimate), startup (command to first training step, with and without the
 compilation cache), autoattack (each attack of the standard AutoAttack alone,
 all of it and the cascade `strong`, on networks trained for it) and bounds (on
-the logits and on the Lipschitz constant; those that a peer has too must be
-equal to float32's precision). The candidates
+the logits and on the Lipschitz constant; a peer's must be as wide as ours, but
+for the room that ours leave for rounding). The candidates
 of a case take turns within one run, so that a busy machine is equally busy for
 all; a ratio is the median over turns of theirs to ours. `--peers` needs the
 extra `bench`. "CPU" is that of CPU seconds, "robust" how many images withstand

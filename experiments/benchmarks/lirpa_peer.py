@@ -3,13 +3,13 @@
 Imports torch, so that it is itself imported only where peers take part.
 """
 
+import importlib
 import sys
 import types
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.onnx import symbolic_helper
 
 from experiments.benchmarks import torch_peer
 from experiments.benchmarks.problem import Problem
@@ -18,7 +18,8 @@ from experiments.benchmarks.problem import Problem
 _SETS = types.ModuleType('numpy.lib.arraysetops')
 _SETS.isin = np.isin
 sys.modules.setdefault(_SETS.__name__, _SETS)
-symbolic_helper._set_opset_version = lambda version: None
+_HELPER = importlib.import_module('torch.onnx.symbolic_helper')
+_HELPER._set_opset_version = lambda version: None
 torch._C.Node.__getitem__ = lambda node, name: getattr(node, node.kindOf(name))(
   name
 )
