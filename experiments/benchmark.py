@@ -5,24 +5,30 @@ r"""How fast it is, beside other libraries that do the same work.
 Suites: separation (pairs a second of the exact nearest example), train (images
 a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
 local estimate), startup (command to first training step, with and without the
-compilation cache), autoattack (each attack of the standard AutoAttack alone,
-all of it and the cascade `strong`, on networks trained for it) and bounds (on
-the logits and on the Lipschitz constant; a peer's must be as wide as ours, but
-for the room that ours leave for rounding). The candidates
+compilation cache), autoattack (each attack of the standard AutoAttack, all of
+it and the cascade `strong`, on the networks of saved runs) and bounds (on the
+logits and on the Lipschitz constant; a peer's must be as wide as ours, but for
+the room that ours leave for rounding). The candidates
 of a case take turns within one run, so that a busy machine is equally busy for
 all; a ratio is the median over turns of theirs to ours. `--peers` needs the
 extra `bench`. "CPU" is that of CPU seconds, "robust" how many images withstand
-(the record has which are `taken`). "Of matmul" is the share of the rate of one
-large matrix product in the same precision, counting the operations that the
-networks' definition asks for.
+(the record has which are `taken`), "passes" the forward and backward ones. "Of
+matmul" is the share of the rate of one large matrix product in the same
+precision, counting the operations that the networks' definition asks for.
 
-On two cores a suite takes 1 to 10 minutes, autoattack up to an hour.
+On two cores a suite takes 1 to 10 minutes, autoattack up to hours:
+
+  python -m experiments.benchmark --suite=autoattack --peers \
+    --workdir=runs/NAME,runs/OTHER --num_images=500
+
+It keeps each batch under each attack in a folder of the run, and goes on there.
 """
 
 import inspect
 import resource
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +50,7 @@ def define() -> None:
     'arch',
     None,
     'Networks: cnn1, cnn2 or wrn_<depth>_<width>. Default: '
-    f'{",".join(cases.ARCHS)}; cnn1 for autoattack, which takes cnn2 besides.',
+    f'{",".join(cases.ARCHS)}.',
   )
   flags.DEFINE_integer(
     'batch_size',
@@ -54,10 +60,10 @@ def define() -> None:
     1,
   )
   flags.DEFINE_list(
-    'attack', None, 'Cases of autoattack: its attacks, or all as `autoattack`.'
+    'attack', None, 'Attacks of autoattack in turn, and `strong`. Default: all.'
   )
-  flags.DEFINE_list(
-    'method', None, 'How the networks of autoattack are trained: natural, at.'
+  flags.DEFINE_string(
+    'workdir', None, 'Folders of saved runs for autoattack, with commas.'
   )
   flags.DEFINE_bool(
     'compile_peer', True, 'Measure PyTorch with torch.compile as well.'
@@ -91,7 +97,7 @@ def define() -> None:
   )
 
 
-def chosen() -> list[timing.Case]:
+def chosen() -> list[Any]:
   """The cases of the suite that the flags name.
 
   Raises:
@@ -102,7 +108,7 @@ def chosen() -> list[timing.Case]:
   read = inspect.signature(suite).parameters
   for name in (
     *inspect.signature(cases.train).parameters,
-    *('num_images', 'num_queries', 'attack', 'method'),
+    *('num_images', 'num_queries', 'attack', 'workdir'),
   ):
     if FLAGS[name].present and name not in read:
       raise ValueError(f'--{name} means nothing to --suite={FLAGS.suite}')
@@ -126,7 +132,10 @@ def chosen() -> list[timing.Case]:
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
   header = f'{"case":<40}{"candidate":<20}{"a second":>14}{"ours is":>10}'
-  lines = [header + f'{"CPU":>10}{"robust":>8}{"of matmul":>12}{"memory":>12}']
+  lines = [
+    header
+    + f'{"CPU":>10}{"robust":>8}{"passes":>12}{"of matmul":>12}{"memory":>12}'
+  ]
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
@@ -134,7 +143,7 @@ def table(results: list[dict[str, Any]]) -> str:
       lines.append(
         f'{result["case"]:<40}{row["candidate"]:<20}{rate:>14}'
         f'{row["ratio_of_ours"]:>9.2f}x{row["cpu_ratio_of_ours"]:>9.2f}x'
-        f'{row.get("robust", ""):>8}'
+        f'{row.get("robust", ""):>8}{row.get("passes") or "":>12}'
         + (f'{share:>12.0%}' if share else ' ' * 12)
         + (f'{memory:>8,.0f} MiB' if memory else '')
       )
@@ -150,27 +159,35 @@ def peak_memory() -> dict[str, float]:
   return {'host_peak_mib': peak / (2**20 if sys.platform == 'darwin' else 1024)}
 
 
+def one(case: timing.Case, limit: float | None) -> list[dict[str, Any]]:
+  """What became of a case."""
+  return [timing.measure(case, repeats=FLAGS.repeats, limit=limit)]
+
+
 def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
   name = f'benchmark_{FLAGS.suite}.json'
   path = common.output_file(FLAGS.output or f'runs/benchmarks/{name}')
   found, limit = chosen(), None
-  if any(case.flops for case in found):
+  if any(getattr(case, 'flops', None) for case in found):
     limit = problem.matrix_rate(FLAGS.precision)
-  results = [
-    timing.measure(case, repeats=FLAGS.repeats, limit=limit) for case in found
-  ]
+  results = []
+  for case in found:
+    if isinstance(case, timing.Case):
+      case = partial(one, case, limit)
+    results += case()
+    record = {
+      'suite': FLAGS.suite,
+      **common.provenance(),
+      **peak_memory(),
+      'matrix_flops_per_second': limit,
+      'total_seconds': time.perf_counter() - start,
+      'cases': results,
+    }
+    common.write_json(record, path)
   print(table(results))
-  record = {
-    'suite': FLAGS.suite,
-    **common.provenance(),
-    **peak_memory(),
-    'matrix_flops_per_second': limit,
-    'total_seconds': time.perf_counter() - start,
-    'cases': results,
-  }
-  common.finish(record, path)
+  common.print_json(record)
 
 
 if __name__ == '__main__':

@@ -90,7 +90,44 @@ class Config:
     lower=0,
   )
   augment: str = setting(
-    'none', 'Augmentation of training images.', choices=images.AUGMENTATIONS
+    'none',
+    'Augmentations of training images, one after the other: of '
+    f'{", ".join(images.AUGMENTATIONS)}.',
+  )
+  cutmix: float = setting(
+    0.0,
+    'Share of training images mixed with another; labels mix alike, and an '
+    'attack is on the larger share.',
+    lower=0,
+    upper=1,
+  )
+  label_smoothing: float = setting(
+    0.0,
+    'Share of the labels that all classes divide, in the loss alone.',
+    lower=0,
+    upper=1,
+  )
+  weight_decay: float = setting(
+    0.0, "L2 penalty of SGD, as PyTorch's; decoupled in Adam.", lower=0
+  )
+  awp: float = setting(
+    0.0, 'Length of the adversarial weight perturbation over theirs.', lower=0
+  )
+  ema: float = setting(
+    0.0,
+    'Decay of an exponential average of the weights, which is the network.',
+    lower=0,
+    upper=1,
+  )
+  swa: float = setting(
+    0.0,
+    'Share of the training after which the weights at the end of each epoch '
+    'are averaged; their mean is the network.',
+    lower=0,
+    upper=1,
+  )
+  epsilon_warmup: float = setting(
+    0.0, 'Epochs in which the radius of the attack grows from 0.', lower=0
   )
   dropout: float | None = setting(
     None,
@@ -149,6 +186,18 @@ class Config:
       values = value if isinstance(value, tuple) else (value,)
       for one in values:
         _check(field.name, one, **{k: about[k] for k in about if k != 'text'})
+    images.augmentation(self.augment)
+    if self.ema and self.swa:
+      raise ValueError('--ema and --swa are two averages: one is the network')
+    method = released.METHODS[self.method]
+    certified = method in (methods.ibp, methods.crown_ibp)
+    if certified and (self.cutmix or self.label_smoothing):
+      raise ValueError(
+        f'--method={self.method} bounds the loss of one label: it takes no '
+        '--cutmix and no --label_smoothing'
+      )
+    if self.epsilon_warmup and not methods.has_radius(method):
+      raise ValueError(f'--epsilon_warmup means nothing to {self.method}')
     models.build(
       self.arch,
       2,
@@ -368,5 +417,5 @@ def name(config: Config, dataset: Dataset) -> str:
     )
     if unsaid and value != getattr(usual, field.name):
       value = '_'.join(map(str, value)) if isinstance(value, tuple) else value
-      parts.append(f'{field.name}{value}')
+      parts.append(f'{field.name}{value}'.replace(',', '+'))
   return '-'.join(parts)

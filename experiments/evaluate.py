@@ -184,6 +184,7 @@ def _write_examples(file, settings, dataset, attack, outcomes) -> None:
     correct=attacked.correct,
     robust=attacked.robust,
     broken_by=attacked.broken_by,
+    margins=attacked.margins,
   )
 
 

@@ -1,10 +1,11 @@
-"""The claims of the paper, true or false by the numbers of a table."""
+"""The claims of the paper, and of ours, by the numbers of a table."""
 
 import itertools
 from typing import Any
 
 ROBUST = ('at', 'rst0.5', 'rst1', 'rst2', 'trades1', 'trades3', 'trades6')
 DROPOUT = ('natural', 'at', 'rst2', 'trades3', 'trades6')  # rows of Table 4
+SLACK = 0.5  # points of test accuracy up to which two are equal
 
 
 def finding(pairs: list[tuple[str, float, float]]) -> dict[str, Any]:
@@ -20,8 +21,40 @@ def finding(pairs: list[tuple[str, float, float]]) -> dict[str, Any]:
   }
 
 
+def place(row: str, rows: dict[str, dict[str, float]]) -> tuple[bool, float]:
+  """Where a method with tools, `at-ema-awp`, stands among those with others.
+
+  First come those whose test accuracies, clean and under attack, are at most
+  `SLACK` below those of the method alone, then the others; in either part, the
+  smaller gap under attack goes first.
+  """
+  alone = rows.get(row.split('-')[0], rows[row])
+  columns = ('test_acc', 'adv_test_acc')
+  loses = any(rows[row][c] < alone[c] - SLACK for c in columns)
+  return loses, abs(rows[row]['adv_gap'])
+
+
+def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """Spearman's, of the constant of Eq. (3) with each gap; none of two runs."""
+  from scipy import stats
+
+  columns = ('eq3_lipschitz', 'gap', 'adv_gap')
+  runs = [
+    run
+    for row in rows
+    for run in zip(*(row['ours'][c] for c in columns), strict=True)
+  ]
+  if len(runs) < 3:
+    return {}
+  constants, *gaps = zip(*runs, strict=True)
+  return {
+    column: float(stats.spearmanr(constants, values).statistic)
+    for column, values in zip(columns[1:], gaps, strict=True)
+  }
+
+
 def decided(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-  """The claims of the paper that rows -> column -> value can decide."""
+  """The claims that rows -> column -> value can decide."""
   claims: dict[str, list] = {}
 
   def compare(claim, larger, smaller, size=float):
@@ -44,4 +77,12 @@ def decided(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
   for row, column in itertools.product(DROPOUT, ('gap', 'adv_gap')):
     larger, smaller = (row, column), (f'{row}_dropout', column)
     compare(f'dropout_narrows_{column}', larger, smaller, abs)
+  for alone in ROBUST:
+    tooled = [row for row in rows if row.split('-')[0] == alone]
+    if alone in rows and len(tooled) > 1:
+      best = min(tooled, key=lambda row: place(row, rows))
+      gaps = [abs(rows[row]['adv_gap']) for row in (alone, best)]
+      name = alone if best == alone else f'{alone} and {best}'
+      pairs = claims.setdefault('a_tool_halves_adv_gap', [])
+      pairs.append((name, gaps[0] / 2, gaps[1]))
   return {claim: finding(pairs) for claim, pairs in claims.items()}

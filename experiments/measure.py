@@ -228,7 +228,7 @@ def _saved(file: pathlib.Path | None, keep_points: bool):
     return None
   arrays = dict(np.load(file))
   place = int(arrays.pop('place'))
-  if keep_points and 'points' not in arrays:
+  if not {'margins', *['points'] * keep_points} <= set(arrays):
     return None
   logging.info('Going on after %d stages in %s', place, file)
   return place, evaluation.Attacked(**arrays)
@@ -346,6 +346,7 @@ def record(
         for epsilon, outcome in by_radius.items()
       }
     found[f'broken_{name}'] = evaluation.taken(last, measures.cascade)
+    found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
   ratios = measures.lipschitz(

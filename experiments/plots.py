@@ -22,6 +22,13 @@ def figure(width: float, height: float, layout: str | None = 'constrained'):
   return matplotlib.figure.Figure((width, height), layout=layout)
 
 
+def colours(names: list[str]) -> dict[str, Any]:
+  """A colour for each name; twenty differ."""
+  import matplotlib
+
+  return {n: matplotlib.colormaps['tab20'](i % 20) for i, n in enumerate(names)}
+
+
 def save(figure, path: pathlib.Path) -> None:
   """Writes `path`.png, the same bytes whenever it is drawn.
 

@@ -55,6 +55,7 @@ HEADINGS = {
   'upper_lipschitz': 'test Lipschitz, upper bound',
   'gap': 'gap',
   'adv_gap': 'adv. gap',
+  'train_seconds': 'seconds of training',
 }
 FINDINGS = {
   'separated': 'classes are more than two radii apart',
@@ -65,6 +66,9 @@ FINDINGS = {
   'gap_widens': 'the gap is wider under attack',
   'dropout_narrows_gap': 'dropout narrows the gap',
   'dropout_narrows_adv_gap': 'dropout narrows the gap under attack',
+  'a_tool_halves_adv_gap': (
+    'a tool halves the gap under attack at no loss of test accuracy'
+  ),
 }
 
 
@@ -151,6 +155,7 @@ def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
 def markdown(record: dict[str, Any]) -> str:
   """The record of a table of the paper: its panels, each with its findings."""
   lines = [f'## {record["title"]}']
+  lines += filter(None, [record.get('caption')])
   for title, rows in panels(record).items():
     names = columns(rows)
     beside = {c: any(c in row['paper'] for row in rows) for c in names}
@@ -174,6 +179,12 @@ def markdown(record: dict[str, Any]) -> str:
     )
     if found := record['findings'].get(title, {}):
       lines.append(grid(verdict(*item) for item in found.items()).rstrip())
+    if found := record.get('correlations', {}).get(title):
+      texts = (f'{x:.2f} with the {HEADINGS[c]}' for c, x in found.items())
+      lines.append(
+        f'Rank correlation of the {HEADINGS["eq3_lipschitz"]} over these runs: '
+        f'{", ".join(texts)}.'
+      )
   sources = [run for row in record['rows'] for run in row.get('runs', [record])]
   lines += dict.fromkeys(made_by(run) for run in sources if 'command' in run)
   return '\n\n'.join(lines) + '\n'

@@ -1,7 +1,8 @@
 """From settings to a record: trains what is missing, measures, writes.
 
 The folder of a run has `config.json`, its settings, and others are refused;
-`checkpoints/`, the newest states, and `best/`, one more with a held-out set;
+`checkpoints/`, the newest states, and `best/`, one more with a held-out set
+(the last state and the best have an averaged network, if one is asked for);
 `metrics.jsonl`, a line per epoch, which `curves.png` draws; `result.json`,
 which is written last and ends the run. Checkpoints hold the whole state at a
 step and every draw depends on seed and step alone, so that a resumed run is the
@@ -27,10 +28,18 @@ from jax.experimental import multihost_utils
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import evaluation, methods, progress, released, training
+from robustlip import (
+  checkpoints,
+  evaluation,
+  images,
+  methods,
+  parameters,
+  progress,
+  released,
+  training,
+)
 from robustlip.checkpoints import Store
 from robustlip.datasets import Dataset, Split
-from robustlip.images import AUGMENTATIONS
 
 FLAGS = flags.FLAGS
 
@@ -70,32 +79,65 @@ def optimizer(
     falls = (m for m in settings.milestones if m < settings.epochs)
     scales = {epoch * steps_per_epoch: 0.1 for epoch in falls}
     rate = optax.piecewise_constant_schedule(learning_rate, scales)
-  if settings.optimizer == 'adam':
-    return optax.adam(rate, b1=settings.momentum)
-  nesterov = settings.optimizer == 'nesterov'
-  return optax.sgd(rate, settings.momentum or None, nesterov)
+  decay, parts = settings.weight_decay, []
+  if settings.optimizer == 'adam' and decay:
+    parts.append(optax.adamw(rate, settings.momentum, weight_decay=decay))
+  elif settings.optimizer == 'adam':
+    parts.append(optax.adam(rate, settings.momentum))
+  else:
+    if decay:
+      parts.append(optax.add_decayed_weights(decay))
+    nesterov = settings.optimizer == 'nesterov'
+    parts.append(optax.sgd(rate, settings.momentum or None, nesterov))
+  if settings.ema:
+    parts.append(parameters.ema(settings.ema))
+  if settings.swa:
+    first = round(settings.swa * total)
+    parts.append(parameters.swa(first, every=steps_per_epoch))
+  return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def radius(
+  settings: Config, epsilon: Any, steps_per_epoch: int
+) -> optax.Schedule:
+  """The radius of the attack as a function of the step."""
+  warmup = round(settings.epsilon_warmup * steps_per_epoch)
+  if not warmup:
+    return optax.constant_schedule(epsilon)
+  return optax.linear_schedule(0.0, epsilon, warmup)
 
 
 @functools.lru_cache(maxsize=2)
 def _trainer(static: Config, module, steps_per_epoch: int):
-  """(make_recipe, its program) of all runs that differ in numbers alone."""
+  """(make_recipe, its programs) of all runs that differ in numbers alone."""
+  total = static.epochs * steps_per_epoch
 
   def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
-    method = methods.at_progress(
-      released.METHODS[static.method],
-      **{name: numbers[name] for name in ('epsilon', *static.weights)},
-    )
-    total = static.epochs * steps_per_epoch
+    epsilon = radius(static, numbers['epsilon'], steps_per_epoch)
+
+    def method(step):
+      chosen = {name: numbers[name] for name in static.weights}
+      chosen['epsilon'] = epsilon(step)
+      at = methods.at_progress(released.METHODS[static.method], **chosen)
+      return at(step / total)
+
     return training.Recipe(
       module=module,
-      method=lambda step: method(step / total),
+      method=method,
       optimizer=optimizer(static, numbers['learning_rate'], steps_per_epoch),
-      augment=AUGMENTATIONS[static.augment],
+      augment=images.augmentation(static.augment),
       attack_in_training_mode=static.attack_mode == 'train',
       accumulate=static.accumulate,
+      cutmix=static.cutmix or None,
+      label_smoothing=static.label_smoothing or None,
+      awp=static.awp or None,
     )
 
-  return make_recipe, training.trainer(make_recipe)
+  return (
+    make_recipe,
+    training.trainer(make_recipe),
+    training.settler(make_recipe),
+  )
 
 
 class Progress(NamedTuple):
@@ -124,6 +166,8 @@ def train(
       record = measure.record(settings, dataset, trained.state.variables)
       record['step'] = int(trained.state.step)
       record['train_seconds'] = float(trained.seconds)
+      if settings.holdout:
+        record['best'] = best_record(settings, dataset, path, record)
       record['seconds'] = float(trained.seconds) + time.monotonic() - spent
       logging.info('%s: %.0f s', path, time.monotonic() - began)
       if jax.process_index() == 0:
@@ -137,14 +181,28 @@ def train(
     return record
 
 
+def best_record(
+  settings: Config, dataset: Dataset, path: pathlib.Path, last: dict[str, Any]
+) -> dict[str, Any]:
+  """What is measured at the best step on held-out examples, and the step."""
+  step, variables = checkpoints.newest_variables(path / 'best')
+  found = last
+  if step != last['step']:
+    found = measure.record(settings, dataset, variables)
+  ends = ('_acc', 'gap', '_lipschitz')
+  return {k: x for k, x in found.items() if k.endswith(ends)} | {'step': step}
+
+
 def check(settings: Config, dataset: Dataset) -> None:
   """Raises ValueError for settings that cannot work; nothing is written yet."""
   common.check_classes(dataset)
   devices, parts = jax.device_count(), settings.accumulate
-  if settings.batch_size % (devices * parts):
+  shares = devices * parts * (2 if settings.cutmix else 1)
+  if settings.batch_size % shares:
     raise ValueError(
       f'--batch_size={settings.batch_size} does not split evenly over '
       f'{devices} devices and --accumulate={parts}'
+      + (', in pairs for --cutmix' if settings.cutmix else '')
     )
   split, _ = measure.training_split(settings, dataset)
   if not len(split.labels):
@@ -174,7 +232,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   )
   steps = len(order(0))
   total = steps * settings.epochs
-  make_recipe, program = _trainer(settings.static, module, steps)
+  make_recipe, program, settler = _trainer(settings.static, module, steps)
   numbers = {
     name: np.float32(getattr(settings, name)) for name in config.NUMBERS
   }
@@ -196,6 +254,10 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     done, saved_at = int(state.step), time.monotonic()
     curve, states = rewound_curve(path, done), training.replicate(state)
     bar.update(done)
+
+    def network() -> training.TrainState:
+      state = training.unreplicate(states)
+      return training.settled(settler, state, numbers, key, feed, order(0))
 
     def save_if_due(last: bool = False) -> None:
       nonlocal saved_at
@@ -222,7 +284,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         if done < end:
           save_if_due()
       states = states._replace(loss_sum=states.loss_sum * 0)
-      state = training.unreplicate(states)
+      state = network()
       line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
       line |= {'seconds': round(float(seconds), 2)} | watch(state.variables)
       if settings.holdout and line['holdout_adv_acc'] > max(
@@ -235,6 +297,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         save_if_due()
     check_finite(states, newest, weights=True)
     if done != max(newest.numbers(), default=0):
+      states = training.replicate(network())
       save_if_due(last=True)
     return Progress(training.unreplicate(states), seconds)
 

@@ -28,6 +28,8 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   range over seeds, hollow ones the paper's. Above the axes stand the findings
   that they decide.
   """
+  if 'correlations' in record:
+    return tools(record, path)
   panels = report.panels(record)
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]
@@ -47,6 +49,67 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
       _verdicts(ax, {k: v for k, v in found.items() if _beside(k) == end})
     line[0].set_title(title, loc='left', fontweight='bold')
   plots.save(figure, path)
+
+
+def tools(record: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes to `path`.png what tools change, a line for each panel of Table 5.
+
+  For each method, an arrow from it alone to it with a tool: accuracy under
+  attack on training and test examples, the gap the same along the dotted line.
+  Last, every run: smoothness and gap.
+  """
+  panels = report.panels(record)
+  methods = list(dict.fromkeys(_parts(row)[0] for row in record['rows']))
+  names = dict.fromkeys(_parts(row)[1] for row in record['rows'])
+  figure = plots.figure(4 * len(methods) + 5, 3.8 * len(panels))
+  colours = plots.colours([name for name in names if name])
+  axes = figure.subplots(len(panels), len(methods) + 1, squeeze=False)
+  for line, (title, rows) in zip(axes, panels.items(), strict=True):
+    for i, method in enumerate(methods):
+      shown = [row for row in rows if _parts(row)[0] == method]
+      _arrows(line[i], shown, colours)
+      line[i].set_title(f'{method}, {title}')
+      runs = (
+        [x for row in shown for x in row['ours'][column]]
+        for column in ('eq3_lipschitz', 'adv_gap')
+      )
+      line[-1].plot(*runs, 'osDv^P'[i % 6], c=f'C{i}', mfc='none', label=method)
+    line[-1].set(xlabel='local Lipschitz constant, Eq. (3)')
+    line[-1].set(ylabel='gap under attack (points)')
+    if 'adv_gap' in (found := record['correlations'][title]):
+      line[-1].set_title(f'rank correlation {found["adv_gap"]:.2f}')
+    line[-1].legend(fontsize='small')
+  for name, colour in colours.items():
+    axes[0, 0].plot([], [], color=colour, label=name)
+  axes[0, 0].plot([], [], ':', color='0.6', label='the same gap')
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside right center', frameon=False)
+  plots.save(figure, path)
+
+
+def _parts(row: dict[str, Any]) -> tuple[str, str]:
+  """What a method and its tools are called."""
+  method, _, names = row['label'].partition(' + ')
+  return method, names
+
+
+def _arrows(
+  ax: Any, rows: list[dict[str, Any]], colours: dict[str, Any]
+) -> None:
+  places = {}
+  for row in rows:
+    test, gap = (np.mean(row['ours'][c]) for c in ('adv_test_acc', 'adv_gap'))
+    places[_parts(row)[1]] = test + gap, test
+  start = places.pop('', None)
+  for name, end in places.items():
+    ax.plot(*end, '.', color=colours[name])
+    if start:
+      style = dict(arrowstyle='->', color=colours[name], shrinkA=0, shrinkB=0)
+      ax.annotate('', end, start, arrowprops=style)
+  if start:
+    ax.plot(*start, 'k.')
+    ax.axline(start, slope=1, ls=':', color='0.6', zorder=0)
+  ax.set(xlabel='adv. train acc. (%)', ylabel='adv. test acc. (%)')
 
 
 def _beside(finding: str) -> str:

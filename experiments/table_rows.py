@@ -1,14 +1,17 @@
 """Rows of the paper's tables: the settings that make them, the paper's beside.
 
-What the flags ask for are panels, a network on a data set each, and rows.
+What the flags ask for are panels, a network on a data set each, and rows. A row
+of Table 5, which is ours, is a method with tools: `at-ema-awp`.
 """
 
+import dataclasses
 from typing import Any
 
 from absl import flags
 
 from experiments import config, paper
 from experiments.findings import DROPOUT
+from robustlip import images
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
@@ -29,6 +32,29 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
   'trades3': ('TRADES(3)', dict(method='trades', beta=3.0)),
   'trades6': ('TRADES(6)', dict(method='trades', beta=6.0)),
 }
+# Tools of Table 5; those with a strength are settings of their name.
+TOOLS = {
+  'dropout': 'dropout',
+  'ema': 'EMA',
+  'swa': 'SWA',
+  'awp': 'AWP',
+  'weight_decay': 'weight decay',
+  'cutout': 'cutout',
+  'crop_shift': 'crop-shift',
+  'cutmix': 'CutMix',
+  'label_smoothing': 'label smoothing',
+  'silu': 'SiLU',
+  'early': 'early stopping',  # the best checkpoint of the run without it
+}
+STRENGTHS = dict(
+  ema=0.999,
+  swa=0.75,
+  awp=0.005,
+  weight_decay=5e-4,
+  cutmix=0.5,
+  label_smoothing=0.1,
+)
+TOOLED = ('at', 'rst2', 'trades6')
 ORDER = [name + end for name in ROWS for end in ('', '_dropout')]
 STANDS_FOR = {'mnist5k': 'mnist'}  # whose published numbers are shown beside
 # All rows on two cores in under half an hour.
@@ -52,6 +78,10 @@ def row_names(published: dict[str, Any]) -> list[str]:
   Raises:
     ValueError: if it asks for others.
   """
+  if FLAGS.rows == []:
+    raise ValueError('--rows names none')
+  if FLAGS.table == '5':
+    return _tooled_names()
   names = [n for n in ROWS if n != 'at_fast' or n in published]
   if FLAGS.table == '4':
     names = [name + end for name in DROPOUT for end in ('', '_dropout')]
@@ -62,9 +92,40 @@ def row_names(published: dict[str, Any]) -> list[str]:
       f'--table={FLAGS.table} has no rows {", ".join(sorted(unknown))}; it has '
       f'{", ".join(names)}'
     )
-  if not FLAGS.rows:
-    raise ValueError('--rows names none')
   return [name for name in names if name in FLAGS.rows]
+
+
+def _tooled_names() -> list[str]:
+  """Rows of Table 5, tools in the order of `TOOLS`: any of them together."""
+  if FLAGS.rows is None:
+    ends = ['', *(f'-{tool}' for tool in TOOLS)]
+    return [method + end for method in TOOLED for end in ends]
+  names = []
+  for row in FLAGS.rows:
+    method, *tools = row.split('-')
+    if method not in ROWS or set(tools) - set(TOOLS):
+      raise ValueError(
+        f'--table=5 has no row {row!r}; its rows are a method, such as '
+        f'{", ".join(TOOLED)}, with -tool after it, once or more often: '
+        f'{", ".join(TOOLS)}'
+      )
+    names.append('-'.join([method, *(tool for tool in TOOLS if tool in tools)]))
+  return names
+
+
+def label(row: str) -> str:
+  """What a row is called."""
+  method, *tools = row.split('-')
+  parts = [ROWS[method.removesuffix('_dropout')][0]]
+  parts += ['dropout'] * method.endswith('_dropout')
+  return ' + '.join(parts + [TOOLS[tool] for tool in tools])
+
+
+def folder(row: str) -> str:
+  """Of the runs of a row; the best checkpoint is one of the same run."""
+  trained = row.removesuffix('-early')
+  alone = FLAGS.table == '5' and trained in ROWS
+  return f'{trained}-alone' if alone else trained
 
 
 def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
@@ -73,7 +134,8 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   Raises:
     ValueError: if Table 4 is to add dropout to a network that has it.
   """
-  chosen = dict(ROWS[row.removesuffix('_dropout')][1], seed=0)
+  method, *tools = row.split('-')
+  chosen = dict(ROWS[method.removesuffix('_dropout')][1], seed=0)
   if arch:
     chosen['arch'] = arch
   if FLAGS.preset == 'quick':
@@ -84,6 +146,8 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
       rate = paper.DROPOUT.get(dataset.name, 0.2)
     chosen['dropout'] = rate if row.endswith('_dropout') else None
   found = config.from_flags(dataset, **chosen)
+  if FLAGS.table == '5':
+    return _with_tools(found, tools, dataset)
   if FLAGS.table == '4' and found.arch.startswith('cnn'):
     raise ValueError(
       f'--table=4 adds dropout and {found.arch} has it already; use a wrn or '
@@ -92,9 +156,35 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   return found
 
 
+def _with_tools(
+  found: config.Config, tools: list[str], dataset: Dataset
+) -> config.Config:
+  """The settings with these tools and no others; all hold out as many."""
+  given = {name: getattr(found, name) for name in STRENGTHS}
+  chosen: dict[str, Any] = {
+    name: (given[name] or strength) if name in tools else 0.0
+    for name, strength in STRENGTHS.items()
+  }
+  chosen['dropout'] = 0.0
+  if 'dropout' in tools:
+    usual = paper.DROPOUT.get(dataset.name, 0.2)
+    chosen['dropout'] = None if found.arch.startswith('cnn') else usual
+    if FLAGS.dropout is not None:
+      chosen['dropout'] = FLAGS.dropout
+  more = [tool for tool in tools if tool in images.AUGMENTATIONS]
+  names = [name for name in (found.augment, *more) if name != 'none']
+  chosen['augment'] = ','.join(names) or 'none'
+  if 'silu' in tools:
+    chosen['activation'] = 'silu'
+  count = found.train_examples or len(dataset.train.labels)
+  chosen['holdout'] = found.holdout or min(1000, count // 10)
+  return dataclasses.replace(found, **chosen)
+
+
 def bare(dataset: str) -> bool:
   """Whether numbers without augmentation, of the appendix, stand beside."""
-  return dataset == 'cifar10' and FLAGS.augment == 'none'
+  bare = dataset == 'cifar10' and FLAGS.augment == 'none'
+  return bare and FLAGS.table != '5'
 
 
 def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:

@@ -47,10 +47,21 @@ TITLES = {
   '2': 'Table 2: MNIST',
   '3': 'Table 3: CIFAR-10 and Restricted ImageNet',
   '4': 'Table 4: dropout',
+  '5': 'Table 5: tools of generalisation, not in the paper',
   'mt': 'Appendix: multi-targeted attack',
   'svhn': 'Appendix: SVHN',
 }
-ATTACKS = {'mt': ['multi_targeted_released', 'multi_targeted']}
+CAPTION = (  # of Table 5
+  'Of each method, first come the rows whose test accuracies, clean and under '
+  f'attack, are at most {findings.SLACK} points below those of the method '
+  'alone, then the others; in either part the smaller gap under attack goes '
+  'first. All are trained without the same held-out examples; early stopping '
+  'takes the network of the run without it that is best on them under attack.'
+)
+ATTACKS = {
+  '5': ['strong'],
+  'mt': ['multi_targeted_released', 'multi_targeted'],
+}
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
@@ -65,16 +76,20 @@ def define() -> None:
     '2',
     TITLES,
     '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
-    '`svhn`.',
+    '`svhn`; 5, generalisation tools, is ours.',
   )
   flags.DEFINE_list(
-    'rows', None, f'Rows to run, of {", ".join(ROWS)}. Default: the paper’s.'
+    'rows',
+    None,
+    f'Rows to run, of {", ".join(ROWS)}. Default: the paper’s. In Table 5 a '
+    f'method with tools, such as at-ema-awp: {", ".join(table_rows.TOOLS)}; a '
+    'flag of its name sets the strength of a tool.',
   )
   flags.DEFINE_list(
     'attacks',
     None,
     'Further attacks, a column for each: strong, autoattack, multi_targeted, '
-    'multi_targeted_released. Default: the last two for `mt`, else none.',
+    'multi_targeted_released. Default: the last two for `mt`, strong for 5.',
   )
   flags.DEFINE_enum(
     'certify',
@@ -102,12 +117,16 @@ def finished(
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  name, found = dataset.name, []
+  panel, found = root / f'{dataset.name}-{base.arch}', []
   for seed in config.seeds():
-    path = root / f'{name}-{base.arch}' / row / f'seed{seed}'
+    path, checkpoint = panel / table_rows.folder(row) / f'seed{seed}', 'newest'
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
+    if row.endswith('-early'):
+      run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
     for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
-      more = evaluate.evaluate(path, dataset, measure.Attack(attack))
+      more = evaluate.evaluate(
+        path, dataset, measure.Attack(attack), checkpoint=checkpoint
+      )
       run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
     if FLAGS.certify:
@@ -121,11 +140,13 @@ def row_record(
   dataset: Dataset, base: config.Config, row: str, found: list[dict[str, Any]]
 ) -> dict[str, Any]:
   """Runs of a row, one for each seed, beside the paper's."""
-  label = ROWS[row.removesuffix('_dropout')][0]
+  headings = set(report.HEADINGS) - {'train_seconds'}
+  if FLAGS.table == '5':
+    headings.add('train_seconds')
   columns = [
     column
     for column in found[0]
-    if (column in report.HEADINGS or column.endswith(UNDER_ATTACK))
+    if (column in headings or column.endswith(UNDER_ATTACK))
     and all(run.get(column) is not None for run in found)  # null: not finite
   ]
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}
@@ -134,7 +155,7 @@ def row_record(
     'dataset': dataset.name,
     'arch': base.arch,
     'row': row,
-    'label': label + (' + dropout' if row.endswith('_dropout') else ''),
+    'label': table_rows.label(row),
     'seeds': [run['seed'] for run in found],
     'settings': table_rows.settings_of(base) | measured,
     'paper_settings': table_rows.paper_settings(base, dataset, row),
@@ -147,26 +168,29 @@ def row_record(
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """The record of a table, its rows in order and its findings drawn anew."""
-  rows = sorted(
-    rows,
-    key=lambda x: (x['dataset'], x['arch'], table_rows.ORDER.index(x['row'])),
-  )
-  found = {
-    title: findings.decided(
-      {
-        row['row']: {c: sum(x) / len(x) for c, x in row['ours'].items()}
-        for row in panel
-      }
+  record = {'table': FLAGS.table, 'title': TITLES[FLAGS.table], 'rows': []}
+  record |= {'findings': {}, 'seconds': sum(row['seconds'] for row in rows)}
+  if FLAGS.table == '5':
+    record |= {'caption': CAPTION, 'correlations': {}}
+  rows = sorted(rows, key=lambda row: (row['dataset'], row['arch']))
+  for title, panel in report.panels({'rows': rows}).items():
+    means = {
+      row['row']: {c: sum(x) / len(x) for c, x in row['ours'].items()}
+      for row in panel
+    }
+    record['rows'] += sorted(
+      panel, key=lambda row, means=means: _place(row['row'], means)
     )
-    for title, panel in report.panels({'rows': rows}).items()
-  }
-  return {
-    'table': FLAGS.table,
-    'title': TITLES[FLAGS.table],
-    'rows': rows,
-    'findings': {title: x for title, x in found.items() if x},
-    'seconds': sum(row['seconds'] for row in rows),
-  }
+    if found := findings.decided(means):
+      record['findings'][title] = found
+    if FLAGS.table == '5':
+      record['correlations'][title] = findings.rank_correlations(panel)
+  return record
+
+
+def _place(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
+  place = (table_rows.ORDER.index(row.split('-')[0]),)
+  return place + (findings.place(row, means) if FLAGS.table == '5' else ())
 
 
 def kept(

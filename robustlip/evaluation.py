@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robustlip import losses, progress, projections
+from robustlip import attacks, losses, progress, projections
 from robustlip.attacks import Stage
 from robustlip.datasets import Split
 from robustlip.images import from_bytes
@@ -28,6 +28,8 @@ Measure = Callable[..., chex.ArrayTree]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 UNBROKEN = -1  # in `Attacked.broken_by`
+MANY_PASSES = 100  # of a stage, from which a program for its tail is worth it
+MANY_IMAGES = 0.05  # share from which `no_rise` and `more_steps` are doubts
 
 
 def over_devices(measure: Measure) -> Callable[..., chex.ArrayTree]:
@@ -58,6 +60,7 @@ def per_example(
   batch_size: int,
   indices: np.ndarray | None = None,
   settings: Mapping[str, chex.Numeric] | None = None,
+  short_tail: bool = False,
   description: str = 'evaluation',
 ) -> Any:
   """Values of `program` for the examples at `indices`, in order.
@@ -70,6 +73,8 @@ def per_example(
       so that one program serves any of them.
     indices: None is all examples.
     settings: numbers that the measure takes beside the batch.
+    short_tail: whether the last examples go in a half, a quarter, ... of a
+      dispatch, which is worth one more program where that takes long.
     description: what the progress bar says.
 
   Raises:
@@ -87,7 +92,7 @@ def per_example(
   with progress.bar(len(share), description, unit='img') as bar:
     for first in range(0, len(share), size):
       part = share[first : first + size]
-      chosen = np.resize(part, size)
+      chosen = np.resize(part, _room(len(part), size, short_tail))
       images, labels = split.images[chosen], split.labels[chosen]
       value = program(variables, images, labels, chosen, key, settings)
       values.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], value))  # noqa: B023
@@ -122,12 +127,23 @@ def _dispatch_size(num_examples: int, batch_size: int) -> int:
   return devices * -(-min(batch_size, most) // devices)
 
 
+def _room(count: int, size: int, short_tail: bool) -> int:
+  """Examples to a dispatch for the last `count`."""
+  devices = jax.local_device_count()
+  while short_tail and 2 * count <= size and size % (2 * devices) == 0:
+    size //= 2
+  return size
+
+
 class Attacked(NamedTuple):
   """How the examples of a split fared under a cascade."""
 
   correct: np.ndarray  # bool [N], before any attack
   robust: np.ndarray  # bool [N], correct before and after every attack
   broken_by: np.ndarray  # int16 [N], place of the stage, else UNBROKEN
+  # float32 [N]: the highest seen, on the image and where each attack ended, of
+  # the best wrong logit over the label's; below 0 where the example stands
+  margins: np.ndarray
   # float32 [N, H, W, C] on request: where the network errs, else the image
   points: np.ndarray | None = None
 
@@ -146,6 +162,9 @@ class Evaluator:
     cascade: the attacks in their order, see `attacks.cascade`.
     ratios: local Lipschitz estimates by name, each [B]: the `ratios` of
       `lipschitz.estimate`.
+    attacked: of the same kind as `network`, what the attacks see in its place:
+      the mean of a randomised one (`attacks.expected`), or something with
+      gradients.
     batch_size: examples to a dispatch, see `per_example`.
   """
 
@@ -155,10 +174,11 @@ class Evaluator:
     *,
     cascade: Sequence[Stage] = (),
     ratios: Mapping[str, Ratios] | None = None,
+    attacked: Callable[[Any], LogitsFn] | None = None,
     batch_size: int = 100,
   ):
     self.cascade = tuple(cascade)
-    self._network = network
+    self._network, self._attacked = network, attacked
     self._batch_size = batch_size
     self._correct = over_devices(self._classify)
     self._attacks = {  # stages that share an attack share its programs
@@ -175,13 +195,13 @@ class Evaluator:
 
   def _classify(self, variables, batch, keys):
     del keys
-    return losses.correct(self._network(variables)(batch.inputs), batch.labels)
+    return _judged(self._network(variables)(batch.inputs), batch.labels)
 
   def _attack(self, attack, keep, variables, batch, keys, **settings):
-    logits_fn = self._network(variables)
-    points = attack(logits_fn, batch, keys, **settings)
-    withstood = losses.correct(logits_fn(points), batch.labels)
-    return (withstood, points) if keep else (withstood, None)
+    attacked = (self._attacked or self._network)(variables)
+    points = attack(attacked, batch, keys, **settings)
+    judged = _judged(self._network(variables)(points), batch.labels)
+    return *judged, points if keep else None
 
   def _estimate(self, ratios, variables, batch, keys):
     return ratios(self._network(variables), batch.inputs, keys)
@@ -221,10 +241,12 @@ class Evaluator:
     )
     if done is None:
       self._check_labels(variables, split)
-      right = measure(self._correct, description=f'{name} accuracy'.strip())
+      right, margins = measure(
+        self._correct, description=f'{name} accuracy'.strip()
+      )
       broken_by = np.full(len(right), UNBROKEN, np.int16)
       points = from_bytes(split.images) if keep_points else None
-      done = 0, Attacked(right, right.copy(), broken_by, points)
+      done = 0, Attacked(right, right.copy(), broken_by, margins, points)
     first, attacked = done
     if keep_points and attacked.points is None:
       raise ValueError('points were not kept in what is done already.')
@@ -238,15 +260,16 @@ class Evaluator:
         one = np.zeros(1, np.float32)
         projections.check_radius(epsilon, one, norm=stage.norm)
         settings['epsilon'] = epsilon
-      withstood, points = measure(
+      found = measure(
         self._attacks[stage.attack, keep_points],
         indices=standing,
         settings=settings,
+        short_tail=stage.passes >= MANY_PASSES,
         description=(
           f'{name} {stage.name} ({place + 1} of {len(self.cascade)})'.strip()
         ),
       )
-      attacked = _after(attacked, place, standing, withstood, points)
+      attacked = _after(attacked, place, standing, *found)
       if save is not None:
         save(place + 1, attacked)
     return attacked
@@ -300,17 +323,24 @@ class Evaluator:
     }
 
 
-def _after(attacked, place, standing, withstood, points) -> Attacked:
+def _judged(logits, labels):
+  """Who is classified correctly, and the margins of the errors."""
+  margins = losses.margins(logits, labels).astype(jnp.float32)
+  return losses.correct(logits, labels), margins
+
+
+def _after(attacked, place, standing, withstood, margins, points) -> Attacked:
   """What is known after a stage that attacked the `standing` examples."""
   robust, broken_by = attacked.robust.copy(), attacked.broken_by.copy()
   robust[standing] = withstood
   broken = standing[~withstood]
   broken_by[broken] = place
-  kept = attacked.points
+  highest, kept = attacked.margins.copy(), attacked.points
+  highest[standing] = np.maximum(highest[standing], margins)
   if points is not None:
     kept = np.array(kept)
     kept[broken] = points[~withstood]
-  return Attacked(attacked.correct, robust, broken_by, kept)
+  return Attacked(attacked.correct, robust, broken_by, highest, kept)
 
 
 def taken(attacked: Attacked, cascade: Sequence[Stage]) -> dict[str, int]:
@@ -320,6 +350,15 @@ def taken(attacked: Attacked, cascade: Sequence[Stage]) -> dict[str, int]:
     broken = int((attacked.broken_by == place).sum())
     counts[stage.name] = counts.get(stage.name, 0) + broken
   return counts
+
+
+def passes(attacked: Attacked, cascade: Sequence[Stage]) -> int:
+  """Passes through the network that a cascade took, at most."""
+  broken_by = attacked.broken_by[attacked.correct]
+  return sum(
+    stage.passes * int(((broken_by == UNBROKEN) | (broken_by >= place)).sum())
+    for place, stage in enumerate(cascade)
+  )
 
 
 # Fact of `doubts` -> what it means and what to do, where it is not 0.
@@ -333,11 +372,16 @@ ADVICE = {
   'probabilities': 'the outputs are probabilities: measure the logits, whose '
   'gradients do not vanish where the network is certain.',
   'randomness': 'largest change of a logit between two calls on the same '
-  'images: fix the draw, or average several in what is attacked.',
+  'images: fix the draw, and attack the mean of others (attacks.expected).',
   'half_precision': 'the logits are computed in half precision: ratios and '
   'margins are those of its rounding.',
   'gradient_free': 'share of images that only a gradient-free attack took: '
   'the gradients mislead the others; robust accuracy may be lower still.',
+  'no_rise': 'share of images on which no number of PGD steps ends above its '
+  'random start, though they have gradients: these mislead; attack something '
+  'smoother in the place of the network, or without gradients (square).',
+  'more_steps': 'share of images that 40 steps of PGD take and 10 do not: few '
+  'steps are too few here; attack with more, or with apgd_ce.',
 }
 
 
@@ -360,7 +404,9 @@ def doubts(
     cascade: its stages.
 
   Returns:
-    A number for each key of `ADVICE`; `gradient_free` if the cascade is given.
+    A number for each key of `ADVICE`; `gradient_free` if it is known what came
+    of the cascade; `no_rise` and `more_steps`, 0 below `MANY_IMAGES`, if it has
+    several stages: a quick look with one does not pay for these.
   """
 
   def facts(variables, batch, keys):
@@ -382,18 +428,16 @@ def doubts(
       'logits': logits,
     }
 
-  program = over_devices(facts)
-  first, second = (
-    per_example(
-      program,
-      variables,
-      split,
-      key,
-      batch_size=batch_size,
-      description='doubts',
-    )
-    for _ in range(2)
+  measure = partial(
+    per_example,
+    variables=variables,
+    split=split,
+    key=key,
+    batch_size=batch_size,
+    description='doubts',
   )
+  program = over_devices(facts)
+  first, second = measure(program), measure(program)
   logits, others = first.pop('logits'), second['logits']
   same = (logits == others) | (np.isnan(logits) & np.isnan(others))
   found = {name: float(share.mean()) for name, share in first.items()}
@@ -403,7 +447,39 @@ def doubts(
   if attacked is not None:
     count = taken(attacked, cascade).get('square', 0)
     found['gradient_free'] = count / len(attacked.correct)
+  if len(cascade) > 1 and cascade[0].settings['epsilon'] > 0:
+    values, right = measure(
+      over_devices(partial(_ascents, network, cascade[0].norm)),
+      settings={'epsilon': cascade[0].settings['epsilon']},
+    )
+    misled = (values[:, 1:].max(axis=1) <= values[:, 0]) & ~(
+      first['zero_gradients'] | first['nonfinite_gradients']
+    )
+    late = right[:, :2].all(axis=1) & ~right.all(axis=1)
+    for name, share in (
+      ('no_rise', misled.mean()),
+      ('more_steps', late.mean()),
+    ):
+      found[name] = float(share) if share >= MANY_IMAGES else 0.0
   return found
+
+
+def _ascents(network, norm, variables, batch, keys, *, epsilon):
+  """Log odds, and who is right, after 0, 10, ... 40 steps of PGD, [B, 5]."""
+  logits_fn = network(variables)
+  settings = dict(epsilon=epsilon, norm=norm)
+
+  def ten_steps(points, _):
+    logits = logits_fn(points)
+    onward = attacks.pgd(logits_fn, batch, keys, start=points, **settings)
+    return onward, (
+      losses.log_odds(logits, batch.labels),
+      losses.correct(logits, batch.labels),
+    )
+
+  start = projections.random_start(batch.inputs, keys, **settings)
+  _, found = jax.lax.scan(ten_steps, start, length=5)
+  return jax.tree.map(jnp.transpose, found)
 
 
 def percent(hits: np.ndarray) -> float:

@@ -63,12 +63,52 @@ def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return valid
 
 
+def shares_of_classes(
+  labels: chex.Array,
+  num_classes: int,
+  *,
+  others: chex.Array | None = None,
+  own: chex.Array | None = None,
+  smoothing: chex.Numeric | None = None,
+) -> chex.Array:
+  """What a loss takes in the place of labels: a distribution, [B] -> [B, C].
+
+  NaN for a label that is no class.
+
+  Args:
+    others: second labels [B], of images mixed of two.
+    own: share [B] of the first labels in [0, 1].
+    smoothing: share in [0, 1] that all classes divide among them.
+
+  Source: Szegedy et al. 2016, arXiv:1512.00567, Section 7.
+  """
+
+  def one_hot(labels):
+    valid = (labels >= 0) & (labels < num_classes)
+    hot = jax.nn.one_hot(labels, num_classes)
+    return jnp.where(valid[:, None], hot, jnp.nan)
+
+  shares = one_hot(labels)
+  if others is not None:
+    shares = own[:, None] * shares + (1 - own[:, None]) * one_hot(others)
+  if smoothing is not None:
+    shares = optax.smooth_labels(shares, smoothing)
+  return shares
+
+
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """-log softmax(logits)[label], [B, C] and [B] -> [B].
+
+  In the place of labels, shares of the classes [B, C] weigh the logarithms.
 
   Raises:
     ValueError: for labels that do not fit the logits, see `check_labels`.
   """
+  check_logits(logits)
+  if labels.shape == logits.shape and jnp.issubdtype(
+    labels.dtype, jnp.floating
+  ):
+    return optax.losses.softmax_cross_entropy(logits, labels)
   valid = check_labels(logits, labels)
   values = optax.losses.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(valid, labels, 0)

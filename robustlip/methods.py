@@ -12,11 +12,12 @@ pixel range; it and the weights may be traced.
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustlip import attacks, bounds, losses, projections
 from robustlip.types import Batch, LogitsFn, Loss, Maximizer
@@ -34,6 +35,8 @@ class Method(NamedTuple):
   maximize: Maximizer
   loss: Loss
   fresh_masks: bool = False  # a dropout mask for each call of the network
+  # Drawn parameters -> those that training starts from.
+  prepare: Callable[[Any], Any] = lambda params: params
 
 
 def unmoved(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
@@ -128,7 +131,8 @@ def ibp(
   The radius and the weight of the second term rise together from 0, between
   a tenth and six tenths of the training, to `epsilon` and 1 - `kappa`. For
   networks without dropout or batch normalisation: all examples would share a
-  mask, and the statistics of a batch have no bounds.
+  mask, and the statistics of a batch have no bounds. Starts from
+  `narrow_kernels`: from the usual ones a short run may stay constant.
 
   Args:
     progress: the share of the training that is done, in [0, 1].
@@ -165,7 +169,27 @@ def _certified(epsilon, kappa, progress, *, with_lines):
     clean = losses.natural(logits_fn, batch, points)
     return (1 - weight) * clean + weight * worst
 
-  return Method(unmoved, loss)
+  return Method(unmoved, loss, prepare=narrow_kernels)
+
+
+def narrow_kernels(params: Any) -> Any:
+  """Scales each kernel so that intervals keep their width through the layers.
+
+  To a standard deviation of sqrt(2 pi) / fan-in: absolute values of Gaussian
+  weights then sum to 2, of which a ReLU leaves half. Biases and kernels of
+  zeros stay.
+
+  Source: Shi et al. 2021, arXiv:2103.17268, Section 4.1.
+  """
+
+  def one(leaf):
+    if leaf.ndim < 2:
+      return leaf
+    fan_in = leaf.size / leaf.shape[-1]
+    deviation = jnp.maximum(jnp.std(leaf), 1e-30)
+    return leaf * (np.sqrt(2 * np.pi) / fan_in / deviation)
+
+  return jax.tree.map(one, params)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -185,6 +209,12 @@ def weights(method: Callable[..., Method]) -> dict[str, float]:
   parameters = inspect.signature(method).parameters.values()
   others = ('epsilon', 'progress')
   return {p.name: p.default for p in parameters if p.name not in others}
+
+
+def has_radius(method: Callable[..., Method]) -> bool:
+  """Whether a factory of methods needs the radius, which the others ignore."""
+  default = inspect.signature(method).parameters['epsilon'].default
+  return default is inspect.Parameter.empty
 
 
 def at_progress(

@@ -76,6 +76,15 @@ def check_radius(
   return check_numbers(epsilon, centers, name='epsilon', highest=highest)
 
 
+def flat(images: chex.Array) -> chex.Array:
+  """[B, ...] -> [B, D].
+
+  On a CPU a loop over [B, D] with a number for each example is many times as
+  fast as one over images whose last axis, the channels, is short.
+  """
+  return images.reshape(len(images), math.prod(images.shape[1:]))
+
+
 def per_example(values: chex.Array, like: chex.Array) -> chex.Array:
   """[B] -> [B, 1, ..., 1] with the rank of `like`."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))
@@ -91,10 +100,10 @@ def choose(
 def norms(deltas: chex.Array, *, norm: str = 'linf') -> chex.Array:
   """Norm of each example of `deltas`, [B, ...] -> [B]."""
   check_norm(norm)
-  flat = deltas.reshape(len(deltas), -1)
+  deltas = flat(deltas)
   if norm == 'linf':
-    return jnp.abs(flat).max(axis=1)
-  return jnp.linalg.norm(flat, axis=1)
+    return jnp.abs(deltas).max(axis=1)
+  return jnp.linalg.norm(deltas, axis=1)
 
 
 def ball(

@@ -218,12 +218,11 @@ def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
   return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
 
 
-def _multi_targeted_attack(num_classes, norm, steps) -> attacks.Attack:
+def _multi_targeted_attack(num_classes, norm, num_steps=20) -> attacks.Attack:
   if norm != 'linf':
     raise ValueError(f"the released attack is of the norm 'linf', not {norm!r}")
-  return attacks.Attack(
-    partial(multi_targeted, num_classes=num_classes, **steps)
-  )
+  attack = partial(multi_targeted, num_classes=num_classes, num_steps=num_steps)
+  return attacks.Attack(attack, 2 * num_steps * (num_classes - 1))
 
 
 attacks.ATTACKS['multi_targeted_released'] = _multi_targeted_attack

@@ -6,7 +6,8 @@
     network = models.logits_fn(module, state.variables)
 
 `fit` is `step` over shuffled epochs, compiled by `trainer` with the only
-`pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`.
+`pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`. An
+optimizer may keep an average of the parameters: its network is `averaged`.
 Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
 devices together. Every draw is of `fold_in(key, step)`.
 """
@@ -22,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustlip import models, progress
+from robustlip import losses, models, parameters, progress
 from robustlip.datasets import Split
-from robustlip.images import AUGMENTATIONS, Augment, from_bytes
+from robustlip.images import AUGMENTATIONS, Augment, cutmix, from_bytes, swapped
 from robustlip.methods import Method
 from robustlip.types import DEVICES, Batch, LogitsFn
 
 STEPS_PER_DISPATCH = 8  # after which the host sees the loss and may stop
+SETTLING_STEPS = 50  # see `settled`
 
 
 class TrainState(NamedTuple):
@@ -54,6 +56,13 @@ class Recipe(NamedTuple):
   the method, may be traced. The module is Linen: its `__call__` takes
   `train=`, and BatchNorm is `layers.batch_norm` or has `axis_name=DEVICES`
   while training.
+
+  Tools of generalisation: the optimizer decays weights and keeps an average of
+  them (`parameters`); a method of the step lets its radius grow, by
+  `methods.at(epsilon=optax.linear_schedule(0.0, 0.1, 1000)(step))`; the last
+  three fields do nothing if None. Mixed and smoothed labels are those of the
+  loss: the inner problem climbs away from the one with the larger share, as in
+  Pang et al. 2021, arXiv:2010.00467.
   """
 
   module: nn.Module
@@ -62,6 +71,9 @@ class Recipe(NamedTuple):
   augment: Augment = AUGMENTATIONS['none']
   attack_in_training_mode: bool = False  # as the authors' code for at, rst
   accumulate: int = 1  # slices of the batch computed one after the other
+  cutmix: chex.Numeric | None = None  # probability, see `images.cutmix`
+  label_smoothing: chex.Numeric | None = None  # `losses.shares_of_classes`
+  awp: chex.Numeric | None = None  # gamma of `parameters.perturbation`
 
 
 class Epoch(NamedTuple):
@@ -84,7 +96,7 @@ def initial_state(
   def init(key):
     image = jnp.zeros((1, *image_shape))
     variables = models.init(recipe.module, jax.random.fold_in(key, 0), image)
-    params = variables['params']
+    params = _method(recipe, 0).prepare(variables['params'])
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -95,6 +107,11 @@ def initial_state(
     )
 
   return jax.jit(init, compiler_options=_run_once())(key)
+
+
+def _method(recipe: Recipe, step: chex.Numeric) -> Method:
+  method = recipe.method
+  return method(step) if callable(method) else method
 
 
 def _run_once() -> dict[str, Any]:
@@ -161,17 +178,35 @@ def _attacked_mode(recipe, method, params, batch_stats, key) -> LogitsFn:
   )(inputs)
 
 
-def _gradients(recipe, method, params, batch_stats, images, labels, keys):
-  """Mean loss and its gradients on one device's examples; keys: [B, 3]."""
+def _attacked(recipe, method, params, batch_stats, images, labels, keys):
+  """What the loss is given of one device's examples; keys: [B, 3]."""
   augment_keys, attack_keys, dropout_keys = keys.T
-  batch = Batch(from_bytes(recipe.augment(images, augment_keys)), labels)
+  images = recipe.augment(images, augment_keys)
+  others, own, smoothing = None, None, recipe.label_smoothing
+  if recipe.cutmix is not None:
+    mix_keys = jax.vmap(jax.random.fold_in, (0, None))(augment_keys, 1)
+    images, own = cutmix(images, mix_keys, probability=recipe.cutmix)
+    others = swapped(labels)
+  largest = labels if own is None else jnp.where(own < 0.5, others, labels)
+  batch = Batch(from_bytes(images), largest)
   other_key = jax.random.fold_in(dropout_keys[0], 1)  # than that of the loss
   network = _attacked_mode(recipe, method, params, batch_stats, other_key)
   points = jax.lax.stop_gradient(method.maximize(network, batch, attack_keys))
+  if own is not None or smoothing is not None:
+    num_classes = jax.eval_shape(network, batch.inputs).shape[-1]
+    shares = losses.shares_of_classes(
+      labels, num_classes, others=others, own=own, smoothing=smoothing
+    )
+    batch = batch._replace(labels=shares)
+  return batch, points, dropout_keys
+
+
+def _gradients(recipe, method, params, batch_stats, batch, points, keys):
+  """Mean loss, statistics and gradients on what `_attacked` gave."""
 
   def objective(params):
     network = _TrainingMode(
-      recipe.module, params, batch_stats, dropout_keys[0], method.fresh_masks
+      recipe.module, params, batch_stats, keys[0], method.fresh_masks
     )
     loss = method.loss(network, batch, points).mean()
     return loss, network.batch_stats
@@ -179,15 +214,12 @@ def _gradients(recipe, method, params, batch_stats, images, labels, keys):
   return jax.value_and_grad(objective, has_aux=True)(params)
 
 
-def _accumulated(recipe, method, state, images, labels, keys):
-  """`_gradients` averaged over `recipe.accumulate` slices, one at a time."""
-  parts = recipe.accumulate
-  compute = functools.partial(_gradients, recipe, method, state.params)
-  if parts == 1:
-    return compute(state.batch_stats, images, labels, keys)
-  slices = jax.tree.map(
-    lambda x: x.reshape(parts, -1, *x.shape[1:]), (images, labels, keys)
-  )
+def _over_slices(compute, state, slices):
+  """Averages of `compute` over slices [S, ...], one at a time.
+
+  Args:
+    compute: (batch_stats, *slice) -> ((loss, batch_stats), gradients).
+  """
 
   def add(carry, piece):
     total, batch_stats = carry
@@ -198,8 +230,41 @@ def _accumulated(recipe, method, state, images, labels, keys):
   (total, batch_stats), _ = jax.lax.scan(
     add, (zeros, state.batch_stats), slices
   )
+  parts = len(jax.tree.leaves(slices)[0])
   loss, gradients = jax.tree.map(lambda x: x / parts, total)
   return (loss, batch_stats), gradients
+
+
+def _accumulated(recipe, method, state, images, labels, keys, mean):
+  """`_gradients` of `recipe.accumulate` slices, at perturbed weights if asked.
+
+  Args:
+    mean: of a tree over the devices: all of them perturb alike.
+  """
+  attack = functools.partial(_attacked, recipe, method, state.params)
+  descend = functools.partial(_gradients, recipe, method)
+
+  def compute(batch_stats, *piece):
+    return descend(state.params, batch_stats, *attack(batch_stats, *piece))
+
+  examples = images, labels, keys
+  if recipe.accumulate == 1 and recipe.awp is None:
+    return compute(state.batch_stats, *examples)
+  slices = jax.tree.map(
+    lambda x: x.reshape(recipe.accumulate, -1, *x.shape[1:]), examples
+  )
+  if recipe.awp is None:
+    return _over_slices(compute, state, slices)
+  attacked = jax.lax.map(lambda x: attack(state.batch_stats, *x), slices)
+
+  def descend_at(params):
+    return _over_slices(functools.partial(descend, params), state, attacked)
+
+  _, gradients = descend_at(state.params)
+  moves = parameters.perturbation(
+    state.params, mean(gradients), gamma=recipe.awp
+  )
+  return descend_at(optax.apply_updates(state.params, moves))
 
 
 def step(
@@ -229,15 +294,15 @@ def step(
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
   keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
 
-  method = recipe.method
-  method = method(state.step) if callable(method) else method
+  method = _method(recipe, state.step)
+
+  def mean(tree):
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
   (loss, batch_stats), gradients = _accumulated(
-    recipe, method, state, images, labels, keys
+    recipe, method, state, images, labels, keys, mean
   )
-  if axis_name is not None:
-    loss, gradients, batch_stats = jax.lax.pmean(
-      (loss, gradients, batch_stats), axis_name
-    )
+  loss, gradients, batch_stats = mean((loss, gradients, batch_stats))
   updates, opt_state = recipe.optimizer.update(
     gradients, state.opt_state, state.params
   )
@@ -280,6 +345,12 @@ def trainer(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
     in_axes=(0, None, None, 0, None, None),
     donate_argnums=0,
   )
+
+
+def settler(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
+  """`trainer` of steps that leave the parameters and move the statistics."""
+  still = dict(optimizer=optax.set_to_zero(), awp=None)
+  return trainer(lambda numbers: make_recipe(numbers)._replace(**still))
 
 
 def replicate(tree: Any) -> Any:
@@ -428,3 +499,55 @@ def fit(
           )
         bar.update(arguments[2] - arguments[1])
   return unreplicate(states)
+
+
+def averaged(
+  recipe: Recipe,
+  state: TrainState,
+  split: Split,
+  key: chex.PRNGKey,
+  *,
+  batch_size: int,
+) -> TrainState:
+  """The state of the network with the averaged parameters, see `settled`.
+
+  The state itself if the optimizer keeps no average.
+  """
+  order = epoch_order(
+    0, 0, num_examples=len(split.labels), batch_size=batch_size
+  )
+  program = settler(lambda numbers: recipe)
+  return settled(program, state, {}, key, Feed(split), order)
+
+
+def settled(
+  program: Callable[..., TrainState],
+  state: TrainState,
+  numbers: Any,
+  key: chex.PRNGKey,
+  feed: Feed,
+  order: np.ndarray,
+) -> TrainState:
+  """The state with the average in the place of its parameters.
+
+  The running statistics of BatchNorm are those of other parameters: steps of
+  the recipe without an update bring them to the average. `SETTLING_STEPS` leave
+  0.5 % of the old ones at momentum 0.9.
+
+  Args:
+    program: what `settler` returned.
+    state: without the device axis, as the result.
+    order: int32 [S, B], see `epoch_order`.
+  """
+  average = parameters.average(state.opt_state)
+  if average is None:
+    return state
+  if state.batch_stats:
+    states = replicate(
+      state._replace(params=average, opt_state=optax.EmptyState())
+    )
+    order = np.resize(order, (SETTLING_STEPS, order.shape[1]))
+    for arguments in feed.dispatches(order):
+      states = program(states, numbers, key, *arguments)
+    state = state._replace(batch_stats=unreplicate(states.batch_stats))
+  return state._replace(params=average)

@@ -16,6 +16,7 @@ class Batch(NamedTuple):
 
   inputs: chex.Array  # [B, H, W, C], float32 in [0, 1]
   labels: chex.Array  # [B], int32 in [0, classes); checked where known
+  # (a loss may be given shares of the classes instead, float [B, classes])
 
 
 # The inner problem of a robust loss: points of the ball around each input.

@@ -343,3 +343,24 @@ def test_steps_may_fall():
   np.testing.assert_allclose(
     [falling(0), falling(5), falling(10)], [0.2, 0.1, 0.0], atol=1e-6
   )
+
+
+def test_the_gradient_of_the_mean_is_the_mean_of_the_gradients():
+  def noisy(inputs, key):
+    kept = jax.random.bernoulli(key, 0.5, inputs.shape)
+    return linear(jnp.where(kept, inputs, 0.0) ** 2)
+
+  def gradient(network):
+    return jax.grad(lambda x: (network(x)[:, 1] - network(x)[:, 0]).sum())(
+      INPUTS
+    )
+
+  draws = [
+    gradient(functools.partial(noisy, key=key))
+    for key in jax.random.split(KEY, 3)
+  ]
+  found = gradient(attacks.expected(noisy, KEY, num_samples=3))
+  np.testing.assert_allclose(found, np.mean(draws, axis=0), atol=1e-6)
+  assert np.abs(draws[0] - draws[1]).max() > 0.1
+  with pytest.raises(ValueError, match='num_samples must be at least 1'):
+    attacks.expected(noisy, KEY, num_samples=0)

@@ -390,6 +390,11 @@ class CascadeTest(chex.TestCase):
     assert self.names('autoattack') == [*expected, 'square']
     assert self.names(attacks.AUTOATTACK) == self.names('autoattack')
     assert self.names('square, pgd') == ['square', 'pgd']
+    passes = [
+      sum(s.passes for s in attacks.cascade(x, epsilon=0.1, num_classes=10))
+      for x in ('autoattack', 'strong')
+    ]
+    assert passes == [10 * 2 * 101 + 9 * 100 * 3 + 5001, 10 * 2 + 9 * 20 * 2]
     assert self.names('apgd_targeted', num_classes=2) == ['apgd_targeted']
 
   def test_restarts_are_stages_of_what_draws(self):

@@ -120,20 +120,59 @@ def test_an_attack_that_need_not_move_takes_what_is_wrong():
   task = task._replace(
     split=task.split._replace(labels=np.array([0, 1, 0, 2], np.int32))
   )
-  candidate = autoattack.ours(task, task.variables(), 2, 4, 'square')
-  found = candidate.found(candidate.run())
-  assert found == {'robust': 2, 'taken': [1, 3]}
+  work = autoattack.ours(task, task.variables(), 0.1, 2, 4, None)
+  found = work('square', np.arange(4))
+  assert found['broken'] == [1, 3] and found['unconfirmed'] == []
+  assert found['spent'][0] > 0 and found['spent'][2] == 4 * 3
 
 
-@pytest.mark.parametrize(
-  'name, value', [('arch', 'wrn_10_1'), ('method', 'rst'), ('attack', 'pgd')]
-)
-def test_names_that_autoattack_does_not_have(name, value):
-  with pytest.raises(ValueError, match=f'--{name} takes .* got {value}'):
-    autoattack.cases(peers=False, **{name: [value]})
+def test_an_attack_is_timed_on_what_stands_and_compared_on_all(tmp_path):
+  takes = {'apgd_ce': [0, 3], 'square': [2, 3]}
+  calls = []
+
+  def work(attack, given):
+    calls.append((attack, given.tolist()))
+    broken = [x for x in given.tolist() if x in takes[attack]]
+    spent = [1.0, 2.0, 10 * len(given)]
+    return {'broken': broken, 'unconfirmed': broken[:1], 'spent': spent}
+
+  correct = np.array([True, True, True, True, False])
+  given = (tmp_path / 'us', work, takes, correct, 3)
+  found = autoattack.through(*given)
+  assert calls == [
+    ('apgd_ce', [0, 1, 2]),
+    ('apgd_ce', [3]),
+    ('square', [1, 2]),
+    ('square', [0, 3]),  # broken before
+  ]
+  assert [x['robust'] for x in found.values()] == [2, 2, 1]
+  assert found['square']['taken'] == [2, 3, 4]
+  assert found['square']['seconds'] == [1.0] and found['all']['seconds'] == [
+    3.0
+  ]
+  assert found['square']['per_second'] == 2.0 and found['all']['passes'] == 60
+  assert found['apgd_ce']['unconfirmed'] == [0, 3]
+  assert autoattack.through(*given) == found and len(calls) == 4  # kept
 
 
-@pytest.mark.parametrize('arch', ['cnn1', 'cnn2'])
+def test_points_are_measured_exactly():
+  images = np.full((3, 2, 2, 1), 0.75, np.float32)
+  points = images + np.float32([0.1, 0.1001, 0.1]).reshape(3, 1, 1, 1)
+  points[2, 0, 0] = -1e-9
+  inside = autoattack.within(points, images, 0.1)
+  np.testing.assert_array_equal(inside, [True, False, False])
+
+
+def test_what_autoattack_refuses(tmp_path):
+  with pytest.raises(ValueError, match='--workdir is needed'):
+    autoattack.cases(peers=False)
+  with pytest.raises(ValueError, match='not the folder of a run'):
+    autoattack.cases(workdir=str(tmp_path), peers=False)
+  with pytest.raises(ValueError, match='--attack takes .* got pgd'):
+    autoattack.cases(workdir='run', peers=False, attack=['pgd'])
+
+
+@pytest.mark.parametrize('arch', ['cnn1', 'cnn2', 'wrn_10_1'])
 def test_the_twin_computes_our_logits(arch):
   pytest.importorskip('torch', reason='needs the extra `bench`')
   from experiments.benchmarks import torch_peer

@@ -1,6 +1,7 @@
 """Evaluation against counting in NumPy, whatever the batch."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,10 +55,15 @@ def evaluator(function=linear, names='pgd', batch_size=8, **settings):
 
 def exact(epsilon=EPSILON):
   """Who is right, and who stays so, under a linear network of two classes."""
-  direction = WEIGHTS[:, 1] - WEIGHTS[:, 0]
-  scores = (SPLIT.images.reshape(37, 9) / 255 - 0.5) @ direction
-  margins = np.where(SPLIT.labels == 1, scores, -scores)
-  return margins > 0, margins > epsilon * np.abs(direction).sum()
+  slope = np.abs(WEIGHTS[:, 1] - WEIGHTS[:, 0]).sum()
+  return exact_margins() < 0, exact_margins() < -epsilon * slope
+
+
+def exact_margins():
+  """The wrong logit of `linear` over the right one."""
+  scores = (SPLIT.images.reshape(37, 9) / 255 - 0.5) @ WEIGHTS
+  rows = np.arange(37)
+  return scores[rows, 1 - SPLIT.labels] - scores[rows, SPLIT.labels]
 
 
 class EvaluationTest(chex.TestCase):
@@ -67,7 +73,29 @@ class EvaluationTest(chex.TestCase):
     np.testing.assert_array_equal(attacked.correct, correct)
     np.testing.assert_array_equal(attacked.robust, robust)
     np.testing.assert_array_equal(attacked.broken_by == 0, correct & ~robust)
+    slope = EPSILON * np.abs(WEIGHTS[:, 1] - WEIGHTS[:, 0]).sum()
+    highest = exact_margins() + np.where(correct, slope, 0)
+    np.testing.assert_allclose(attacked.margins, highest, atol=1e-5)
     assert robust.any() and (correct & ~robust).any() and (~correct).any()
+
+  def test_the_tail_of_a_long_attack_is_short(self):
+    sizes = []
+
+    def spying(logits_fn, batch, keys, *, epsilon):
+      sizes.append(len(batch.labels))
+      return attacks.pgd(logits_fn, batch, keys, epsilon=epsilon)
+
+    settings = {'epsilon': EPSILON}
+    robust = exact()[1].sum()
+    for passes, expected in ((20, [12]), (100, [12, 6])):
+      stages = [attacks.Stage('spy', spying, settings, passes=passes)]
+      measure = evaluation.Evaluator(
+        lambda variables: linear, cascade=stages, batch_size=12
+      )
+      attacked = measure.accuracies({}, SPLIT, KEY)
+      assert sizes == expected
+      assert attacked.robust.sum() == robust
+      sizes.clear()
 
   @parameterized.parameters(3, 1000)
   def test_the_batch_size_changes_nothing(self, batch_size):
@@ -197,6 +225,26 @@ class EvaluationTest(chex.TestCase):
     )
     chex.assert_trees_all_close(with_it, without, rtol=1e-6)
 
+  def test_more_draws_of_a_randomised_network_break_more(self):
+    dropout = nn.Dropout(0.5, deterministic=False)
+
+    def noisy(inputs, key):  # its mean is `linear`
+      return linear(
+        0.5 + dropout.apply({}, inputs - 0.5, rngs={'dropout': key})
+      )
+
+    robust = []
+    for num_samples in (1, 50):
+      seen = attacks.expected(noisy, KEY, num_samples=num_samples)
+      measure = evaluation.Evaluator(
+        lambda variables: linear,
+        attacked=lambda variables, seen=seen: seen,
+        cascade=attacks.cascade('pgd', epsilon=EPSILON, num_classes=2),
+      )
+      robust.append(measure.accuracies({}, SPLIT, KEY).robust)
+    np.testing.assert_array_equal(robust[1], exact()[1])
+    assert robust[0].sum() > robust[1].sum()
+
   def test_another_generator_changes_nothing(self):
     key = jax.random.key(0, impl='rbg')
     results = [
@@ -232,7 +280,8 @@ class DoubtsTest(chex.TestCase):
   def test_each_is_seen_alone(self, name):
     function, value = DOUBTFUL[name]
     expected = dict.fromkeys(evaluation.ADVICE, 0.0) | {name: value}
-    del expected['gradient_free']
+    for name in ('gradient_free', 'no_rise', 'more_steps'):  # of a cascade
+      del expected[name]
     assert self.facts(function) == expected
 
   def test_randomness_is_seen(self):
@@ -251,10 +300,44 @@ class DoubtsTest(chex.TestCase):
   def test_what_only_a_gradient_free_attack_took_is_counted(self):
     stages = attacks.cascade('pgd,square', epsilon=0.1, num_classes=2)
     broken_by = np.array([0, 1, -1, 1], np.int16)
-    attacked = evaluation.Attacked(broken_by < 0, broken_by < 0, broken_by)
+    right = np.ones(4, bool)
+    attacked = evaluation.Attacked(right, broken_by < 0, broken_by, right)
     facts = self.facts(linear, attacked=attacked, cascade=stages)
     assert facts['gradient_free'] == 0.5
     assert evaluation.taken(attacked, stages) == {'pgd': 1, 'square': 2}
+    # All four meet PGD (10 gradients), three are left for 5,001 queries.
+    assert evaluation.passes(attacked, stages) == 4 * 20 + 3 * 5001
+
+  def test_gradients_that_lead_away_are_seen(self):
+    @jax.custom_jvp
+    def misleading(inputs):
+      return linear(inputs)
+
+    @misleading.defjvp
+    def _(primals, tangents):
+      return jax.jvp(linear, primals, (-tangents[0],))
+
+    stages = attacks.cascade('strong', epsilon=0.1, num_classes=2)
+    facts = [self.facts(f, cascade=stages) for f in (linear, misleading)]
+    assert [x['no_rise'] for x in facts] == [0.0, 1.0]
+    assert not any(facts[0].values())
+
+  def test_images_that_take_many_steps_are_seen(self):
+    def one_by_one(inputs):
+      """A pixel has a gradient once all before it are high."""
+      pixels = inputs.reshape(len(inputs), -1) - 0.5
+      low = pixels < 0.0499
+      first = (jnp.cumsum(low, axis=1) == 1) & low
+      seen = jnp.where(first, pixels, jax.lax.stop_gradient(pixels))
+      score = seen.sum(axis=1)
+      return jnp.stack([jnp.full_like(score, 0.25), score], axis=1)
+
+    split = Split(np.full((20, 3, 3, 1), 128, np.uint8), np.zeros(20, np.int32))
+    stages = attacks.cascade('strong', epsilon=0.05, num_classes=2)
+    facts = evaluation.doubts(
+      lambda variables: one_by_one, {}, split, KEY, cascade=stages
+    )
+    assert facts['more_steps'] > 0.5 and facts['no_rise'] == 0
 
 
 def test_percent():

@@ -18,6 +18,7 @@ from scripts import last_json
 
 from experiments import config, measure, runs
 from robustlip import datasets
+from robustlip.parameters import average
 
 FIELDS = """dataset arch method epsilon seed epochs train_acc test_acc
 adv_train_acc adv_test_acc eq3_lipschitz released_lipschitz gap adv_gap seconds
@@ -51,7 +52,7 @@ def test_train_resume_evaluate(tmp_path):
   record = last_json(train(tmp_path, *flags))
   assert set(FIELDS) <= set(record)
   assert record == json.loads((work / 'result.json').read_text())
-  assert record['test_acc'] > 90
+  assert record['test_acc'] > 90 and record['best']['test_acc'] > 90
   assert record['gap'] == record['train_acc'] - record['test_acc']
   assert (work / 'curves.png').stat().st_size > 1000
   curve = [
@@ -80,6 +81,9 @@ def test_train_resume_evaluate(tmp_path):
       )
     )
     assert measured['attack'] == attack
+    assert measured['step'] == record['best']['step']
+    if attack == 'pgd':
+      assert measured['adv_gap'] == record['best']['adv_gap']
     assert measured['adv_test_acc'] <= measured['test_acc']
     assert len(list((work / 'evaluations').glob(f'{attack}-eps*.json'))) == 1
   assert record == json.loads((work / 'result.json').read_text())
@@ -119,6 +123,7 @@ def test_killed_again_and_again_it_is_never_stopped(
   tmp_path, times, epochs, when
 ):
   often = ('--checkpoint_seconds=0', f'--epochs={epochs}')
+  often += ('--ema=0.9', '--awp=0.01', '--cutmix=0.5')
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   last_json(train(tmp_path, f'--workdir={whole}', *often))
   draw, kills = np.random.default_rng(0), 0
@@ -268,6 +273,41 @@ def test_optimizers(name):
     np.testing.assert_allclose(update, expected, rtol=1e-4)
 
 
+def test_weight_decay():
+  params = jnp.array([1.0, -2.0, 4.0])
+  # The first step of Adam has length 1, whatever the gradient.
+  for name, length in (('sgd', 0.1), ('adam', 1.0)):
+    tx = runs.optimizer(
+      config.Config(
+        optimizer=name, momentum=0.0, milestones=(), weight_decay=0.01
+      ),
+      0.5,
+      1,
+    )
+    update, _ = tx.update(jnp.full(3, 0.1), tx.init(params), params)
+    expected = -0.5 * (length + 0.01 * params)
+    np.testing.assert_allclose(update, expected, rtol=1e-4)
+
+
+def test_swa_takes_the_ends_of_epochs():
+  settings = config.Config(epochs=4, swa=0.5, momentum=0.0, milestones=())
+  tx, params = runs.optimizer(settings, 0.1, steps_per_epoch=5), jnp.zeros(())
+  state = tx.init(params)
+  for _ in range(20):
+    updates, state = tx.update(jnp.ones(()), state, params)
+    params += updates
+  expected = np.mean([-0.1 * 15, -0.1 * 20])
+  assert average(state) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_radius_grows():
+  settings = config.Config(epsilon_warmup=1.5)
+  radius = runs.radius(settings, 0.3, steps_per_epoch=10)
+  found = [float(radius(step)) for step in (0, 5, 15, 40)]
+  np.testing.assert_allclose(found, [0.0, 0.1, 0.3, 0.3], rtol=1e-5)
+  assert runs.radius(config.Config(), 0.3, 10)(0) == 0.3
+
+
 def test_the_first_examples_of_each_class(tmp_path):
   dataset = datasets.load(scripts.tiny(tmp_path))
   settings = config.Config(train_examples=12, holdout=3)
@@ -384,6 +424,11 @@ WRONG_FLAGS = [
   (TRAIN, ['--dropout=1.5'], 'dropout'),
   (TRAIN, ['--holdout=90'], 'holdout'),
   (TRAIN, ['--learning_rate=-1'], 'learning_rate'),
+  (TRAIN, ['--augment=flip,magic'], 'no augmentation magic'),
+  (TRAIN, ['--ema=.9', '--swa=.5'], 'two averages'),
+  (TRAIN, ['--batch_size=45', '--cutmix=1'], 'in pairs'),
+  (TRAIN, ['--method=ibp', '--label_smoothing=.1'], 'one label'),
+  (TRAIN, ['--epsilon_warmup=1'], 'means nothing to natural'),
   (TRAIN, ['--preset=paper'], 'preset'),
   (TRAIN, ['--unknown=1'], 'unknown'),
   (TRAIN, ['stray'], 'stray'),

@@ -12,7 +12,7 @@ import robustlip
 
 LAYERS = {
   robustlip: [
-    {'types', 'progress', 'drawing'},
+    {'types', 'progress', 'drawing', 'parameters'},
     {'projections'},
     {'images', 'datasets', 'models', 'separation'},
     {'losses', 'theory'},

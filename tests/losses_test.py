@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from scipy import special, stats
 
@@ -329,3 +330,22 @@ class ReleasedTest(chex.TestCase):
       (CLEAN + 4 * moved).astype(np.float32),
       rtol=1e-4,
     )
+
+
+def test_smoothed_and_mixed_labels_weigh_the_cross_entropies():
+  labels, others = np.array([0, 2, 1, 5]), np.array([1, 2, 0, 1])
+  own = np.float32([0.75, 0.5, 1.0, 1.0])
+  logits = jax.random.normal(jax.random.key(0), (4, 3))
+  shares = losses.shares_of_classes(
+    labels, 3, others=others, own=own, smoothing=0.1
+  )
+  found = losses.cross_entropy(logits, shares)
+  of_class = -np.asarray(jax.nn.log_softmax(logits))
+  for i in range(3):
+    mixed = own[i] * of_class[i, labels[i]]
+    mixed += (1 - own[i]) * of_class[i, others[i]]
+    expected = 0.9 * mixed + 0.1 * of_class[i].mean()
+    assert found[i] == pytest.approx(expected, rel=1e-5)
+  assert np.isnan(found[3])  # no class
+  with pytest.raises(ValueError, match='integers'):
+    losses.cross_entropy(logits, shares[:, :2])

@@ -1,12 +1,22 @@
 """Tables: what is compared with what, what is said of it, and the script."""
 
+import dataclasses
 import json
 
 import pytest
 import scripts
 from absl import flags
 
-from experiments import common, config, findings, paper, table_rows, tables
+from experiments import (
+  common,
+  config,
+  findings,
+  paper,
+  report,
+  table_figures,
+  table_rows,
+  tables,
+)
 from robustlip import datasets
 
 FLAGS = flags.FLAGS
@@ -154,6 +164,70 @@ def test_cifar10_without_augmentation_has_settings_of_its_own(given):
   assert differing('at') == {'learning_rate': 0.064}
 
 
+def test_a_row_of_table_5_is_a_method_with_tools(given):
+  given('--table=5', '--awp=.02', '--rows=at,at-cutout-awp-ema,rst2-early')
+  names = ['at', 'at-ema-awp-cutout', 'rst2-early']
+  assert table_rows.row_names({}) == names
+  dataset = datasets.load('mnist5k')
+  alone, tooled, early = (
+    table_rows.settings(dataset, None, name) for name in names
+  )
+  changed = dict(ema=0.999, awp=0.02, augment='cutout')
+  assert dataclasses.replace(alone, **changed) == tooled
+  assert (alone.awp, alone.dropout, alone.holdout) == (0.0, 0.0, 500)
+  assert (early.lam, table_rows.folder('rst2-early')) == (2.0, 'rst2-alone')
+  assert table_rows.settings(dataset, None, 'at-dropout').dropout is None
+  assert table_rows.label(tooled_name := names[1]) == 'AT + EMA + AWP + cutout'
+  assert table_rows.folder(tooled_name) == tooled_name
+  given('--table=5', '--rows=at-magic')
+  with pytest.raises(ValueError, match="no row 'at-magic'"):
+    table_rows.row_names({})
+
+
+def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
+  given('--table=5')
+  numbers = {  # test and attacked accuracy, gap under attack, Lipschitz
+    'trades6': (90.0, 60.0, 20.0, 9.0),
+    'at-swa': (89.0, 60.0, 5.0, 5.0),  # loses a point
+    'at-awp': (91.0, 61.0, 9.0, 6.0),
+    'at': (90.0, 60.0, 20.0, 8.0),
+    'at-ema': (89.6, 59.6, 12.0, 7.0),
+  }
+  rows = [
+    {
+      'dataset': 'mnist5k',
+      'arch': 'cnn1',
+      'row': name,
+      'label': table_rows.label(name),
+      'settings': {},
+      'paper': {},
+      'paper_settings': {},
+      'seconds': 1.0,
+      'ours': {
+        'test_acc': [test],
+        'adv_test_acc': [attacked],
+        'gap': [1.0 + test / 100],
+        'adv_gap': [gap],
+        'eq3_lipschitz': [constant],
+      },
+    }
+    for name, (test, attacked, gap, constant) in numbers.items()
+  ]
+  record = tables.table(rows)
+  order = ['at-awp', 'at-ema', 'at', 'at-swa', 'trades6']
+  assert [row['row'] for row in record['rows']] == order
+  (title,) = record['findings']
+  found = record['findings'][title]['a_tool_halves_adv_gap']
+  assert found['holds'] and found['numbers'] == [10.0, 9.0]
+  assert found['closest'] == 'at and at-awp'
+  # Ranks 5, 1, 2, 4, 3 and 4.5, 1, 2, 4.5, 3, of which two are tied.
+  assert record['correlations'][title]['adv_gap'] == pytest.approx(0.9747, 1e-4)
+  text = report.markdown(record)
+  assert '0.97 with the adv. gap' in text and 'at most 0.5 points' in text
+  table_figures.draw(record, tmp_path / 'tools')
+  assert (tmp_path / 'tools.png').stat().st_size > 1000
+
+
 def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
   given('--table=2', '--epsilon=0.1')
   dataset, output = datasets.load('mnist5k'), tmp_path / 'table.json'
@@ -280,6 +354,32 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path):
   assert scripts.last_json(shown) == both
   assert output.with_suffix('.md').read_text().strip() in shown.out
   assert output.with_suffix('.png').exists()
+
+
+def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path):
+  finished = scripts.run(
+    'experiments.tables',
+    '--table=5',
+    '--rows=natural,natural-early',
+    '--attacks=pgd',
+    f'--dataset={scripts.tiny(tmp_path)}',
+    '--epsilon=0.05',
+    '--epochs=2',
+    '--curve_examples=0',
+    f'--workdir={tmp_path / "runs"}',
+    folder=tmp_path,
+  )
+  last, best = sorted(
+    scripts.last_json(finished)['rows'], key=lambda row: len(row['row'])
+  )
+  panel = tmp_path / 'runs' / 'tiny-cnn1'
+  assert [path.name for path in panel.glob('*')] == ['natural-alone']
+  record = common.read_json(panel / 'natural-alone' / 'seed0' / 'result.json')
+  assert record['holdout'] == 9
+  for row, of in ((last, record), (best, record['best'])):
+    assert row['ours']['adv_gap'] == [of['adv_gap']]
+    assert row['ours']['pgd_adv_gap'] == [of['adv_gap']]
+    assert row['ours']['train_seconds'] == [record['train_seconds']]
 
 
 def test_a_row_that_diverges_takes_nothing_from_the_others(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from robustlip import losses, methods, released, training
+from robustlip import images, losses, methods, parameters, released, training
 from robustlip.datasets import Split
 from robustlip.images import AUGMENTATIONS
 from robustlip.models import layers
@@ -76,6 +76,24 @@ def factory(method, module=None, **others):
     return recipe._replace(**others)
 
   return make
+
+
+def tooled(module, **others):
+  """numbers -> a recipe with every tool."""
+  return factory(
+    methods.rst,
+    module,
+    optimizer=optax.chain(
+      optax.add_decayed_weights(1e-3),
+      optax.sgd(0.05, momentum=0.9),
+      parameters.ema(0.9),
+    ),
+    augment=images.augmentation('crop4_flip,cutout'),
+    cutmix=0.5,
+    label_smoothing=0.1,
+    awp=0.01,
+    **others,
+  )
 
 
 def order(seed=0):
@@ -215,6 +233,68 @@ class TrainingTest(chex.TestCase):
     sliced = train(factory(methods.rst, Linear(), accumulate=4))
     chex.assert_trees_all_close(whole, sliced, rtol=1e-4, atol=1e-5)
 
+  def test_all_tools_on_two_devices_are_those_on_one(self):
+    one, two = (train(tooled(Normalised()), devices=d) for d in (1, 2))
+    chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
+
+  def test_tools_of_no_strength_change_nothing(self):
+    none = dict(cutmix=0.0, label_smoothing=0.0, awp=0.0, accumulate=2)
+    plain = train(factory(methods.at, Linear()))
+    still = train(factory(methods.at, Linear(), **none))
+    chex.assert_trees_all_close(still, plain, rtol=1e-4, atol=1e-5)
+
+  def test_averaged_statistics_are_of_the_averaged_parameters(self):
+    recipe = factory(methods.natural, augment=AUGMENTATIONS['none'])(number())
+    keeping = optax.chain(recipe.optimizer, parameters.ema(0.9))
+    key, split = jax.random.key(0), Split(IMAGES, LABELS)
+    arguments = split, key
+    plain = training.fit(recipe, *arguments, batch_size=BATCH, epochs=1)
+    recipe = recipe._replace(optimizer=keeping)
+    state = training.fit(recipe, *arguments, batch_size=BATCH, epochs=1)
+    chex.assert_trees_all_close(state.params, plain.params, rtol=1e-5)
+    found = training.averaged(recipe, state, *arguments, batch_size=BATCH)
+    chex.assert_trees_all_equal(
+      found.params, parameters.average(state.opt_state)
+    )
+    dense = found.params['Dense_0']
+    inputs = IMAGES[order()].reshape(STEPS, BATCH, -1) / 255
+    features = inputs @ dense['kernel'] + dense['bias']
+    mean = state.batch_stats['BatchNorm_0']['mean']
+    for step in range(training.SETTLING_STEPS):
+      mean = 0.9 * mean + 0.1 * features[step % STEPS].mean(axis=0)
+    np.testing.assert_allclose(
+      found.batch_stats['BatchNorm_0']['mean'], mean, rtol=1e-3, atol=1e-4
+    )
+    chex.assert_trees_all_equal(
+      training.averaged(recipe, plain, *arguments, batch_size=BATCH), plain
+    )
+
+  def test_awp_descends_from_where_the_loss_is_highest(self):
+    make = factory(
+      methods.natural,
+      Linear(),
+      augment=AUGMENTATIONS['none'],
+      awp=0.1,
+      optimizer=optax.sgd(0.5),
+      label_smoothing=0.3,
+      accumulate=2,
+    )
+    fresh = training.initial_state(make(number()), jax.random.key(0), SHAPE)
+    kernel = np.float64(fresh.params['Dense_0']['kernel'])
+    chosen = order()[0]
+    inputs = IMAGES[chosen].reshape(BATCH, -1) / 255
+    targets = 0.7 * np.eye(3)[LABELS[chosen]] + 0.1
+
+    def slope(kernel):  # the bias starts at 0
+      p = np.exp(inputs @ kernel)
+      return inputs.T @ (p / p.sum(axis=1, keepdims=True) - targets) / BATCH
+
+    steep = slope(kernel)
+    steep *= 0.1 * np.linalg.norm(kernel) / np.linalg.norm(steep)
+    expected = kernel - 0.5 * slope(kernel + steep)
+    found = train(make, chunks=((0, 1),)).params['Dense_0']['kernel']
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
   @parameterized.parameters('llr', 'trades')
   def test_a_loss_compares_the_network_with_itself(self, name):
     numbers = number(epsilon=0.0, learning_rate=0.01)
@@ -239,6 +319,21 @@ class TrainingTest(chex.TestCase):
       inference.params['Dense_1']['kernel'] - batch.params['Dense_1']['kernel']
     )
     assert gap.max() > 1e-4
+
+  def test_certified_training_starts_where_intervals_keep_their_width(self):
+    recipe = factory(methods.ibp, Dropping())(number())
+    state = training.initial_state(recipe, jax.random.key(0), (16, 16, 1))
+    plain = factory(methods.at, Dropping())(number())
+    drawn = training.initial_state(plain, jax.random.key(0), (16, 16, 1))
+    for layer, fan_in in (('Dense_0', 256), ('Dense_1', 32)):
+      kernel, other = (x.params[layer]['kernel'] for x in (state, drawn))
+      chex.assert_trees_all_close(
+        float(jnp.std(kernel)), np.sqrt(2 * np.pi) / fan_in, rtol=1e-4
+      )
+      sums = np.abs(kernel).sum(axis=0)  # twice what a ReLU leaves
+      np.testing.assert_allclose(sums.mean(), 2, rtol=0.2)
+      scaled = other * (kernel.std() / other.std())
+      np.testing.assert_allclose(kernel, scaled, atol=1e-6)
 
   def test_natural_linear_training_is_numpy_softmax_regression(self):
     make = factory(methods.natural, Linear(), augment=AUGMENTATIONS['none'])

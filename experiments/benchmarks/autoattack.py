@@ -1,158 +1,321 @@
-"""The standard AutoAttack of ours beside the original, on the same networks.
+"""The standard AutoAttack of ours beside the original, on saved runs.
 
 The original is `pyautoattack`, which packages the authors' code for PyTorch
 (not compared with their repository); its networks are twins with our weights.
+
+An attack is given the images that stand after those before it, in batches, and
+that is timed, as one evaluation; then those broken before, so that all attacks
+are compared on all images. A batch under an attack is a piece that is kept in a
+file: the same command goes on where it was interrupted.
 """
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
-import optax
+from absl import logging
 
-from experiments.benchmarks.problem import EPSILON, Problem
-from experiments.benchmarks.timing import Candidate, Case
-from robustlip import attacks, datasets, methods, models, training
-from robustlip.datasets import Split
+from experiments import common, config, measure
+from experiments.benchmarks.problem import Problem
+from experiments.benchmarks.timing import clocks
+from robustlip import attacks, checkpoints, evaluation, models
 from robustlip.evaluation import UNBROKEN, Attacked, Evaluator
+from robustlip.images import from_bytes
 
-METHODS = ('natural', 'at')
-EPOCHS = 1  # of 5,000 images: many images are then close to a boundary
 THEIRS = {
   'apgd_ce': 'apgd-ce',
   'apgd_targeted': 'apgd-t',
   'fab_targeted': 'fab-t',
   'square': 'square',
 }
+# (attack, indices) -> which images are 'broken', which of these 'unconfirmed',
+# and what was 'spent': wall and CPU seconds, passes through the network or 0
+Work = Callable[[str, np.ndarray], dict[str, Any]]
 
 
 def cases(
   *,
-  arch: Sequence[str] = ('cnn1',),
+  workdir: str = '',
   peers: bool,
-  method: Sequence[str] = METHODS,
-  attack: Sequence[str] = (*attacks.AUTOATTACK, 'autoattack'),
+  attack: Sequence[str] = (*attacks.AUTOATTACK, 'strong'),
   batch_size: int = 100,
   num_images: int = 100,
   num_queries: int = 5000,
-) -> list[Case]:
-  """Images a second of each attack alone and of cascades, and who withstands.
+) -> list[Callable[[], list[dict[str, Any]]]]:
+  """For each run a function that measures it and returns cases with results.
 
   Raises:
-    ValueError: for a network that has no twin, or another unknown name.
+    ValueError: without runs, for one whose network has no twin, or an unknown
+      attack.
   """
-  if not {*arch} <= {'cnn1', 'cnn2'}:
-    raise ValueError(f'--arch takes cnn1 and cnn2, got {",".join(arch)}')
-  if not {*method} <= {*METHODS}:
-    raise ValueError(f'--method takes {METHODS}, got {",".join(method)}')
-  if not {*attack} <= {*THEIRS, 'autoattack'}:
+  if not workdir:
+    raise ValueError('--workdir is needed: folders of saved runs, with commas')
+  if not {*attack} <= {*THEIRS, 'strong'}:
     raise ValueError(
-      f'--attack takes {",".join(THEIRS)},autoattack, got {",".join(attack)}'
+      f'--attack takes {",".join(THEIRS)},strong, got {",".join(attack)}'
     )
-  data = datasets.load('mnist5k')
-  test = Split(*(part[:num_images] for part in data.test))
-  found = []
-  for name in arch:
-    task = Problem(name, models.build(name, 10), test, 'float32')
-    for way in method:
-      variables = trained(task, way, data.train)
-      mine = partial(ours, task, variables, num_queries, batch_size)
-      theirs = None
-      if peers:
-        theirs = original(task, variables, num_queries, batch_size)
-      for which in attack:
-        candidates = {'robustlip': mine(which)}
-        if which == 'autoattack':
-          candidates['robustlip strong'] = mine('strong')
-        if theirs:
-          candidates['pyautoattack'] = theirs(which)
-        title = f'{name} {way}, {which}, {num_images} images'
-        found.append(Case(title, 'images', candidates))
+  paths = [pathlib.Path(x).expanduser() for x in workdir.split(',')]
+  for path in paths:
+    settings = config.read(path)
+    network = settings.arch, settings.activation
+    if peers and (
+      not network[0].startswith(('cnn', 'wrn')) or 'relu' not in network
+    ):
+      raise ValueError(f'{path}: there is no twin of {network}')
+  if peers:
+    import pyautoattack  # noqa: F401
+  return [
+    partial(compare, path, peers, attack, batch_size, num_images, num_queries)
+    for path in paths
+  ]
+
+
+def compare(
+  path: pathlib.Path,
+  peers: bool,
+  chosen: Sequence[str],
+  batch_size: int,
+  num_images: int,
+  num_queries: int,
+) -> list[dict[str, Any]]:
+  """A case for each attack of the cascade and one for all of it."""
+  settings = config.read(path)
+  dataset = common.load_dataset(settings.dataset)
+  split = measure.subset(dataset.test, num_images)
+  module = measure.network(settings, dataset)
+  task = Problem(settings.arch, module, split, settings.precision)
+  step, variables = checkpoints.newest_variables(path / 'checkpoints')
+  folder = common.output_folder(
+    path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
+  )
+  twin, works = None, {}
+  if peers:
+    from experiments.benchmarks import torch_peer
+
+    twin = torch_peer.twin(task, variables)
+    works['pyautoattack'] = original(task, twin, settings.epsilon, num_queries)
+  works = {
+    'robustlip': ours(
+      task, variables, settings.epsilon, num_queries, batch_size, twin
+    )
+  } | works
+  logits = models.logits_fn(module, variables)
+  correct = np.concatenate(
+    [
+      jax.jit(logits)(from_bytes(split.images[part])).argmax(-1)
+      == split.labels[part]
+      for part in task.batches(batch_size)
+    ]
+  )
+  cascade = [name for name in chosen if name in THEIRS]
+  rows = {
+    who: through(folder / who, work, cascade, correct, batch_size)
+    for who, work in works.items()
+  }
+  if 'strong' in chosen:
+    found = through(
+      folder / 'robustlip', works['robustlip'], ['strong'], correct, batch_size
+    )
+    rows['robustlip strong'] = {'all': found['all']}
+  name = pathlib.Path(settings.dataset).stem
+  title = f'{name} {settings.arch} {settings.method}, {{}}, {num_images} images'
+  return [
+    {
+      'case': title.format(name),
+      'unit': 'images',
+      'candidates': _beside(name, rows),
+    }
+    for name in (*cascade, 'all')
+  ]
+
+
+def _beside(name, rows) -> list[dict[str, Any]]:
+  """The rows of a case: what each takes that ours does not, and its speed."""
+  rows = {who: found[name] for who, found in rows.items() if name in found}
+  mine = next(iter(rows.values()))
+  for who, row in rows.items():
+    row |= {
+      'candidate': who,
+      'ratio_of_ours': mine['per_second'] / row['per_second'],
+      'cpu_ratio_of_ours': mine['per_cpu_second'] / row['per_cpu_second'],
+      'share_of_limit': None,
+      'program_mib': None,
+      'not_ours': sorted({*row['taken']} - {*mine['taken']}),
+      'only_ours': sorted({*mine['taken']} - {*row['taken']}),
+    }
+    if row['not_ours']:
+      logging.warning(
+        '%s takes %s by %s, we do not', who, row['not_ours'], name
+      )
+  return list(rows.values())
+
+
+def through(
+  prefix: pathlib.Path,
+  work: Work,
+  cascade: Sequence[str],
+  correct: np.ndarray,
+  batch_size: int,
+) -> dict[str, dict[str, Any]]:
+  """What each attack takes of all images, and `all` together.
+
+  Seconds are those of the images that stood before the attack.
+  """
+  standing, rows, total = correct.copy(), {}, np.zeros(3)
+  for attack in cascade:
+    robust, spent, unconfirmed = correct.copy(), np.zeros(3), []
+    for part, mask in (('', standing), ('-rest', correct & ~standing)):
+      indices = np.flatnonzero(mask)
+      for first in range(0, len(indices), batch_size):
+        given = indices[first : first + batch_size]
+        file = prefix.with_name(f'{prefix.name}-{attack}{part}-{first}.json')
+        found = piece(file, partial(work, attack), given)
+        robust[found['broken']] = False
+        unconfirmed += found['unconfirmed']
+        if not part:
+          spent += found['spent']
+        logging.info(
+          f'{file.stem}: {first + len(given)} of {len(indices)} images, '
+          f'{found["spent"][0]:.0f} s, {len(found["broken"])} taken'
+        )
+    rows[attack] = _row(robust, standing.sum(), spent, unconfirmed)
+    standing &= robust
+    total += spent
+  rows['all'] = _row(standing, len(correct), total, [])
+  return rows
+
+
+def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
+  seconds, cpu_seconds, passes = spent
+  return {
+    'per_second': count / max(seconds, 1e-9),
+    'per_cpu_second': count / max(cpu_seconds, 1e-9),
+    'seconds': [seconds],
+    'cpu_seconds': [cpu_seconds],
+    'passes': int(passes),
+    'robust': int(robust.sum()),
+    'taken': np.flatnonzero(~robust).tolist(),
+    'unconfirmed': unconfirmed,
+  }
+
+
+def piece(
+  file: pathlib.Path, work: Callable[..., dict[str, Any]], given: np.ndarray
+) -> dict[str, Any]:
+  """What the file has of these images, else what the work finds."""
+  if file.exists():
+    found = common.read_json(file)
+    if found['given'] == given.tolist():
+      return found
+  found = work(given) | {'given': given.tolist()}
+  common.write_json(found, file)
   return found
 
 
-def trained(task: Problem, method: str, split: Split):
-  """The variables of a network trained for a little while."""
-  recipe = training.Recipe(
-    task.module,
-    methods.METHODS[method](epsilon=EPSILON),
-    optax.sgd(0.02, 0.9),
-  )
-  key = jax.random.key(0)
-  state = training.fit(recipe, split, key, batch_size=64, epochs=EPOCHS)
-  return state.variables
+def ours(task, variables, epsilon, num_queries, batch_size, twin) -> Work:
+  """Our evaluation; points that fool us must fool the twin, in ball and box."""
+  images, everyone = from_bytes(task.split.images), len(task.split.labels)
+  evaluators, compiled = {}, set()
 
-
-def expanded(attack: str) -> Sequence[str]:
-  """The names of the attacks of a cascade, or the one attack."""
-  return attacks.SEQUENCES.get(attack, (attack,))
-
-
-def ours(task, variables, num_queries, batch_size, attack) -> Candidate:
-  """Our evaluation, compiled beforehand."""
-  stages = ()
-  for name in expanded(attack):
-    steps = num_queries if name == 'square' else None
-    stages += attacks.cascade(
-      name, epsilon=EPSILON, num_classes=10, num_steps=steps
+  def evaluator(attack):
+    steps = num_queries if attack == 'square' else None
+    return Evaluator(
+      partial(models.logits_fn, task.module),
+      cascade=attacks.cascade(
+        attack, epsilon=epsilon, num_classes=10, num_steps=steps
+      ),
+      batch_size=batch_size,
     )
-  evaluator = Evaluator(
-    partial(models.logits_fn, task.module),
-    cascade=stages,
-    batch_size=batch_size,
-  )
-  run = partial(evaluator.accuracies, variables, task.split, jax.random.key(0))
 
-  def compile_all():
-    """Every program, on a ball so large that each attack ends at once."""
-    run(epsilon=1.0)
-    everyone = np.ones(len(task.split.labels), bool)
-    untouched = Attacked(everyone, everyone, np.full(len(everyone), UNBROKEN))
-    compiled = {stages[0].attack}
-    for place, stage in enumerate(stages):
-      if stage.attack not in compiled:
-        run(epsilon=1.0, done=(place, untouched))
-        compiled.add(stage.attack)
+  def run(attack, given, place=0, epsilon=None):
+    standing = np.zeros(everyone, bool)
+    standing[given] = True
+    unbroken = np.full(everyone, UNBROKEN, np.int16)
+    margins = np.zeros(everyone, np.float32)
+    done = Attacked(standing, standing, unbroken, margins, images)
+    return evaluators[attack].accuracies(
+      variables,
+      task.split,
+      jax.random.key(0),
+      name=attack,
+      epsilon=epsilon,
+      done=(place, done),
+      keep_points=True,
+    )
 
-  return Candidate(
-    lambda: run().robust,
-    len(task.split.labels),
-    prepare=compile_all,
-    found=described,
-  )
+  def compile_all(attack, given):
+    """Every program, on a ball so large that an attack ends at once."""
+    kinds = {x.attack: i for i, x in enumerate(evaluators[attack].cascade)}
+    for place in kinds.values():  # the last of each kind
+      for size in {len(given), -(-len(given) // 2), -(-len(given) // 4)}:
+        run(attack, given[:size], place, 1.0)
+    compiled.add((attack, len(given)))
+
+  def work(attack, given):
+    if attack not in evaluators:
+      evaluators[attack] = evaluator(attack)
+    if (attack, len(given)) not in compiled:
+      compile_all(attack, given)
+    start = clocks()
+    found = run(attack, given)
+    spent = [*np.subtract(clocks(), start)]
+    broken = given[~found.robust[given]]
+    points = found.points[broken]
+    sure = within(points, images[broken], epsilon)
+    if twin is not None and len(broken):
+      sure &= fools(twin, points, task.split.labels[broken])
+    return {
+      'broken': broken.tolist(),
+      'unconfirmed': broken[~sure].tolist(),
+      'spent': [*spent, evaluation.passes(found, evaluators[attack].cascade)],
+    }
+
+  return work
 
 
-def original(task, variables, num_queries, batch_size):
-  """From the name of an attack to the original of it."""
+def within(points, images, epsilon) -> np.ndarray:
+  """Who lies in ball and box, but for the rounding of byte / 255 + epsilon."""
+  points, images = np.float64(points), np.float64(images)
+  lengths = np.abs(points - images).max(axis=(1, 2, 3), initial=0)
+  inside = ((points >= 0) & (points <= 1)).all(axis=(1, 2, 3))
+  return inside & (lengths <= epsilon + 2**-23)
+
+
+def fools(twin, points, labels) -> np.ndarray:
+  """Whom the points fool in PyTorch."""
+  import torch
+
+  from experiments.benchmarks import torch_peer
+
+  moved = torch.from_numpy(points).permute(0, 3, 1, 2).contiguous()
+  return twin(moved.to(torch_peer.device())).argmax(1).cpu().numpy() != labels
+
+
+def original(task, twin, epsilon, num_queries) -> Work:
+  """The original of each attack."""
   import pyautoattack
 
   from experiments.benchmarks import torch_peer
 
-  network = torch_peer.twin(task, variables)
   images, labels = torch_peer.examples(task)
+  peer = pyautoattack.AutoAttack(
+    twin, eps=epsilon, seed=0, device=images.device
+  )
+  peer.square.n_queries = num_queries
 
-  def candidate(attack):
-    peer = pyautoattack.AutoAttack(
-      network, eps=EPSILON, seed=0, device=images.device
+  def work(attack, given):
+    peer.attacks_to_run, start = [THEIRS[attack]], clocks()
+    _, predicted = peer.run_standard_evaluation(
+      images[given], labels[given], batch_size=len(given)
     )
-    peer.attacks_to_run = [THEIRS[name] for name in expanded(attack)]
-    peer.square.n_queries = num_queries
+    broken = given[(predicted != labels[given]).cpu().numpy()]
+    return {
+      'broken': broken.tolist(),
+      'unconfirmed': [],
+      'spent': [*np.subtract(clocks(), start), 0],
+    }
 
-    def run():
-      _, predicted = peer.run_standard_evaluation(
-        images, labels, batch_size=batch_size
-      )
-      return (predicted == labels).cpu().numpy()
-
-    return Candidate(run, len(labels), prepare=lambda: None, found=described)
-
-  return candidate
-
-
-def described(robust: np.ndarray) -> dict[str, object]:
-  """How many withstand, and the places of those that do not."""
-  return {
-    'robust': int(robust.sum()),
-    'taken': np.flatnonzero(~robust).tolist(),
-  }
+  return work

@@ -92,7 +92,7 @@ def _measured(
   name: str, work: Callable[[], object], may_fail: bool
 ) -> tuple[list[float] | None, object]:
   """Seconds of wall and of CPU time, None if it failed and may; the result."""
-  start = _clocks()
+  start = clocks()
   try:
     result = work()
   except Exception as error:
@@ -100,9 +100,10 @@ def _measured(
       raise
     logging.warning('%s left out: %s', name, str(error).split('\n')[0])
     return None, None
-  return [b - a for a, b in zip(start, _clocks(), strict=True)], result
+  return [b - a for a, b in zip(start, clocks(), strict=True)], result
 
 
-def _clocks() -> tuple[float, float]:
+def clocks() -> tuple[float, float]:
+  """Seconds of wall and of CPU time, of child processes too."""
   children = sum(os.times()[2:4])
   return time.perf_counter(), time.process_time() + children

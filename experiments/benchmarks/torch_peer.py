@@ -4,6 +4,7 @@ Imports torch, so that it is itself imported only where peers take part.
 Images are [B, C, H, W].
 """
 
+import collections
 import contextlib
 import math
 from collections.abc import Callable
@@ -165,23 +166,54 @@ def network(task: Problem) -> nn.Module:
 
 
 def twin(task: Problem, variables) -> nn.Module:
+<<<<<<< HEAD
   """The network with our weights, in inference mode; not for wrn."""
+=======
+  """The network with our weights, in inference mode."""
+>>>>>>> main
   module = network(task).eval().requires_grad_(False)
-  layers = [x for x in module if hasattr(x, 'weight')]
   channels = task.image_shape[-1]
-  # Flax sorts convolutions before affine layers, as these networks have them.
-  for layer, name in zip(layers, sorted(variables['params']), strict=True):
-    kernel, bias = (
-      np.asarray(variables['params'][name][part]) for part in ('kernel', 'bias')
-    )
-    if kernel.ndim == 2:  # of features that were [H, W, C]
-      side = math.isqrt(len(kernel) // channels)
-      kernel = kernel.reshape(side, side, channels, -1)
-    kernel = kernel.transpose(3, 2, 0, 1).reshape(layer.weight.shape)
-    layer.weight.copy_(torch.from_numpy(kernel.copy()))
-    layer.bias.copy_(torch.from_numpy(bias.copy()))
-    channels = len(bias)
+  for layer, path in _layers(module):
+    found = {}
+    for tree in variables.values():  # parameters, statistics
+      for name in path:
+        tree = tree.get(name, {})
+      found |= {name: np.asarray(array) for name, array in tree.items()}
+    if 'kernel' in found:
+      kernel = found.pop('kernel')
+      if kernel.ndim == 2:  # of features that were [H, W, C]
+        side = math.isqrt(len(kernel) // channels)
+        kernel = kernel.reshape(side, side, channels, -1)
+      kernel = kernel.transpose(3, 2, 0, 1)
+      channels = kernel.shape[0]
+      found['weight'] = kernel.reshape(layer.weight.shape)
+    for name, array in found.items():
+      getattr(layer, _ARRAYS.get(name, name)).copy_(
+        torch.from_numpy(array.copy())
+      )
   return module
+
+
+_ARRAYS = {'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+_KINDS = {nn.Conv2d: 'Conv', nn.Linear: 'Dense', nn.BatchNorm2d: 'BatchNorm'}
+_IN_BLOCK = {
+  **{'norm1': 'BatchNorm_0', 'norm2': 'BatchNorm_1'},
+  **{'conv1': 'Conv_0', 'conv2': 'Conv_1', 'shortcut': 'Conv_2'},
+}
+
+
+def _layers(module: nn.Module):
+  """The layers that have weights, each with the path of Flax's."""
+  counts = collections.Counter()
+  for child in module:
+    kind = _KINDS.get(type(child))
+    if isinstance(child, _Block):
+      kind = 'Block'
+      for name, layer in child.named_children():
+        yield layer, (f'Block_{counts[kind]}', _IN_BLOCK[name])
+    elif kind:
+      yield child, (f'{kind}_{counts[kind]}',)
+    counts[kind] += 1
 
 
 @contextlib.contextmanager

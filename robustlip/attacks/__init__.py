@@ -7,6 +7,7 @@
 `targeted` and `multi_targeted` are what it does to a classifier. `apgd`, `fab`
 and `square` are those of AutoAttack. `cascade` makes a sequence of them by
 name, which `evaluation.Evaluator` runs on the examples that still stand.
+`expected` is what to attack where a network draws.
 
 Shared arguments: `logits_fn` maps [B, H, W, C] float32 images in [0, 1] to
 logits [B, classes] and should be in inference mode; `batch` is a
@@ -32,6 +33,7 @@ from robustlip.attacks.cascade import (
 from robustlip.attacks.fab import Nearest, fab, nearest_error, to_hyperplane
 from robustlip.attacks.gradient import (
   check_num_classes,
+  expected,
   falling,
   highest,
   likely_wrong,
@@ -56,6 +58,7 @@ __all__ = [
   'cascade',
   'check_num_classes',
   'dlr',
+  'expected',
   'fab',
   'falling',
   'highest',

@@ -71,7 +71,9 @@ def apgd(
     )
   if num_steps < 1:
     raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
-  inputs = check_images(batch.inputs)
+  inputs, shape = check_images(batch.inputs), batch.inputs.shape
+  start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  inputs, start = projections.flat(inputs), projections.flat(start)
   intervals = jnp.asarray(_intervals(num_steps))
 
   def project(points):
@@ -81,76 +83,74 @@ def apgd(
     """Objective, gradient and who is fooled."""
 
     def values(points):
-      logits = logits_fn(points)
+      logits = logits_fn(points.reshape(shape))
       losses.check_labels(logits, batch.labels)
       return _objective(logits, batch.labels, targets, objective), logits
 
     values, pullback, logits = jax.vjp(values, points, has_aux=True)
     (gradients,) = pullback(jnp.ones_like(values))
-    return values, gradients, ~losses.correct(logits, batch.labels)
+    fooled = ~losses.correct(logits, batch.labels)
+    return values.astype(inputs.dtype), gradients, fooled
 
   def step(state):
+    """Measures the points, then moves them: the first are the start."""
+    state = _remember(state, *measure(state.points))
+    state = _checkpoint(state, intervals[state.step])
     sizes = projections.per_example(state.step_sizes, inputs)
     direction = projections.normalize_direction(state.gradients, norm=norm)
     moved = project(state.points + sizes * direction) - state.points
-    drift = state.points - state.previous  # 0 at the first step
+    drift = state.points - state.previous
     share = jnp.where(state.step > 0, MOMENTUM, 1.0).astype(inputs.dtype)
     points = project(state.points + share * moved + (1 - share) * drift)
-    values, gradients, fooled = measure(points)
-    state = _remember(state, points, values, gradients, fooled)
-    return _checkpoint(state, intervals[state.step - 1])
+    return state._replace(
+      step=state.step + 1, points=points, previous=state.points
+    )
 
   def unfinished(state):
-    return (state.step < num_steps) & ~state.fooled.all()
+    return (state.step <= num_steps) & ~state.fooled.all()
 
-  start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
-  start = project(start)
   steps = 2 * projections.check_radius(epsilon, inputs, norm=norm)
-  state = _first(start, *measure(start), steps)
-  state = jax.lax.while_loop(unfinished, step, state)
+  state = jax.lax.while_loop(unfinished, step, _first(project(start), steps))
   points = projections.choose(
     state.fooled, state.adversarial, state.best_points
   )
-  return jax.lax.stop_gradient(points)
+  return jax.lax.stop_gradient(points.reshape(shape))
 
 
-def _first(start, values, gradients, fooled, steps):
-  best_values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
+def _first(start, steps):
+  lowest = jnp.full(len(start), -jnp.inf, start.dtype)
   return _State(
     step=jnp.zeros((), jnp.int32),
     points=start,
     previous=start,
-    gradients=gradients,
-    values=values,
+    gradients=jnp.zeros_like(start),
+    values=-lowest,
     best_points=start,
-    best_gradients=gradients,
-    best_values=best_values,
+    best_gradients=jnp.zeros_like(start),
+    best_values=lowest,
     step_sizes=jnp.broadcast_to(steps.reshape(-1), len(start)),
     rises=jnp.zeros(len(start), jnp.int32),
-    checked_values=best_values,
+    checked_values=-lowest,
     halved=jnp.zeros(len(start), bool),
-    fooled=fooled,
+    fooled=jnp.zeros(len(start), bool),
     adversarial=start,
   )
 
 
-def _remember(state, points, values, gradients, fooled):
-  """The state after a step to these points."""
+def _remember(state, values, gradients, fooled):
+  """The state with what was measured at its points."""
   better = jnp.isfinite(values) & (values > state.best_values)
   first = fooled & ~state.fooled
   choose = projections.choose
   return state._replace(
-    step=state.step + 1,
-    points=points,
-    previous=state.points,
     gradients=gradients,
     values=values,
-    best_points=choose(better, points, state.best_points),
+    best_points=choose(better, state.points, state.best_points),
     best_gradients=choose(better, gradients, state.best_gradients),
     best_values=jnp.where(better, values, state.best_values),
     rises=state.rises + (values > state.values),
     fooled=state.fooled | fooled,
-    adversarial=choose(first, points, state.adversarial),
+    adversarial=choose(first, state.points, state.adversarial),
   )
 
 
@@ -158,9 +158,9 @@ def _checkpoint(state, interval):
   """Halves steps that no longer help, and goes on from the best point.
 
   Args:
-    interval: steps since the last checkpoint; 0 at a step that is none.
+    interval: steps since the last checkpoint; -1 at a step that is none.
   """
-  due = interval > 0
+  due = interval >= 0
   few = state.rises < RISING * interval
   stuck = ~state.halved & (state.best_values == state.checked_values)
   halve = due & (few | stuck)
@@ -177,8 +177,9 @@ def _checkpoint(state, interval):
 
 
 def _intervals(num_steps: int) -> np.ndarray:
-  """For each step, how many a checkpoint after it looks back on; 0 is none.
+  """How many steps a checkpoint after each looks back on; -1 is none.
 
+  The first, after no step, notes where the ascent began.
   Checkpoints are at shares 0, .22, ... of the steps; their distance falls by
   .03 each time, to .06.
   """
@@ -188,10 +189,11 @@ def _intervals(num_steps: int) -> np.ndarray:
     shares.append(shares[-1] + gap)
   # The shares are of hundredths: rounding errors must not lift a ceiling.
   ends = sorted({math.ceil(round(s * num_steps, 6)) for s in shares})
-  intervals = np.zeros(num_steps, np.int32)
+  intervals = np.full(num_steps + 1, -1, np.int32)
+  intervals[0] = 0
   for first, last in zip(ends, ends[1:], strict=False):
     if last <= num_steps:
-      intervals[last - 1] = last - first
+      intervals[last] = last - first
   return intervals
 
 

@@ -46,20 +46,24 @@ def ascend(
 
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
-  inputs = check_images(inputs)
+  inputs, shape = check_images(inputs), inputs.shape
   if num_steps < 0:
     raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
     start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  inputs, start = projections.flat(inputs), projections.flat(start)
   points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
   schedule = step_size if callable(step_size) else lambda step: step_size
   projections.check_numbers(schedule(0), inputs, name='step_size')
 
+  def values_of(points):
+    return objective(points.reshape(shape))
+
   def step(index, state):
     points, best = state
-    values, pullback = jax.vjp(objective, points)
+    values, pullback = jax.vjp(values_of, points)
     (gradients,) = pullback(jnp.ones_like(values))
     best = _better(best, values, points)
     length = projections.check_numbers(
@@ -72,12 +76,12 @@ def ascend(
 
   best = None
   if keep == 'best':
-    dtype = jax.eval_shape(objective, points).dtype
+    dtype = jax.eval_shape(values_of, points).dtype
     best = jnp.full(len(inputs), -jnp.inf, dtype), points
   points, best = jax.lax.fori_loop(0, num_steps, step, (points, best))
   if best is not None:
-    points = _better(best, objective(points), points)[1]
-  return jax.lax.stop_gradient(points)
+    points = _better(best, values_of(points), points)[1]
+  return jax.lax.stop_gradient(points.reshape(shape))
 
 
 def _better(best, values, points):

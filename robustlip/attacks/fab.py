@@ -92,11 +92,15 @@ def _search(
   logits_fn, batch, targets, *, radius, num_steps, norm, start
 ) -> Nearest:
   """Searches until a point within the radius [B] fools the network."""
-  inputs, labels = batch
+  (inputs, labels), shape = batch, batch.inputs.shape
+  inputs, start = projections.flat(inputs), projections.flat(start)
+
+  def network(points):
+    return logits_fn(points.reshape(shape))
 
   def slopes(points):
     def margins(points):
-      return toward(logits_fn(points), labels, targets)
+      return toward(network(points), labels, targets)
 
     values, pullback = jax.vjp(margins, points)
     (gradients,) = pullback(jnp.ones_like(values))
@@ -105,7 +109,7 @@ def _search(
   def step(state):
     count, points, best = state
     values, gradients = slopes(points)
-    along = (gradients * (inputs - points)).reshape(len(inputs), -1).sum(axis=1)
+    along = (gradients * (inputs - points)).sum(axis=1)
     onward = to_hyperplane(points, gradients, -values, norm=norm)
     direct = to_hyperplane(inputs, gradients, -values - along, norm=norm)
     lengths = [projections.norms(x, norm=norm) for x in (onward, direct)]
@@ -116,7 +120,7 @@ def _search(
     points += bias * (inputs + OVERSHOOT * direct)
     points = jnp.clip(points, 0.0, 1.0)
 
-    fooled = ~losses.correct(logits_fn(points), labels)
+    fooled = ~losses.correct(network(points), labels)
     distances = projections.norms(points - inputs, norm=norm)
     nearer = fooled & (distances < best.distances) & (best.distances > radius)
     best = Nearest(
@@ -132,7 +136,8 @@ def _search(
 
   best = Nearest(inputs, jnp.full(len(inputs), jnp.inf, inputs.dtype))
   state = jnp.zeros((), jnp.int32), jnp.clip(start, 0.0, 1.0), best
-  return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, step, state)[2])
+  points, distances = jax.lax.while_loop(unfinished, step, state)[2]
+  return jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
 
 
 def to_hyperplane(
@@ -153,23 +158,37 @@ def to_hyperplane(
     rises: [B], of either sign.
   """
   projections.check_norm(norm)
+  shape = points.shape
+  points, normals = projections.flat(points), projections.flat(normals)
   largest = projections.norms(normals)
   scale = jnp.where(largest > 0, largest, 1.0)
   normals = normals / projections.per_example(scale, normals)
   rises = rises / scale
   normals *= projections.per_example(jnp.sign(rises), normals)
-  direction = jnp.sign(normals) if norm == 'linf' else normals
+  weights = jnp.abs(normals)
+  rooms = jnp.where(normals > 0, 1.0 - points, points)
+  rates = jnp.ones_like(weights) if norm == 'linf' else weights
 
   def move(lengths):
-    moved = points + projections.per_example(lengths, points) * direction
-    return jnp.clip(moved, 0.0, 1.0) - points
+    return projections.per_example(lengths, points) * rates
 
-  def below(lengths):
-    reached = (normals * move(lengths)).reshape(len(points), -1).sum(axis=1)
-    return reached <= jnp.abs(rises)
+  # What a step reaches is concave and piecewise linear in its length: Newton's
+  # steps from 0 never pass the solution, and end on its piece.
+  def newton(state):
+    lengths, _ = state
+    moves = move(lengths)
+    missing = jnp.abs(rises) - (weights * jnp.minimum(moves, rooms)).sum(axis=1)
+    slopes = jnp.where(moves < rooms, weights * rates, 0.0).sum(axis=1)
+    gains = jnp.where(slopes > 0, missing / jnp.where(slopes > 0, slopes, 1), 0)
+    return lengths + gains, gains
 
-  # No distance in the box is above 1; a component of an l2 step of length s
-  # is s times that of the normal, of which the small ones count for nothing.
-  least = jnp.full_like(rises, 1e-9)
-  most = jnp.full_like(rises, 1.0 if norm == 'linf' else 1e9)
-  return move(projections.bisect(below, least, most))
+  def unfinished(state):
+    lengths, gains = state
+    return (gains > 1e-6 * lengths).any()
+
+  lengths = jnp.zeros_like(rises)
+  lengths, _ = jax.lax.while_loop(
+    unfinished, newton, newton((lengths, lengths))
+  )
+  steps = jnp.sign(normals) * jnp.minimum(move(lengths), rooms)
+  return steps.reshape(shape)

@@ -67,6 +67,36 @@ def pgd(
   return worst(logits_fn, batch, candidates(jnp.arange(num_restarts)))
 
 
+def expected(
+  network: Callable[[chex.Array, chex.PRNGKey], chex.Array],
+  key: chex.PRNGKey,
+  *,
+  num_samples: int,
+) -> LogitsFn:
+  """The mean logits of a randomised network over draws, to be attacked.
+
+  Its gradient is the mean of those of the draws (expectation over
+  transformation). They are the same at every call, so that an attack ascends
+  one function: judge its points by draws of another key.
+
+  Args:
+    network: from [B, ...] images and one key to logits, such as one with
+      dropout left on.
+    key: of all draws, each with its own.
+    num_samples: number of draws, at least 1.
+
+  Source: Athalye et al. 2018, arXiv:1707.07397.
+  """
+  if num_samples < 1:
+    raise ValueError(f'num_samples must be at least 1, got {num_samples}.')
+  keys = jax.random.split(key, num_samples)
+
+  def logits_fn(inputs):
+    return jax.vmap(network, (None, 0))(inputs, keys).mean(axis=0)
+
+  return logits_fn
+
+
 def restart_keys(
   key: chex.PRNGKey, batch: Batch, number: chex.Numeric
 ) -> chex.PRNGKey:

@@ -48,42 +48,52 @@ def square(
   radius = projections.check_radius(epsilon, inputs, norm=norm)
   radius = jnp.broadcast_to(radius.reshape(-1), len(inputs))
   search = _linf if norm == 'linf' else _l2
-  first, propose = search(inputs.shape[1:], num_queries)
+  shape = inputs.shape
+  first, propose = search(shape[1:], num_queries)
   keys = projections.example_keys(key, len(inputs))
+  inputs = projections.flat(inputs)
 
-  def project(deltas):
-    return projections.ball(inputs + deltas, inputs, epsilon=epsilon, norm=norm)
-
-  def measure(points):
-    logits = logits_fn(points)
-    margins = losses.margins(logits, batch.labels)
-    return margins, ~losses.correct(logits, batch.labels)
+  def drawn(count):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, count)
 
   def query(state):
-    count, points, margins, fooled = state
-    own = jax.vmap(jax.random.fold_in, (0, None))(keys, count + 1)
-    propose_each = jax.vmap(propose, (0, 0, 0, None))
-    proposed = project(propose_each(own, points - inputs, radius, count))
-    new_margins, new_fooled = measure(proposed)
+    """Asks for the proposed points, keeps better ones, proposes others."""
+    count, proposed, points, margins, fooled = state
+    proposed = projections.ball(proposed, inputs, epsilon=epsilon, norm=norm)
+    logits = logits_fn(proposed.reshape(shape))
+    new_margins = losses.margins(logits, batch.labels).astype(inputs.dtype)
+    new_fooled = ~losses.correct(logits, batch.labels)
     better = ((new_margins > margins) | new_fooled) & ~fooled
+    points = projections.choose(better, proposed, points)
+    deltas = jax.vmap(propose, (0, 0, 0, None))(
+      drawn(count + 1), points - inputs, radius, count
+    )
     return (
       count + 1,
-      projections.choose(better, proposed, points),
+      inputs + deltas,
+      points,
       jnp.where(better, new_margins, margins),
       fooled | new_fooled,
     )
 
   def unfinished(state):
-    count, _, _, fooled = state
-    return (count < num_queries) & ~fooled.all()
+    count, *_, fooled = state
+    return (count <= num_queries) & ~fooled.all()
 
-  own = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
-  points = project(jax.vmap(first)(own, radius))
-  state = jnp.zeros((), jnp.int32), points, *measure(points)
-  return jax.lax.stop_gradient(jax.lax.while_loop(unfinished, query, state)[1])
+  start = inputs + jax.vmap(first)(drawn(0), radius)
+  state = (
+    jnp.zeros((), jnp.int32),
+    start,
+    projections.ball(start, inputs, epsilon=epsilon, norm=norm),
+    jnp.full(len(inputs), -jnp.inf, inputs.dtype),
+    jnp.zeros(len(inputs), bool),
+  )
+  points = jax.lax.while_loop(unfinished, query, state)[2]
+  return jax.lax.stop_gradient(points.reshape(shape))
 
 
-# For one image: (key, radius) -> delta and (key, delta, radius, query) -> delta
+# For one image, the deltas flat: (key, radius) -> delta and
+# (key, delta, radius, query) -> delta
 _Search = tuple[Callable[..., chex.Array], Callable[..., chex.Array]]
 
 
@@ -91,17 +101,23 @@ def _linf(shape: tuple[int, ...], num_queries: int) -> _Search:
   """Vertical stripes, then squares of one colour at the edge of the ball."""
   height, width, channels = shape
   sides = jnp.asarray(_sides(height, width, num_queries))
+  rows, columns, colours = np.indices(shape).reshape(3, -1)
 
   def first(key, radius):
     signs = jax.random.rademacher(key, (1, width, channels), radius.dtype)
-    return radius * jnp.broadcast_to(signs, shape)
+    return radius * jnp.broadcast_to(signs, shape).ravel()
 
   def propose(key, delta, radius, query):
-    place, sign = jax.random.split(key)
-    rows, _ = _window(place, height, width, sides[query])
-    inside = (rows >= 0)[..., None]
-    colour = jax.random.rademacher(sign, (channels,), radius.dtype)
-    return jnp.where(inside, 2 * radius * colour[None, None], 0.0) + delta
+    drawn, side = jax.random.uniform(key, (2 + channels,)), sides[query]
+    top = jnp.floor(drawn[0] * (height - side + 1))
+    left = jnp.floor(drawn[1] * (width - side + 1))
+    inside = (rows >= top) & (rows < top + side)
+    inside &= (columns >= left) & (columns < left + side)
+    change = 0.0
+    for channel in range(channels):
+      sign = jnp.where(drawn[2 + channel] < 0.5, -1.0, 1.0)
+      change += jnp.where(inside & (colours == channel), sign, 0.0)
+    return delta + 2 * radius * change
 
   return first, propose
 
@@ -143,11 +159,11 @@ def _l2(shape: tuple[int, ...], num_queries: int) -> _Search:
     tiles = jnp.kron(signs, _bump(tile)[..., None].astype(radius.dtype))
     rest = height - tiles.shape[0], width - tiles.shape[1]  # stays as it is
     edges = [(n // 2, n - n // 2) for n in rest]
-    return _rescaled(jnp.pad(tiles, [*edges, (0, 0)]), radius)
+    return _rescaled(jnp.pad(tiles, [*edges, (0, 0)]), radius).ravel()
 
   def propose(key, delta, radius, query):
     one, two, sign, turn = jax.random.split(key, 4)
-    side = sides[query]
+    side, delta = sides[query], delta.reshape(shape)
     rows, columns = _window(one, height, width, side)
     target = (rows >= 0)[..., None]
     giver = (_window(two, height, width, side)[0] >= 0)[..., None]
@@ -164,7 +180,7 @@ def _l2(shape: tuple[int, ...], num_queries: int) -> _Search:
     unused = jnp.maximum(radius**2 - (delta**2).sum(), 0.0) / channels
     budget = per_channel(jnp.where(target | giver, delta, 0.0) ** 2) + unused
     kept = jnp.where(target | giver, 0.0, delta)
-    return _rescaled(kept + new * jnp.sqrt(budget), radius)
+    return _rescaled(kept + new * jnp.sqrt(budget), radius).ravel()
 
   return first, propose
 

@@ -1,0 +1,103 @@
+"""Averages of parameters over the steps, and their adversarial perturbation.
+
+An average is kept by the optimizer, after everything that changes an update:
+
+    optimizer = optax.chain(optax.sgd(0.05), parameters.ema(0.999))
+
+leaves the steps as they are, and `training.averaged` is the network.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Averaged(NamedTuple):
+  """What the optimizer keeps of the parameters."""
+
+  count: chex.Array  # int32, updates so far
+  average: Any  # like the parameters
+
+
+def ema(decay: chex.Numeric) -> optax.GradientTransformation:
+  """Keeps the exponential moving average of the parameters.
+
+  After t updates the average so far weighs min(decay, (1 + t) / (10 + t)), so
+  that in a short run it does not remember the initial parameters.
+
+  Args:
+    decay: in [0, 1), largest weight of the average so far.
+
+  Source: Rebuffi et al. 2021, arXiv:2103.01946; the warm-up is TensorFlow's.
+  """
+  return _averaging(lambda t: 1 - jnp.minimum(decay, (1 + t) / (10 + t)))
+
+
+def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
+  """Keeps the plain mean of the parameters after every so many updates.
+
+  Args:
+    first: updates up to which none are taken; the average is then the
+      parameters themselves.
+    every: updates from one that is taken to the next; the source takes one an
+      epoch.
+
+  Source: Izmailov et al. 2018, arXiv:1803.05407.
+  """
+
+  def share(t):
+    taken = t // every - first // every
+    return jnp.where(taken < 1, 1.0, (t % every == 0) / jnp.maximum(taken, 1))
+
+  return _averaging(share)
+
+
+def _averaging(
+  share: Callable[[chex.Array], chex.Numeric],
+) -> optax.GradientTransformation:
+  """Keeps an average in which the parameters after t updates get a share."""
+
+  def init(params):
+    return Averaged(jnp.zeros((), jnp.int32), params)
+
+  def update(updates, state, params):
+    count = state.count + 1
+    average = optax.incremental_update(
+      optax.apply_updates(params, updates), state.average, share(count)
+    )
+    return updates, Averaged(count, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def average(opt_state: Any) -> Any | None:
+  """The average that the optimizer keeps, None if it keeps none."""
+  nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, Averaged))
+  return next((x.average for x in nodes if isinstance(x, Averaged)), None)
+
+
+def perturbation(params: Any, gradients: Any, *, gamma: chex.Numeric) -> Any:
+  """What raises the loss most for its size: gamma ||w|| g / ||g|| per kernel.
+
+  Biases and the scales of BatchNorm, which have one axis, are left alone.
+
+  Args:
+    params: parameters w.
+    gradients: of the loss with respect to them.
+    gamma: l2 length relative to that of each kernel; 0.01 for AT and 0.005 for
+      TRADES in the source.
+
+  Source: Wu et al. 2020, arXiv:2004.05884, Eq. (10), one step.
+  """
+
+  def one(kernel, gradient):
+    if kernel.ndim < 2:
+      return jnp.zeros_like(kernel)
+    steepness = jnp.maximum(jnp.linalg.norm(gradient.ravel()), 1e-20)
+    return gamma * jnp.linalg.norm(kernel.ravel()) / steepness * gradient
+
+  return jax.tree.map(one, params, gradients)
