@@ -129,9 +129,12 @@ def finished(
       )
       run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
+      run = more | run  # what only the evaluation has
     if FLAGS.certify:
-      bounded = measure.Attack(certify=FLAGS.certify)
-      run = evaluate.evaluate(path, dataset, bounded) | run
+      attack = measure.Attack(certify=FLAGS.certify)
+      run = (
+        evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint) | run
+      )
     found.append(run)
   return row_record(dataset, base, row, found)
 

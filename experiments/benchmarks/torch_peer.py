@@ -166,11 +166,7 @@ def network(task: Problem) -> nn.Module:
 
 
 def twin(task: Problem, variables) -> nn.Module:
-<<<<<<< HEAD
-  """The network with our weights, in inference mode; not for wrn."""
-=======
   """The network with our weights, in inference mode."""
->>>>>>> main
   module = network(task).eval().requires_grad_(False)
   channels = task.image_shape[-1]
   for layer, path in _layers(module):
