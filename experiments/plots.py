@@ -73,14 +73,19 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def accuracy_curve(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Accuracy under attack over radii, to `path`.png."""
+  """Accuracy under attack, and certified, over radii, to `path`.png."""
   canvas = figure(5, 3.2)
   axes = canvas.subplots()
-  for name, style in (('train', 'C0--'), ('test', 'C3-')):
-    curve = record[f'adv_{name}_acc_at']
-    radii = [float(radius) for radius in curve]
-    axes.plot(radii, list(curve.values()), style, marker='.', label=name)
-  axes.set(xlabel='epsilon', ylabel='accuracy under attack (%)', ylim=(0, 101))
+  names = {
+    'adv_train_acc_at': ('C0--', 'train, attacked'),
+    'adv_test_acc_at': ('C3--', 'test, attacked'),
+    'certified_test_acc_at': ('C3-', 'test, certified'),
+  }
+  for name, (style, label) in names.items():
+    if curve := record.get(name):
+      radii = [float(radius) for radius in curve]
+      axes.plot(radii, list(curve.values()), style, marker='.', label=label)
+  axes.set(xlabel='epsilon', ylabel='accuracy (%)', ylim=(0, 101))
   axes.legend(frameon=False)
   axes.spines[['top', 'right']].set_visible(False)
   save(canvas, path)

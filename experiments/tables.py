@@ -37,6 +37,7 @@ from experiments import (
   table_rows,
 )
 from experiments.table_rows import ROWS
+from robustlip import bounds
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
@@ -92,6 +93,12 @@ def define() -> None:
     'Further attacks, a column for each: strong, autoattack, multi_targeted, '
     'multi_targeted_released. Default: the last two for `mt`, strong for 5.',
   )
+  flags.DEFINE_enum(
+    'certify',
+    '',
+    ['', *bounds.METHODS],
+    'Columns for certified accuracy and for an upper Lipschitz bound too.',
+  )
   flags.DEFINE_string(
     'workdir',
     None,
@@ -124,7 +131,12 @@ def finished(
       )
       run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
       run['seconds'] += more['seconds']
-      run = more | run  # what only the evaluation has, such as certificates
+      run = more | run  # what only the evaluation has
+    if FLAGS.certify:
+      attack = measure.Attack(certify=FLAGS.certify)
+      run = (
+        evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint) | run
+      )
     found.append(run)
   return row_record(dataset, base, row, found)
 

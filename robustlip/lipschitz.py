@@ -108,7 +108,7 @@ def upper_bound(
 
   In exact arithmetic: as x' approaches x the ratio of the rounded logits has
   no bound. Exact for affine networks of at most 12 classes; see
-  `bounds.change`. Takes some twenty times as long as the network.
+  `bounds.change`. Takes some hundred times as long as the network.
 
   Args:
     epsilon: radius of the ball in units of the pixel range.

@@ -215,31 +215,28 @@ def apply_dense(layers, x):
   return x
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_bounds_are_those_of_the_papers(seed):
-  key = jax.random.key(seed)
-  layers = dense_layers(key, (12, 20, 15, 3))
-  inputs = jax.random.uniform(key, (1, 2, 2, 3), minval=0.3, maxval=0.7)
+@jax.jit
+def dense_bounds(layers, box, weights):
+  logits_fn = partial(apply_dense, layers)
+  by_interval = bounds.interval(logits_fn, *box)
+  by_lines = bounds.linear(logits_fn, *box)
+  return by_interval, by_lines, bounds.linear(logits_fn, *box, weights=weights)
 
-  def logits_fn(x):
-    return apply_dense(layers, x)
 
-  box = inputs - 0.05, inputs + 0.05
-  exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layers)
-  by_interval, by_lines = numpy_bounds(
-    exact, np.asarray(inputs, np.float64).ravel(), 0.05
-  )
-  lower, upper = jax.jit(partial(bounds.interval, logits_fn))(*box)
-  np.testing.assert_allclose(lower[0], by_interval[0], atol=1e-4)
-  np.testing.assert_allclose(upper[0], by_interval[1], atol=1e-4)
-  linear = jax.jit(partial(bounds.linear, logits_fn))
-  lower, upper = linear(*box)
-  assert (by_lines[1] - by_lines[0] < by_interval[1] - by_interval[0]).all()
-  np.testing.assert_allclose(lower[0], by_lines[0], atol=1e-4)
-  np.testing.assert_allclose(upper[0], by_lines[1], atol=1e-4)
+def test_bounds_are_those_of_the_papers():
   weights = jnp.asarray([[[1.0, -1.0, 0.0]]])
-  tight = linear(*box, weights=weights)
-  assert tight[0][0, 0] >= lower[0, 0] - upper[0, 1]
+  for key in jax.random.split(KEY, 3):
+    layers = dense_layers(key, (12, 20, 15, 3))
+    inputs = jax.random.uniform(key, (1, 2, 2, 3), minval=0.3, maxval=0.7)
+    box = inputs - 0.05, inputs + 0.05
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layers)
+    expected = numpy_bounds(exact, np.asarray(inputs, np.float64).ravel(), 0.05)
+    *found, difference = dense_bounds(layers, box, weights)
+    for ours, theirs in zip(found, expected, strict=True):
+      np.testing.assert_allclose(np.stack(ours)[:, 0], theirs, atol=1e-4)
+    (lower, upper), lines = *found[1:], expected[1]
+    assert (np.ptp(lines, axis=0) < np.ptp(expected[0], axis=0)).all()
+    assert difference[0][0, 0] >= lower[0, 0] - upper[0, 1]
 
 
 def test_optimised_slopes_and_tighter_layers_only_help():
@@ -332,32 +329,48 @@ UNARY = {
 }
 
 
-@pytest.mark.parametrize('name', UNARY)
-def test_every_activation_lies_between_its_lines(name):
-  def logits_fn(x):
-    return jnp.concatenate([UNARY[name](x), UNARY[name](x) - x / 2], axis=-1)
+def test_every_activation_lies_between_its_lines():
+  def logits_fn(x):  # [B, 1] -> each activation, and all of them minus lines
+    values = jnp.concatenate([f(x) for f in UNARY.values()], axis=-1)
+    return jnp.concatenate([values, values - x / 2], axis=-1)
 
   ends = jax.random.uniform(KEY, (2, 30, 1), minval=-4.0, maxval=4.0)
   lower, upper = ends.min(0), ends.max(0)
   grid = jnp.linspace(lower, upper, 101)
   grid = jnp.clip(grid, lower[None], upper[None])
-  outputs = jax.vmap(logits_fn)(grid)
+  outputs = np.asarray(jax.vmap(logits_fn)(grid))
+  true = (outputs.max(0) - outputs.min(0))[:, : len(UNARY)]
+  names = ('relu', 'tanh', 'sigmoid', 'exp', 'erf', 'clip')
+  tight = [list(UNARY).index(name) for name in names]
   for function in (bounds.interval, bounds.linear):
-    bound = jax.jit(lambda *box, f=function: f(logits_fn, *box))(lower, upper)
+    bound = jax.jit(partial(function, logits_fn))(lower, upper)
     assert contained(bound, outputs)
-    if name in ('relu', 'tanh', 'sigmoid', 'exp', 'erf', 'clip'):
-      width = (bound[1] - bound[0])[:, 0]
-      true = (outputs.max(0) - outputs.min(0))[:, 0]
-      slack = 1e-3 if function is bounds.interval else 2.0 * float(true.max())
-      assert (width <= true + slack).all()
+    width = np.asarray(bound[1] - bound[0])[:, tight]
+    slack = 1e-3 if function is bounds.interval else 2.0 * true[:, tight].max(0)
+    assert (width <= true[:, tight] + slack).all()
 
 
 @pytest.mark.parametrize(
-  ('name', 'shape'), [('cnn2', (16, 16, 1)), ('wrn_10_1', (8, 8, 3))]
+  ('name', 'shape'),
+  [('cnn1', (16, 16, 1)), ('wrn_10_1', (8, 8, 3)), ('resnet26', (64, 64, 3))],
 )
-def test_our_networks_have_bounds(name, shape):
-  module = models.build(name, 3)
-  inputs = jax.random.uniform(KEY, (2, *shape))
+def test_every_primitive_of_our_networks_has_a_rule(name, shape):
+  module, inputs = models.build(name, 3), jnp.zeros((2, *shape))
+  batch = Batch(inputs, jnp.array([0, 1]))
+  variables = jax.eval_shape(module.init, KEY, inputs)
+
+  def both(variables):
+    logits_fn = models.logits_fn(module, variables)
+    margins = bounds.margins(logits_fn, batch, epsilon=1e-3)
+    return margins, lipschitz.upper_bound(logits_fn, inputs, epsilon=1e-3)
+
+  margins, upper = jax.eval_shape(both, variables)
+  assert margins.shape == (2, 3) and upper.shape == (2,)
+
+
+def test_cnn2_has_bounds():
+  module = models.build('cnn2', 3)
+  inputs = jax.random.uniform(KEY, (2, 16, 16, 1))
   variables = jax.tree.map(
     lambda leaf: leaf + 0.01, jax.jit(module.init)(KEY, inputs)
   )
@@ -437,9 +450,12 @@ BOX = jnp.zeros((2, 4)), jnp.ones((2, 4))
     (lambda x: x @ x.T, "no rule for 'dot_general'"),
     (lambda x: jnp.ones((2, 3)), 'do not depend'),
     (lambda x: x - x.mean(-1, keepdims=True) / x.std(), 'no rule for'),
+    (nn.Dropout(0.5, deterministic=False), 'inference mode'),
   ],
 )
 def test_what_has_no_bounds_is_named(logits_fn, message):
+  if isinstance(logits_fn, nn.Module):
+    logits_fn = partial(logits_fn.apply, {}, rngs={'dropout': KEY})
   with pytest.raises(ValueError, match=message):
     bounds.interval(logits_fn, *BOX)
 
@@ -469,3 +485,40 @@ def test_bad_boxes_and_methods_are_refused():
     bounds.certified(
       jnp.abs, Batch(BOX[0], jnp.zeros(2, int)), epsilon=0.1, method='best'
     )
+  with pytest.raises(ValueError, match='lower <= upper'):
+    bounds.interval(jnp.abs, *BOX[::-1])
+
+
+@pytest.mark.parametrize(
+  ('epsilon', 'pixel', 'message'),
+  [(1.5, 0.5, 'at most 1'), (-0.1, 0.5, 'at least 0'), (0.1, np.nan, 'inputs')],
+)
+def test_no_such_ball(epsilon, pixel, message):
+  batch = Batch(jnp.full((1, 3), pixel), jnp.zeros(1, int))
+  for function, argument in (
+    (bounds.certified, batch),
+    (lipschitz.upper_bound, batch.inputs),
+  ):
+    with pytest.raises(ValueError, match=message):
+      function(jnp.abs, argument, epsilon=epsilon)
+    known = jax.jit(lambda x, e, f=function: f(jnp.abs, x, epsilon=e))
+    value = known(argument, epsilon)  # unknown values: nothing is certain
+    assert not value[0] if function is bounds.certified else jnp.isnan(value[0])
+
+
+def test_balls_of_radius_0_and_1():
+  inputs = jax.random.uniform(KEY, (3, 4))
+  logits_fn = partial(apply_dense, dense_layers(KEY, (4, 5, 2)))
+  right = logits_fn(inputs).argmax(-1) == 0
+  batch = Batch(inputs, jnp.zeros(3, int))
+
+  @jax.jit
+  def both(epsilon):
+    box = bounds.ball(inputs, epsilon=epsilon)
+    sure = bounds.certified(logits_fn, batch, epsilon=epsilon)
+    return box, sure
+
+  assert (both(0.0)[1] == right).all()
+  box, sure = both(1.0)
+  chex.assert_trees_all_equal(box, (jnp.zeros((3, 4)), jnp.ones((3, 4))))
+  assert not (sure & ~right).any()

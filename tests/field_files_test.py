@@ -193,10 +193,15 @@ def test_certificates_stand_on_the_other_side(tmp_path, call):
   path, work = scripts.tiny(tmp_path), tmp_path / 'run'
   scripts.last_json(call(TRAIN, f'--workdir={work}', *small(path)))
   record = scripts.last_json(
-    call(EVALUATE, f'--workdir={work}', '--certify=interval', '--epsilon=0.001')
+    call(EVALUATE, f'--workdir={work}', '--certify=linear', '--epsilon=0,.001')
   )
-  assert record['certified_test_acc'] <= record['adv_test_acc']
-  assert record['upper_lipschitz'] >= record['eq3_lipschitz']
+  certified = record['certified_test_acc_at']
+  for radius, attacked in record['adv_test_acc_at'].items():
+    assert certified[radius] <= attacked
+    lower = record['eq3_lipschitz_at'][radius]
+    assert record['upper_lipschitz_at'][radius] >= lower
+  assert certified['0'] == record['test_acc']
+  assert sum(record['certified_by'].values()) <= record['measured_test']
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from experiments.benchmarks import autoattack, problem
+from experiments.benchmarks import autoattack, bounds, problem
 from experiments.benchmarks.timing import Candidate, Case
 from robustlip import (
   attacks,
@@ -313,4 +313,5 @@ SUITES = {
   'lipschitz': partial(per_image, 'lipschitz'),
   'startup': startup,
   'autoattack': autoattack.cases,
+  'bounds': bounds.cases,
 }

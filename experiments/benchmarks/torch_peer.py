@@ -110,6 +110,14 @@ def _cnn2(channels: int) -> nn.Module:
   )
 
 
+def _plain(channels: int, depth: int, width: int) -> nn.Module:
+  layers = []
+  for index in range(depth):
+    inputs, stride = (width, 1) if index else (channels, 2)
+    layers += [nn.Conv2d(inputs, width, 3, stride, 1), nn.ReLU()]
+  return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
+
+
 def candidates(
   task: Problem,
   batch_size: int,
@@ -148,6 +156,8 @@ def network(task: Problem) -> nn.Module:
     module = _cnn1(channels)
   elif arch == 'cnn2':
     module = _cnn2(channels)
+  elif arch.startswith('plain_'):
+    module = _plain(channels, *map(int, arch.split('_')[1:]))
   else:
     depth, factor = map(int, arch.removeprefix('wrn_').split('_'))
     module = _wide_resnet(depth, factor, channels)

@@ -19,7 +19,7 @@ from robustlip.bounds.graph import Network, Step, Variable
 from robustlip.bounds.rules import Bound, gamma
 
 _EXACT = 12  # classes up to which all sign vectors are tried
-_SIGNS = 16  # sign vectors at a time
+_BLOCK = 512  # columns at a time
 
 
 def rate(network: Network, inputs: chex.Array, box: Bound) -> chex.Array:
@@ -122,14 +122,24 @@ def _norm(columns) -> chex.Array:
   classes = len(columns[0])
   if classes > _EXACT:
     return sum(_sizes(column) for column in columns) * (1 + gamma(len(columns)))
-  signs = itertools.product((1.0, -1.0), repeat=classes - 1)
-  signs = jnp.asarray([(1.0, *rest) for rest in signs])
+  columns = lax.optimization_barrier(columns)  # or all becomes one kernel
+  rows = jnp.concatenate([c.reshape(classes, -1) for c in columns], axis=1).T
+  left, right = _signs(classes - classes // 2), _signs(classes // 2)
+  left = left[: len(left) // 2]  # the others are their negatives
 
-  def of(sign):
-    return sum(
-      _sizes(jnp.tensordot(sign, column, 1, precision='highest')[None])
-      for column in columns
-    )
+  def of(row):  # [..., C]: a sum of each half is computed once
+    first, last = row[..., : left.shape[1]], row[..., left.shape[1] :]
+    first = jnp.matmul(first, left.T, precision='highest')[..., None]
+    last = jnp.matmul(last, right.T, precision='highest')[..., None, :]
+    return jnp.abs(first + last)
 
-  values = lax.map(of, signs, batch_size=min(_SIGNS, len(signs)))
-  return values.max() * (1 + gamma(len(columns)))
+  rows = jnp.pad(rows, ((0, -len(rows) % _BLOCK), (0, 0)))
+  blocks = rows.reshape(-1, _BLOCK, classes)
+  values = lax.map(lambda block: of(block).sum(0), blocks).sum(0)
+  return values.max() * (1 + gamma(_BLOCK + len(blocks) + classes))
+
+
+def _signs(count: int) -> chex.Array:
+  """All vectors of signs, [2 ** count, count], the first half begins with 1."""
+  signs = [*itertools.product((1.0, -1.0), repeat=count)]
+  return jnp.asarray(signs, jnp.float32).reshape(2**count, count)

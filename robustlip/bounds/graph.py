@@ -127,6 +127,8 @@ _CALLS = {
   'checkpoint',
 }
 
+_RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
+
 
 def _inline(closed, operands, steps, prefix) -> list[Operand]:
   """Appends the steps of a jaxpr; returns its outputs."""
@@ -147,6 +149,11 @@ def _inline(closed, operands, steps, prefix) -> list[Operand]:
 
 def _outputs(equation, inputs, steps, where) -> list[Operand]:
   name, params = equation.primitive.name, equation.params
+  if name in _RANDOM:
+    raise ValueError(
+      f'bounds need a network in inference mode; this one draws by {name!r}, '
+      f'in {where}.'
+    )
   if name in _CALLS:
     return _inline(_called(params), inputs, steps, where)
   if not any(isinstance(value, Variable) for value in inputs):

@@ -1,0 +1,131 @@
+"""Bounds of ours beside auto_LiRPA's, on the same weights, and what they cost.
+
+Networks are cnn2, and plain ones of equal convolutions and an affine layer,
+`plain_<depth>_<width>`, on which a peer's lines are the same as ours: it has
+another relaxation of max-pooling, so that of cnn2 intervals alone are compared.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import numpy as np
+
+from experiments.benchmarks import problem
+from experiments.benchmarks.timing import Candidate, Case
+from robustlip import bounds, lipschitz, models
+from robustlip.images import from_bytes
+from robustlip.models import layers
+
+EPSILON = 0.01
+ARCHS = (
+  'cnn2',
+  *(f'plain_{size}' for size in ('2_16', '4_16', '8_16', '4_32')),
+)
+TOLERANCE = 0.01  # of the width: ours leave room for rounding, theirs do not
+
+
+def _steepness(logits_fn, lower, upper):
+  return lipschitz.upper_bound(logits_fn, (lower + upper) / 2, epsilon=EPSILON)
+
+
+OURS = {
+  'interval': bounds.interval,
+  'linear': bounds.linear,
+  'alpha': partial(bounds.linear, num_steps=20),
+  'lipschitz': _steepness,
+}
+
+
+class Plain(nn.Module):
+  """Convolutions of one width with ReLU, the first of stride 2."""
+
+  depth: int
+  width: int
+
+  @nn.compact
+  def __call__(self, inputs: chex.Array) -> chex.Array:
+    """Images [B, H, W, C] in [0, 1] -> logits [B, 10]."""
+    for index in range(self.depth):
+      inputs = layers.Conv(
+        self.width, strides=1 if index else 2, padding=((1, 1), (1, 1))
+      )(inputs)
+      inputs = nn.relu(inputs)
+    return layers.dense(inputs.reshape(len(inputs), -1), 10)
+
+
+def make(arch: str, num_images: int) -> tuple[problem.Problem, Any]:
+  """A network, images and weights; `plain_<depth>_<width>` is a network too."""
+  plain = arch.startswith('plain_')
+  task = problem.make('cnn2' if plain else arch, num_images)
+  if plain:
+    depth, width = map(int, arch.split('_')[1:])
+    task = task._replace(arch=arch, module=Plain(depth, width))
+  noise = jax.random.key(
+    1
+  )  # no weight is 0, those of cnn2's last layer neither
+  return task, jax.tree.map(
+    lambda leaf: leaf + 0.02 * jax.random.normal(noise, leaf.shape),
+    task.variables(),
+  )
+
+
+def cases(
+  *, arch: Sequence[str] = ARCHS, peers: bool, num_images: int = 100
+) -> list[Case]:
+  """Images a second of each bound, all images in one batch."""
+  found = []
+  for name in arch:
+    task, variables = make(name, num_images)
+    for method in OURS:
+      kept: dict[str, Any] = {}
+      candidates = {'robustlip': _ours(task, variables, method, kept)}
+      if peers and method in ('interval', 'linear'):
+        same = method == 'interval' or name.startswith('plain_')
+        candidates['auto_LiRPA'] = _theirs(
+          task, variables, method, kept, TOLERANCE if same else np.inf
+        )
+      title = f'{method}, {name}, {num_images} images'
+      found.append(Case(title, 'images', candidates))
+  return found
+
+
+def _box(task):
+  return bounds.ball(from_bytes(task.split.images), epsilon=EPSILON)
+
+
+def _ours(task, variables, method, kept) -> Candidate:
+  def bound(variables, lower, upper):
+    logits_fn = models.logits_fn(task.module, variables)
+    return OURS[method](logits_fn, lower, upper)
+
+  lower, upper = _box(task)
+  program = jax.jit(bound).lower(variables, lower, upper).compile()
+  needs = program.memory_analysis()
+
+  def run():
+    kept['ours'] = jax.block_until_ready(program(variables, lower, upper))
+
+  memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
+  return Candidate(run, len(lower), memory / 2**20)
+
+
+def _theirs(task, variables, method, kept, tolerance) -> Candidate:
+  from experiments.benchmarks import lirpa_peer
+
+  def found(theirs):
+    ours = np.stack(kept['ours'])
+    widths = [upper - lower for lower, upper in (ours, theirs)]
+    apart = float(np.abs(ours - theirs).max() / widths[1].max())
+    if not apart <= tolerance:
+      raise ArithmeticError(f'{task.arch}, {method}: bounds are {apart} apart')
+    return {
+      'apart': apart,
+      'width_ratio': float(np.mean(widths[1] / widths[0])),
+    }
+
+  run = lirpa_peer.bounding(task, variables, *_box(task), method=method)
+  return Candidate(run, len(task.split.labels), found=found)

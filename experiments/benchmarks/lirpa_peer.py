@@ -1,0 +1,50 @@
+"""The peer: auto_LiRPA, as its examples call it.
+
+Imports torch, so that it is itself imported only where peers take part.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from experiments.benchmarks import torch_peer
+from experiments.benchmarks.problem import Problem
+
+# Version 0.3, the newest on PyPI, expects a NumPy and a PyTorch of 2022.
+_SETS = types.ModuleType('numpy.lib.arraysetops')
+_SETS.isin = np.isin
+sys.modules.setdefault(_SETS.__name__, _SETS)
+_HELPER = importlib.import_module('torch.onnx.symbolic_helper')
+_HELPER._set_opset_version = lambda version: None
+torch._C.Node.__getitem__ = lambda node, name: getattr(node, node.kindOf(name))(
+  name
+)
+import auto_LiRPA  # noqa: E402
+
+METHODS = {'interval': 'IBP', 'linear': 'CROWN-IBP'}
+
+
+def bounding(
+  task: Problem, variables, lower: np.ndarray, upper: np.ndarray, *, method: str
+) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+  """Bounds of all logits in boxes [B, H, W, C], of which one is a program."""
+  low, high = (
+    torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
+    for x in (lower, upper)
+  )
+  low, high = low.to(torch_peer.device()), high.to(torch_peer.device())
+  network = torch_peer.twin(task, variables)
+  program = auto_LiRPA.BoundedModule(network, torch.empty_like(low))
+  box = auto_LiRPA.PerturbationLpNorm(norm=np.inf, x_L=low, x_U=high)
+  inputs = auto_LiRPA.BoundedTensor((low + high) / 2, box)
+
+  def run():
+    with torch.no_grad():
+      bound = program.compute_bounds(x=(inputs,), method=METHODS[method])
+    return tuple(end.cpu().numpy() for end in bound)
+
+  return run
