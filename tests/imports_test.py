@@ -25,8 +25,8 @@ LAYERS = {
     {'common', 'findings', 'paper', 'plots'},
     {'config', 'distance_classifier', 'staircase_fits'},
     {'separation_figures', 'staircase_figures', 'theory_figures'},
-    {'benchmarks', 'measure', 'report', 'table_rows'},
-    {'table_figures'},
+    {'measure', 'report', 'table_rows'},
+    {'benchmarks', 'table_figures'},
     {'evaluate', 'runs'},
   ],  # the scripts above
 }
