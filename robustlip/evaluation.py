@@ -143,7 +143,7 @@ class Attacked(NamedTuple):
   robust: np.ndarray  # bool [N], correct before and after every attack
   broken_by: np.ndarray  # int16 [N], place of the stage, else UNBROKEN
   # float32 [N]: the highest seen, on the image and where each attack ended, of
-  # the best wrong logit over the label's; below 0 where the example stands
+  # the best wrong logit over the label's; at most 0 where the example stands
   margins: np.ndarray
   # float32 [N, H, W, C] on request: where the network errs, else the image
   points: np.ndarray | None = None
@@ -408,8 +408,9 @@ def doubts(
 
   Returns:
     A number for each key of `ADVICE`; `gradient_free` if it is known what came
-    of the cascade; `no_rise` and `more_steps`, 0 below `MANY_IMAGES`, if it has
-    several stages: a quick look with one does not pay for these.
+    of the cascade and it begins with gradients; `no_rise` and `more_steps`, 0
+    below `MANY_IMAGES`, if it has several stages and a radius: a quick look
+    with one does not pay for these.
   """
 
   def facts(variables, batch, keys):
@@ -449,7 +450,8 @@ def doubts(
 
   def change(others):
     same = (logits == others) | (np.isnan(logits) & np.isnan(others))
-    return float(np.where(same, 0, np.abs(logits - others)).max())
+    before, after = (np.where(same, 0, x) for x in (logits, others))
+    return float(np.abs(before - after).max())
 
   found = {name: float(share.mean()) for name, share in first.items()}
   found['probabilities'] = float(first['probabilities'].all())
@@ -459,13 +461,14 @@ def doubts(
   is_rounding = found['randomness'] or mixed <= 0.01 * scale
   found['mixed_examples'] = 0.0 if is_rounding else mixed
   found['half_precision'] = float(logits.dtype.itemsize < 4)
-  if attacked is not None:
+  if attacked is not None and cascade and cascade[0].name != 'square':
     count = taken(attacked, cascade).get('square', 0)
     found['gradient_free'] = count / len(attacked.correct)
-  if len(cascade) > 1 and cascade[0].settings['epsilon'] > 0:
+  radius = cascade[0].settings.get('epsilon', 0) if len(cascade) > 1 else 0
+  if radius > 0:
     values, right = measure(
       over_devices(partial(_ascents, network, cascade[0].norm)),
-      settings={'epsilon': cascade[0].settings['epsilon']},
+      settings={'epsilon': radius},
     )
     misled = (values[:, 1:].max(axis=1) <= values[:, 0]) & ~(
       first['zero_gradients'] | first['nonfinite_gradients']

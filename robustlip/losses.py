@@ -108,7 +108,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   if labels.shape == logits.shape and jnp.issubdtype(
     labels.dtype, jnp.floating
   ):
-    return optax.losses.softmax_cross_entropy(logits, labels)
+    return optax.losses.safe_softmax_cross_entropy(logits, labels)
   valid = check_labels(logits, labels)
   values = optax.losses.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(valid, jnp.asarray(labels), 0)

@@ -186,8 +186,8 @@ def narrow_kernels(params: Any) -> Any:
     if leaf.ndim < 2:
       return leaf
     fan_in = leaf.size / leaf.shape[-1]
-    deviation = jnp.maximum(jnp.std(leaf), 1e-30)
-    return leaf * (np.sqrt(2 * np.pi) / fan_in / deviation)
+    size = jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 1e-30)
+    return leaf * (np.sqrt(2 * np.pi) / fan_in / size)
 
   return jax.tree.map(one, params)
 

@@ -180,12 +180,11 @@ def _attacked_mode(recipe, method, params, batch_stats, key) -> LogitsFn:
 
 
 def _attacked(recipe, method, params, batch_stats, images, labels, keys):
-  """What the loss is given of one device's examples; keys: [B, 3]."""
-  augment_keys, attack_keys, dropout_keys = keys.T
+  """What the loss is given of one device's examples; keys: [B, 4]."""
+  augment_keys, attack_keys, dropout_keys, mix_keys = keys.T
   images = recipe.augment(images, augment_keys)
   others, own, smoothing = None, None, recipe.label_smoothing
   if recipe.cutmix is not None:
-    mix_keys = jax.vmap(jax.random.fold_in, (0, None))(augment_keys, 1)
     images, own = cutmix(images, mix_keys, probability=recipe.cutmix)
     others = swapped(labels)
   largest = labels if own is None else jnp.where(own < 0.5, others, labels)
@@ -293,7 +292,7 @@ def step(
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
   places = first * len(labels) + jnp.arange(len(labels))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-  keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+  keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
 
   method = _method(recipe, state.step)
 

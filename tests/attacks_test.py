@@ -362,5 +362,11 @@ def test_the_gradient_of_the_mean_is_the_mean_of_the_gradients():
   found = gradient(attacks.expected(noisy, KEY, num_samples=3))
   np.testing.assert_allclose(found, np.mean(draws, axis=0), atol=1e-6)
   assert np.abs(draws[0] - draws[1]).max() > 0.1
+  keys = jax.random.split(
+    projections.threefry(other := jax.random.key(0, impl='rbg')), 3
+  )
+  found = attacks.expected(noisy, other, num_samples=3)(INPUTS)
+  each = [noisy(INPUTS, key) for key in keys]
+  np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
   with pytest.raises(ValueError, match='num_samples must be at least 1'):
     attacks.expected(noisy, KEY, num_samples=0)

@@ -277,6 +277,21 @@ class FabTest(chex.TestCase):
         corner = (np.sign(rises[i] * normals[i]) > 0).astype(np.float32)
         np.testing.assert_allclose(steps[i], corner - points[i], atol=1e-6)
 
+  @parameterized.parameters(*RADII)
+  def test_hyperplanes_nearly_out_of_reach_do_not_keep_each_other_busy(
+    self, norm
+  ):
+    rng = np.random.default_rng(0)  # rounding is larger than what is missing
+    points, normals = rng.uniform(size=(2, 500, 64)).astype(np.float32)
+    normals = 2 * normals - 1
+    reach = (abs(normals) * np.where(normals > 0, 1 - points, points)).sum(1)
+    rises = reach * (1 - 10 ** rng.uniform(-6, -1, 500))
+    steps = to_hyperplane(
+      *map(jnp.asarray, (points, normals, np.float32(rises))), norm=norm
+    )
+    found = (np.float64(steps) * normals).sum(axis=1)
+    np.testing.assert_allclose(found, rises, rtol=1e-5)
+
 
 def shortest(point, normal, rise, norm):
   """Length of the shortest step in the box with normal . step = rise."""

@@ -308,6 +308,20 @@ class DoubtsTest(chex.TestCase):
     # All four meet PGD (10 gradients), three are left for 5,001 queries.
     assert evaluation.passes(attacked, stages) == 4 * 20 + 3 * 5001
 
+  def test_a_cascade_that_begins_without_gradients_says_nothing_of_them(self):
+    stages = attacks.cascade('square,pgd', epsilon=0.1, num_classes=2)
+    taken = np.zeros(4, np.int16)
+    attacked = evaluation.Attacked(taken == 0, taken > 0, taken, taken)
+    facts = self.facts(linear, attacked=attacked, cascade=stages[:1])
+    assert 'gradient_free' not in facts
+
+  def test_stages_without_a_radius_and_classes_never_predicted_are_none(self):
+    def closed(inputs):
+      return jnp.pad(linear(inputs), ((0, 0), (0, 1)), constant_values=-np.inf)
+
+    stages = [attacks.Stage('own', None)] * 2
+    assert not any(self.facts(closed, cascade=stages).values())
+
   def test_gradients_that_lead_away_are_seen(self):
     @jax.custom_jvp
     def misleading(inputs):

@@ -349,3 +349,7 @@ def test_smoothed_and_mixed_labels_weigh_the_cross_entropies():
   assert np.isnan(found[3])  # no class
   with pytest.raises(ValueError, match='integers'):
     losses.cross_entropy(logits, shares[:, :2])
+  never = logits[:1].at[0, 2].set(-jnp.inf)  # a class that has no share
+  found = losses.cross_entropy(never, jnp.float32([[0.75, 0.25, 0]]))
+  of_class = -np.asarray(jax.nn.log_softmax(never[0, :2]))
+  np.testing.assert_allclose(found, of_class @ [0.75, 0.25], rtol=1e-6)

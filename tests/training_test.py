@@ -1,6 +1,7 @@
 """The training step: against itself on other devices, and against NumPy."""
 
 import functools
+from unittest import mock
 
 import chex
 import jax
@@ -243,6 +244,26 @@ class TrainingTest(chex.TestCase):
     still = train(factory(methods.at, Linear(), **none))
     chex.assert_trees_all_close(still, plain, rtol=1e-4, atol=1e-5)
 
+  def test_no_two_draws_of_a_step_have_one_key(self):
+    seen = []
+
+    def spy(images, keys):
+      seen.extend(map(tuple, np.asarray(jax.random.key_data(keys))))
+      return images
+
+    def mixed(images, keys, **_):
+      return spy(images, keys), jnp.ones(len(images))
+
+    recipe = tooled(Linear())(number())._replace(
+      augment=images.in_turn(spy, spy, spy), awp=None
+    )
+    state = training.initial_state(recipe, jax.random.key(0), SHAPE)
+    with mock.patch.object(training, 'cutmix', mixed):
+      training.step(
+        recipe, state, IMAGES[:4], jnp.asarray(LABELS[:4]), jax.random.key(0)
+      )
+    assert len(set(seen)) == len(seen) == 16
+
   def test_averaged_statistics_are_of_the_averaged_parameters(self):
     recipe = factory(methods.natural, augment=AUGMENTATIONS['none'])(number())
     keeping = optax.chain(recipe.optimizer, parameters.ema(0.9))
@@ -334,6 +355,10 @@ class TrainingTest(chex.TestCase):
       np.testing.assert_allclose(sums.mean(), 2, rtol=0.2)
       scaled = other * (kernel.std() / other.std())
       np.testing.assert_allclose(kernel, scaled, atol=1e-6)
+
+  def test_narrow_kernels_of_one_value_stay_finite(self):
+    kernels = methods.narrow_kernels({'one': jnp.ones((1, 1, 1, 1))})
+    np.testing.assert_allclose(kernels['one'], np.sqrt(2 * np.pi), rtol=1e-6)
 
   def test_natural_linear_training_is_numpy_softmax_regression(self):
     make = factory(methods.natural, Linear(), augment=AUGMENTATIONS['none'])

@@ -179,6 +179,7 @@ def to_hyperplane(
     moves = move(lengths)
     missing = jnp.abs(rises) - (weights * jnp.minimum(moves, rooms)).sum(axis=1)
     slopes = jnp.where(moves < rooms, weights * rates, 0.0).sum(axis=1)
+    missing = jnp.maximum(missing, 0)  # or rounding swings to and fro for ever
     gains = jnp.where(slopes > 0, missing / jnp.where(slopes > 0, slopes, 1), 0)
     return lengths + gains, gains
 

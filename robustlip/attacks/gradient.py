@@ -92,7 +92,7 @@ def expected(
   """
   if num_samples < 1:
     raise ValueError(f'num_samples must be at least 1, got {num_samples}.')
-  keys = jax.random.split(key, num_samples)
+  keys = jax.random.split(projections.threefry(key), num_samples)
 
   def logits_fn(inputs):
     return jax.vmap(network, (None, 0))(inputs, keys).mean(axis=0)
