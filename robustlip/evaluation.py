@@ -81,7 +81,9 @@ def per_example(
     ValueError: if there are no examples, not one label for each, or
       `batch_size` is not positive.
   """
-  _check(split, batch_size)
+  check_layout(split)
+  if batch_size < 1:
+    raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
   indices = np.arange(len(split.labels)) if indices is None else indices
   if not len(indices):
     raise ValueError('there are no examples to measure.')
@@ -101,17 +103,6 @@ def per_example(
   if jax.process_count() > 1:
     values = multihost_utils.process_allgather(values, tiled=True)
   return jax.tree.map(lambda x: x[: len(indices)], values)
-
-
-def _check(split: Split, batch_size: int) -> None:
-  check_layout(split.images)
-  if split.labels.shape != (len(split.images),):
-    raise ValueError(
-      f'{len(split.images)} images need as many labels, got '
-      f'{split.labels.shape}.'
-    )
-  if batch_size < 1:
-    raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
 
 
 def _share(indices: np.ndarray) -> np.ndarray:
@@ -298,13 +289,9 @@ class Evaluator:
     return results
 
   def _check_labels(self, variables, split):
-    _check(split, self._batch_size)
+    check_layout(split)
     images = jax.ShapeDtypeStruct(split.images.shape, jnp.float32)
-    logits = jax.eval_shape(
-      lambda variables, images: self._network(variables)(images),
-      variables,
-      images,
-    )
+    logits = jax.eval_shape(lambda v, x: self._network(v)(x), variables, images)
     losses.check_labels(logits, split.labels)
 
   def lipschitz(
@@ -474,11 +461,8 @@ def doubts(
       first['zero_gradients'] | first['nonfinite_gradients']
     )
     late = right[:, :2].all(axis=1) & ~right.all(axis=1)
-    for name, share in (
-      ('no_rise', misled.mean()),
-      ('more_steps', late.mean()),
-    ):
-      found[name] = float(share) if share >= MANY_IMAGES else 0.0
+    shares = {'no_rise': misled.mean(), 'more_steps': late.mean()}
+    found |= {k: float(v * (v >= MANY_IMAGES)) for k, v in shares.items()}
   return found
 
 

@@ -241,18 +241,14 @@ def llr(
 
   Source: Qin et al. 2019, arXiv:1907.02610, Eq. (8).
   """
-  clean, slope = _along(logits_fn, batch, points - batch.inputs)
-  moved = cross_entropy(logits_fn(points), batch.labels)
+
+  def losses(inputs):
+    return cross_entropy(logits_fn(inputs), batch.labels)
+
+  deltas = points - batch.inputs
+  clean, slope = jax.jvp(losses, (batch.inputs,), (deltas,))
+  moved = losses(points)
   return clean + lam * jnp.abs(moved - clean - slope) + mu * jnp.abs(slope)
-
-
-def _along(logits_fn, batch, deltas):
-  """CE(x) and its derivative along each delta, both [B]."""
-  return jax.jvp(
-    lambda inputs: cross_entropy(logits_fn(inputs), batch.labels),
-    (batch.inputs,),
-    (deltas,),
-  )
 
 
 def divergence(logits_fn: LogitsFn, batch: Batch) -> Objective:
@@ -270,17 +266,15 @@ def nonlinearity(logits_fn: LogitsFn, batch: Batch) -> Objective:
   Zero with a zero gradient at x' = x, so the ascent has to start elsewhere.
   """
 
-  def total(inputs):
-    losses = cross_entropy(logits_fn(inputs), batch.labels)
-    return losses.sum(), losses
+  def losses(inputs):
+    return cross_entropy(logits_fn(inputs), batch.labels)
 
-  gradients, clean = jax.grad(total, has_aux=True)(batch.inputs)
+  clean, pullback = jax.vjp(losses, batch.inputs)
+  (gradients,) = pullback(jnp.ones_like(clean))
 
   def objective(points):
-    deltas = points - batch.inputs
-    slope = (deltas * gradients).reshape(len(deltas), -1).sum(axis=1)
-    moved = cross_entropy(logits_fn(points), batch.labels)
-    return jnp.abs(moved - clean - slope)
+    deltas = projections.flat((points - batch.inputs) * gradients)
+    return jnp.abs(losses(points) - clean - deltas.sum(axis=1))
 
   return objective
 

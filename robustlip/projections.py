@@ -9,7 +9,6 @@ in.
 """
 
 import math
-from collections.abc import Callable
 
 import chex
 import jax
@@ -144,30 +143,17 @@ def _scale_into_ball(deltas, centers, radius):
     lengths = norms(jnp.clip(moved, 0.0, 1.0) - centers, norm='l2')
     return lengths <= radius
 
-  lengths = jnp.maximum(norms(deltas, norm='l2'), 1e-30)
-  low = jnp.minimum(1.0, radius / lengths)
-  whole = jnp.ones_like(low)
-  return jnp.where(fits(whole), whole, bisect(fits, low, whole))
-
-
-def bisect(
-  fits: Callable[[chex.Array], chex.Array], low: chex.Array, high: chex.Array
-) -> chex.Array:
-  """The largest number that fits, one per example, between two positive ones.
-
-  Args:
-    fits: [B] -> [B] bool, true up to some number and false above it.
-    low: a number that fits, [B]; what is returned fits, too.
-    high: a number that does not, [B].
-  """
-
   def halve(_, bracket):
     low, high = bracket
     middle = jnp.sqrt(low) * jnp.sqrt(high)  # as far from both, as ratios
     below = fits(middle)
     return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-  return jax.lax.fori_loop(0, HALVINGS, halve, (low, high))[0]
+  lengths = jnp.maximum(norms(deltas, norm='l2'), 1e-30)
+  low = jnp.minimum(1.0, radius / lengths)
+  whole = jnp.ones_like(low)
+  low, _ = jax.lax.fori_loop(0, HALVINGS, halve, (low, whole))
+  return jnp.where(fits(whole), whole, low)
 
 
 def normalize_direction(

@@ -107,22 +107,16 @@ def initial_state(
       bad_step=jnp.full((), -1, jnp.int32),
     )
 
-  return jax.jit(init, compiler_options=_run_once())(key)
+  options = {}
+  if jax.default_backend() == 'cpu':  # takes longer to compile than to run
+    options['xla_backend_optimization_level'] = 0
+    options['xla_llvm_disable_expensive_passes'] = True
+  return jax.jit(init, compiler_options=options)(key)
 
 
 def _method(recipe: Recipe, step: chex.Numeric) -> Method:
   method = recipe.method
   return method(step) if callable(method) else method
-
-
-def _run_once() -> dict[str, Any]:
-  """Compiler options for what takes longer to compile than to run."""
-  if jax.default_backend() != 'cpu':
-    return {}
-  return {
-    'xla_backend_optimization_level': 0,
-    'xla_llvm_disable_expensive_passes': True,
-  }
 
 
 class _TrainingMode:
@@ -484,7 +478,7 @@ def fit(
       'split must be a datasets.Split of uint8 images and labels, got '
       f'{type(split).__name__}.'
     )
-  check_layout(split.images)
+  check_layout(split)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   done = int(state.step)

@@ -254,9 +254,9 @@ class TrainingTest(chex.TestCase):
     def mixed(images, keys, **_):
       return spy(images, keys), jnp.ones(len(images))
 
-    recipe = tooled(Linear())(number())._replace(
-      augment=images.in_turn(spy, spy, spy), awp=None
-    )
+    augment = images.in_turn(spy, spy, spy)
+    make = factory(methods.natural, Linear(), augment=augment, cutmix=0.5)
+    recipe = make(number())
     state = training.initial_state(recipe, jax.random.key(0), SHAPE)
     with mock.patch.object(training, 'cutmix', mixed):
       training.step(
@@ -447,6 +447,13 @@ def test_batch_norm_averages_over_devices():
   chex.assert_trees_all_close(
     jax.tree.map(lambda x: x[0], halves[1]), stats, rtol=1e-4, atol=1e-5
   )
+
+
+def test_images_without_labels_are_refused():
+  recipe = factory(methods.natural)(number())
+  split = Split(IMAGES[:8], LABELS)
+  with pytest.raises(ValueError, match='8 images but 80 labels'):
+    training.fit(recipe, split, jax.random.key(0), batch_size=8, epochs=1)
 
 
 def test_an_epoch_takes_every_example_at_most_once():

@@ -54,17 +54,10 @@ def _multi_targeted(num_classes, norm, num_steps=20):
 
 
 def _falling(num_classes, norm, num_steps=20):
-  def attack(logits_fn, batch, keys, *, epsilon, targets):
-    return gradient.targeted(
-      logits_fn,
-      batch,
-      keys,
-      targets=targets,
-      epsilon=epsilon,
-      num_steps=num_steps,
-      step_size=gradient.falling(epsilon, num_steps),
-      norm=norm,
-    )
+  def attack(*arguments, epsilon, **settings):
+    step_size = gradient.falling(epsilon, num_steps)
+    settings |= dict(epsilon=epsilon, num_steps=num_steps, norm=norm)
+    return gradient.targeted(*arguments, step_size=step_size, **settings)
 
   return Attack(attack, 2 * num_steps, min(MOST_TARGETS, num_classes - 1))
 

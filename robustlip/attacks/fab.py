@@ -30,9 +30,8 @@ def fab(
   *,
   epsilon: chex.Numeric,
   targets: chex.Array,
-  num_steps: int = 100,
   norm: str = 'linf',
-  start: chex.Array | None = None,
+  **settings,
 ) -> chex.Array:
   """Points of the ball that FAB finds, [B, H, W, C].
 
@@ -42,7 +41,7 @@ def fab(
 
   Args:
     targets: a wrong class for each example, [B], whose boundary is searched.
-    start: explicit first point; None is the input.
+    **settings: `num_steps` and `start` of `nearest_error`.
 
   Raises:
     ValueError: if a number or a target is out of range.
@@ -51,16 +50,9 @@ def fab(
   """
   del key
   inputs = check_images(batch.inputs)
-  radius = projections.check_radius(epsilon, inputs, norm=norm)
-  found = _search(
-    logits_fn,
-    batch._replace(inputs=inputs),
-    targets,
-    radius=jnp.broadcast_to(radius.reshape(-1), len(inputs)),
-    num_steps=num_steps,
-    norm=norm,
-    start=inputs if start is None else start,
-  )
+  enough = projections.check_radius(epsilon, inputs, norm=norm).reshape(-1)
+  settings |= dict(targets=targets, enough=enough, norm=norm)
+  found = nearest_error(logits_fn, batch._replace(inputs=inputs), **settings)
   return projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
 
 
@@ -71,29 +63,20 @@ def nearest_error(
   targets: chex.Array,
   num_steps: int = 100,
   norm: str = 'linf',
+  start: chex.Array | None = None,
+  enough: chex.Numeric = -1.0,
 ) -> Nearest:
   """The nearest points that FAB finds to fool the network, and how far.
 
-  Args and source as those of `fab`; exact where the network is affine.
+  Exact where the network is affine. Source and targets as those of `fab`.
+
+  Args:
+    start: explicit first point; None is the input.
+    enough: distance, [B] or one, within which an error need not be nearer.
   """
-  inputs = check_images(batch.inputs)
-  return _search(
-    logits_fn,
-    batch._replace(inputs=inputs),
-    targets,
-    radius=jnp.full(len(inputs), -1.0, inputs.dtype),
-    num_steps=num_steps,
-    norm=norm,
-    start=inputs,
-  )
-
-
-def _search(
-  logits_fn, batch, targets, *, radius, num_steps, norm, start
-) -> Nearest:
-  """Searches until a point within the radius [B] fools the network."""
   (inputs, labels), shape = batch, batch.inputs.shape
-  inputs, start = projections.flat(inputs), projections.flat(start)
+  inputs = projections.flat(check_images(inputs))
+  start = inputs if start is None else projections.flat(start)
 
   def network(points):
     return logits_fn(points.reshape(shape))
@@ -122,7 +105,7 @@ def _search(
 
     fooled = ~losses.correct(network(points), labels)
     distances = projections.norms(points - inputs, norm=norm)
-    nearer = fooled & (distances < best.distances) & (best.distances > radius)
+    nearer = fooled & (distances < best.distances) & (best.distances > enough)
     best = Nearest(
       projections.choose(nearer, points, best.points),
       jnp.where(nearer, distances, best.distances),
@@ -132,7 +115,7 @@ def _search(
 
   def unfinished(state):
     count, _, best = state
-    return (count < num_steps) & (best.distances > radius).any()
+    return (count < num_steps) & (best.distances > enough).any()
 
   best = Nearest(inputs, jnp.full(len(inputs), jnp.inf, inputs.dtype))
   state = jnp.zeros((), jnp.int32), jnp.clip(start, 0.0, 1.0), best

@@ -113,12 +113,8 @@ def multi_targeted(
   batch: Batch,
   key: chex.PRNGKey,
   *,
-  epsilon: chex.Numeric,
   num_classes: int,
-  num_steps: int = 20,
-  step_size: StepSize | None = None,
-  norm: str = 'linf',
-  start: chex.Array | None = None,
+  **settings,
 ) -> chex.Array:
   """The worst of one `targeted` attack per wrong class, [B, H, W, C].
 
@@ -127,22 +123,13 @@ def multi_targeted(
 
   Args:
     num_classes: number of logits C, at least 2.
+    **settings: those of `targeted`, its `epsilon` among them.
 
   Source: Gowal et al. 2019, arXiv:1910.09338; the paper's Appendix E.1.
   """
 
   def attack(targets):
-    return targeted(
-      logits_fn,
-      batch,
-      key,
-      targets=targets,
-      epsilon=epsilon,
-      num_steps=num_steps,
-      step_size=step_size,
-      norm=norm,
-      start=start,
-    )
+    return targeted(logits_fn, batch, key, targets=targets, **settings)
 
   check_num_classes(logits_fn, batch, num_classes)
   candidates = jax.vmap(attack)(wrong_classes(batch.labels, num_classes))
@@ -156,16 +143,16 @@ def targeted(
   *,
   targets: chex.Array,
   epsilon: chex.Numeric,
-  num_steps: int = 20,
   step_size: StepSize | None = None,
-  norm: str = 'linf',
-  start: chex.Array | None = None,
+  num_steps: int = 20,
+  **settings,
 ) -> chex.Array:
   """Ascends logit_target - logit_label, [B, H, W, C] in [0, 1].
 
   Args:
     targets: a wrong class for each example, [B].
     step_size: None is the paper's epsilon / 10; `falling` makes it fall.
+    **settings: `norm` and others of `ascend`.
 
   Raises:
     ValueError: if a number or a target is out of range.
@@ -181,8 +168,7 @@ def targeted(
     epsilon=epsilon,
     step_size=epsilon / 10 if step_size is None else step_size,
     num_steps=num_steps,
-    norm=norm,
-    start=start,
+    **settings,
   )
 
 

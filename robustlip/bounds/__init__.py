@@ -131,27 +131,14 @@ def margins(
 
 
 def certified(
-  logits_fn: LogitsFn,
-  batch: Batch,
-  *,
-  epsilon: chex.Numeric,
-  method: str = 'linear',
-  tighten: int = 0,
-  num_steps: int = 20,
+  logits_fn: LogitsFn, batch: Batch, *, epsilon: chex.Numeric, **settings
 ) -> chex.Array:
   """Whether no point of the ball can change the prediction from the label, [B].
 
-  Arguments and errors are those of `margins`. At `epsilon` 0 it is whether the
+  Settings and errors are those of `margins`. At `epsilon` 0 it is whether the
   prediction is the label.
   """
-  least = margins(
-    logits_fn,
-    batch,
-    epsilon=epsilon,
-    method=method,
-    tighten=tighten,
-    num_steps=num_steps,
-  )
+  least = margins(logits_fn, batch, epsilon=epsilon, **settings)
   own = jax.nn.one_hot(batch.labels, least.shape[-1], dtype=bool)
   safe = (own | (least > 0)).all(axis=-1)
   logits = logits_fn(check_images(batch.inputs))

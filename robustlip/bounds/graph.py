@@ -114,18 +114,10 @@ def trace(
 
 
 # Steps that only call what one of their parameters holds.
-_CALLS = {
-  'jit',
-  'pjit',
-  'closed_call',
-  'core_call',
-  'custom_jvp_call',
-  'custom_vjp_call',
-  'custom_vjp_call_jaxpr',
-  'remat',
-  'remat2',
-  'checkpoint',
-}
+_CALLS = set(
+  'jit pjit closed_call core_call custom_jvp_call custom_vjp_call '
+  'custom_vjp_call_jaxpr remat remat2 checkpoint'.split()
+)
 
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
 

@@ -86,33 +86,14 @@ def _window(step):
   return size, size
 
 
+_MOVES = """
+  concatenate convert_element_type copy copy_p neg optimization_barrier pad
+  reshape rev select_n slice split squeeze expand_dims transpose
+"""
 # Primitive -> how many terms a sum has, forwards and in the transpose.
 _AFFINE = {
-  **dict.fromkeys(
-    (
-      'concatenate',
-      'convert_element_type',
-      'copy',
-      'copy_p',
-      'neg',
-      'optimization_barrier',
-      'pad',
-      'reshape',
-      'rev',
-      'select_n',
-      'slice',
-      'split',
-      'squeeze',
-      'expand_dims',
-      'transpose',
-    ),
-    _none,
-  ),
-  'add': _one,
-  'add_any': _one,
-  'sub': _one,
-  'mul': _one,
-  'div': _one,
+  **dict.fromkeys(_MOVES.split(), _none),
+  **dict.fromkeys(('add', 'add_any', 'sub', 'mul', 'div'), _one),
   'broadcast_in_dim': lambda step: (0, _ratio(step)[1]),
   'reduce_sum': lambda step: (_ratio(step)[0], 1),
   'reduce_window_sum': _window,
@@ -296,12 +277,8 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     return [(jnp.maximum(a[0], b[0]), jnp.maximum(a[1], b[1]))]
   if step.name == 'mul':
     (a, b) = ends
-    corners = [x * y for x in a for y in b]
-    lower, upper = corners[0], corners[0]
-    for corner in corners[1:]:
-      lower = jnp.minimum(lower, corner)
-      upper = jnp.maximum(upper, corner)
-    return [outward((lower, upper))]
+    corners = jnp.stack([x * y for x in a for y in b])
+    return [outward((corners.min(axis=0), corners.max(axis=0)))]
   if step.name in _SMOOTH:
     ((lower, upper),) = bounds
     image = step.apply([lower])[0], step.apply([upper])[0]

@@ -76,31 +76,31 @@ def check(
   Raises:
     ValueError: wrong shape, layout or dtype, no examples, labels out of range.
   """
-  images, labels = split
-  check_layout(images, f'{source}: images', image_shape=image_shape)
-  labels = check_labels(labels, f'{source} labels', num_classes=num_classes)
-  if len(images) != len(labels):
-    raise ValueError(
-      f'{source}: {len(images)} images but {len(labels)} labels.'
-    )
-  if images.size == 0:
+  check_layout(split, source, image_shape=image_shape)
+  labels = check_labels(
+    split.labels, f'{source} labels', num_classes=num_classes
+  )
+  if split.images.size == 0:
     raise ValueError(f'{source}: no examples.')
-  return Split(images, labels)
+  return split._replace(labels=labels)
 
 
 def check_layout(
-  images: np.ndarray,
-  source: str = 'images',
+  split: Split,
+  source: str = 'the split',
   *,
   image_shape: tuple[int, ...] | None = None,
 ) -> None:
   """Raises ValueError unless images are uint8 [N, height, width, channels].
 
+  Also for another number of labels.
+
   Args:
     source: what the message of an error begins with.
     image_shape: (H, W, C); None accepts any but channels first.
   """
-  found = f'{source} are {images.dtype} of shape {images.shape}'
+  images, labels = split
+  found = f'{source}: images are {images.dtype} of shape {images.shape}'
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
       f'{found}, expected uint8 of shape (N, height, width, channels); of '
@@ -114,6 +114,10 @@ def check_layout(
     )
   if image_shape not in (None, shape):
     raise ValueError(f'{found}, expected {("N", *image_shape)}.')
+  if len(images) != len(labels):
+    raise ValueError(
+      f'{source}: {len(images)} images but {len(labels)} labels.'
+    )
 
 
 def check_labels(
