@@ -21,7 +21,7 @@ that are NaN, since they cannot be refused there.
 """
 
 from robustlip.attacks.apgd import apgd, dlr
-from robustlip.attacks.ascent import KEEP, ascend
+from robustlip.attacks.ascent import ascend
 from robustlip.attacks.bpda import straight_through
 from robustlip.attacks.cascade import (
   ATTACKS,
@@ -31,7 +31,7 @@ from robustlip.attacks.cascade import (
   Stage,
   cascade,
 )
-from robustlip.attacks.fab import Nearest, fab, nearest_error, to_hyperplane
+from robustlip.attacks.fab import fab, nearest_error, to_hyperplane
 from robustlip.attacks.gradient import (
   check_num_classes,
   expected,
@@ -49,10 +49,8 @@ from robustlip.attacks.square import square
 __all__ = [
   'ATTACKS',
   'AUTOATTACK',
-  'KEEP',
   'SEQUENCES',
   'Attack',
-  'Nearest',
   'Stage',
   'apgd',
   'ascend',
