@@ -184,7 +184,7 @@ def _certified(epsilon, kappa, progress, *, with_lines):
 def narrow_kernels(params: Any) -> Any:
   """Scales each kernel so that intervals keep their width through the layers.
 
-  To a standard deviation of sqrt(2 pi) / fan-in: absolute values of Gaussian
+  To a root mean square of sqrt(2 pi) / fan-in: absolute values of Gaussian
   weights then sum to 2, of which a ReLU leaves half. Biases and kernels of
   zeros stay.
 
