@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import attacks, checkpoints
+from robustlip import attacks, bounds, checkpoints
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -60,7 +60,7 @@ def define() -> None:
   flags.DEFINE_enum(
     'certify',
     '',
-    ['', 'interval', 'linear', 'alpha'],
+    ['', *bounds.METHODS],
     'Bound what can happen in the ball too: certified accuracy, and an upper '
     'bound on the Lipschitz constant.',
   )
@@ -156,7 +156,7 @@ def evaluate(
   if writable and jax.process_index() == 0:
     common.write_json(found, output)
     if save_examples:
-      _write_examples(examples, settings, dataset, attack, outcomes['test'])
+      _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
       file.unlink()
   return found
@@ -179,30 +179,20 @@ def is_writable(folder: pathlib.Path, *, needed: bool) -> bool:
   return True
 
 
-def _write_examples(file, settings, dataset, attack, outcomes) -> None:
-  """Adversarial test images, as floats and as bytes inside the ball."""
-  epsilon = attack.radii(settings)[-1]
-  attacked, split = (
-    outcomes[epsilon],
-    measure.measured(settings, dataset)['test'],
-  )
+def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
+  """Adversarial images, as floats and as bytes inside the largest ball."""
+  split, by_radius = outcome
+  epsilon, attacked = max(by_radius.items())
   images = split.images.astype(np.float64)
   moved = 255 * attacked.points.astype(np.float64) - images
-  if attack.norm == 'linf':
+  if norm == 'linf':
     room = np.floor(255 * np.float64(epsilon) + 1e-6)  # whole bytes
     moved = np.clip(np.rint(moved), -room, room)
   else:
     moved = np.trunc(moved)  # towards the image: no longer than before
   rounded = np.uint8(images + moved)
   np.savez_compressed(
-    file,
-    points=attacked.points,
-    bytes=rounded,
-    labels=split.labels,
-    correct=attacked.correct,
-    robust=attacked.robust,
-    broken_by=attacked.broken_by,
-    margins=attacked.margins,
+    file, bytes=rounded, labels=split.labels, **attacked._asdict()
   )
 
 

@@ -262,43 +262,6 @@ def test_labels_that_are_no_classes_are_refused(labels):
   assert (np.isnan(loss(jnp.asarray(labels))) == wrong).all()
 
 
-def test_outputs_that_are_probabilities_are_said():
-  def ends_in_softmax(inputs):
-    return jax.nn.softmax(1000 * linear(inputs))
-
-  doubts = evaluation.doubts(lambda _: ends_in_softmax, {}, SPLIT, KEY)
-  assert doubts['probabilities'] == 1
-  assert evaluation.doubts(lambda _: linear, {}, SPLIT, KEY) == {
-    name: 0 for name in doubts
-  }
-
-
-def test_input_gradients_that_are_exactly_zero_are_said():
-  def quantised(inputs):
-    return linear(jnp.round(15 * inputs) / 15)
-
-  doubts = evaluation.doubts(lambda _: quantised, {}, SPLIT, KEY)
-  assert doubts['zero_gradients'] == 1
-
-
-def test_a_network_that_draws_is_said():
-  draws = iter(jax.random.split(KEY, 1000))
-
-  def network(inputs):
-    def noise(_):
-      return np.asarray(
-        jax.random.normal(next(draws), (len(inputs), 3)), np.float32
-      )
-
-    shape = jax.ShapeDtypeStruct((len(inputs), 3), jnp.float32)
-    return linear(inputs) + jax.lax.stop_gradient(
-      jax.pure_callback(noise, shape, jax.lax.stop_gradient(inputs))
-    )
-
-  doubts = evaluation.doubts(lambda _: network, {}, SPLIT, KEY)
-  assert doubts['randomness'] > 0
-
-
 @pytest.mark.parametrize('norm, largest', [('linf', 1.0), ('l2', 3.0)])
 def test_a_radius_is_a_number_or_one_per_example(norm, largest):
   attack = functools.partial(attacks.pgd, linear, BATCH, KEY, norm=norm)
@@ -326,12 +289,6 @@ def test_images_in_half_precision_are_refused(dtype):
     attacks.pgd(
       linear, Batch(INPUTS.astype(dtype), BATCH.labels), KEY, epsilon=0.1
     )
-
-
-def test_a_network_in_half_precision_is_said():
-  half = lambda x: linear(x).astype(jnp.bfloat16)  # noqa: E731
-  doubts = evaluation.doubts(lambda _: half, {}, SPLIT, KEY)
-  assert doubts['half_precision'] == 1
 
 
 @pytest.mark.parametrize('wrap', [lambda x: (x, x), lambda x: {'logits': x}])
@@ -462,19 +419,6 @@ def test_a_gradient_for_what_has_none_finds_the_exact_worst_case():
   robust, _ = measure(network, split=split)
   np.testing.assert_array_equal(robust, stands)
   assert 0 < stands.sum() < 40
-
-
-def test_points_that_are_returned_are_those_that_were_counted():
-  evaluator = evaluation.Evaluator(
-    lambda _: linear,
-    cascade=attacks.cascade('pgd', epsilon=0.1, num_classes=3),
-    batch_size=7,
-  )
-  found = evaluator.accuracies({}, SPLIT, KEY, keep_points=True)
-  logits = linear(jnp.asarray(found.points))
-  np.testing.assert_array_equal(losses.correct(logits, LABELS), found.robust)
-  wrong = Split(IMAGES, (LABELS + 1) % 3)  # nothing is left to attack
-  assert not evaluator.accuracies({}, wrong, KEY).robust.any()
 
 
 def test_small_gradients_have_directions_too():
