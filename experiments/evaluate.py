@@ -112,7 +112,8 @@ def evaluate(
     save_examples: whether to write the adversarial images too.
 
   Raises:
-    ValueError: if it is no run, or the data have changed.
+    ValueError: if it is no run, the data have changed, or the images cannot
+      be written.
   """
   began, settings = time.monotonic(), config.read(path)
   if settings.fingerprint not in (None, dataset.fingerprint):
@@ -139,13 +140,19 @@ def evaluate(
       logging.info('%s was measured before', output)
       return found
   scratch = output.with_name(f'{name}-step{step}-partial')
-  writable = is_writable(output.parent, needed=save_examples)
+  try:
+    common.output_folder(output.parent)
+  except ValueError as error:
+    if save_examples:
+      raise
+    logging.warning('%s; the record is printed alone', error)
+    scratch = None
   outcomes = measure.under_attack(
     settings,
     dataset,
     variables,
     attack,
-    partial_file=scratch if writable else None,
+    partial_file=scratch,
     keep_points=save_examples,
   )
   found = measure.record(
@@ -153,30 +160,13 @@ def evaluate(
   )
   found |= state
   found['seconds'] = time.monotonic() - began
-  if writable and jax.process_index() == 0:
+  if scratch and jax.process_index() == 0:
     common.write_json(found, output)
     if save_examples:
       _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
       file.unlink()
   return found
-
-
-def is_writable(folder: pathlib.Path, *, needed: bool) -> bool:
-  """Whether records can be written there; a warning says that they cannot.
-
-  Raises:
-    ValueError: if they cannot and that is `needed`.
-  """
-  try:
-    common.output_folder(folder)
-  except ValueError as error:
-    if needed:
-      raise
-    reason = error.__cause__.strerror
-    logging.warning('%s: %s; the record is printed alone', folder, reason)
-    return False
-  return True
 
 
 def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:

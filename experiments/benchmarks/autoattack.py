@@ -9,6 +9,7 @@ are compared on all images. A batch under an attack is a piece that is kept in a
 file: the same command goes on where it was interrupted.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -222,8 +223,8 @@ def ours(
 ) -> Work:
   """Our evaluation; points that fool us must fool the twin, in ball and box."""
   images, everyone = from_bytes(task.split.images), len(task.split.labels)
-  evaluators, compiled = {}, set()
 
+  @functools.cache
   def evaluator(attack):
     steps = num_queries if attack == 'square' else None
     return Evaluator(
@@ -239,7 +240,7 @@ def ours(
     unbroken = np.full(everyone, UNBROKEN, np.int16)
     margins = np.zeros(everyone, np.float32)
     done = Attacked(standing, standing, unbroken, margins, images)
-    return evaluators[attack].accuracies(
+    return evaluator(attack).accuracies(
       variables,
       task.split,
       jax.random.key(0),
@@ -249,19 +250,16 @@ def ours(
       keep_points=True,
     )
 
-  def compile_all(attack, given):
+  @functools.cache
+  def compile_all(attack, count):
     """Every program, on a ball so large that an attack ends at once."""
-    kinds = {x.attack: i for i, x in enumerate(evaluators[attack].cascade)}
+    kinds = {x.attack: i for i, x in enumerate(evaluator(attack).cascade)}
     for place in kinds.values():  # the last of each kind
-      for size in {len(given), -(-len(given) // 2), -(-len(given) // 4)}:
-        run(attack, given[:size], place, 1.0)
-    compiled.add((attack, len(given)))
+      for size in {count, -(-count // 2), -(-count // 4)}:
+        run(attack, np.arange(size), place, 1.0)
 
   def work(attack, given):
-    if attack not in evaluators:
-      evaluators[attack] = evaluator(attack)
-    if (attack, len(given)) not in compiled:
-      compile_all(attack, given)
+    compile_all(attack, len(given))
     start = clocks()
     found = run(attack, given)
     spent = [*np.subtract(clocks(), start)]
@@ -273,7 +271,7 @@ def ours(
     return {
       'broken': broken.tolist(),
       'unconfirmed': broken[~sure].tolist(),
-      'spent': [*spent, evaluation.passes(found, evaluators[attack].cascade)],
+      'spent': [*spent, evaluation.passes(found, evaluator(attack).cascade)],
     }
 
   return work
