@@ -223,14 +223,6 @@ def test_several_runs_have_folders_of_their_own(tmp_path):
   assert len(list(work.glob('*/result.json'))) == 4
 
 
-def test_streaming_is_the_same_training(tmp_path):
-  for name, flag in (('a', '--stream'), ('b', '--nostream')):
-    last_json(train(tmp_path, f'--workdir={tmp_path / name}', flag))
-  chex.assert_trees_all_equal(
-    parameters(tmp_path / 'a'), parameters(tmp_path / 'b')
-  )
-
-
 def together(*arguments):
   return [last_json(each) for each in scripts.two_processes(*arguments)]
 
