@@ -1,7 +1,8 @@
 """The empirical local Lipschitz constant, the paper's Eq. (3).
 
 Shared arguments: `logits_fn` maps [B, H, W, C] images in [0, 1] to logits and
-should be in inference mode; `key` is one PRNG key or one per example.
+should be in inference mode; `key` is one PRNG key or one per example; `norm` is
+that of the ball and of x - x', the paper's 'linf' or 'l2'.
 """
 
 from typing import NamedTuple
@@ -24,9 +25,13 @@ class Estimate(NamedTuple):
 
 
 def slope(
-  clean: chex.Array, logits: chex.Array, deltas: chex.Array
+  clean: chex.Array,
+  logits: chex.Array,
+  deltas: chex.Array,
+  *,
+  norm: str = 'linf',
 ) -> chex.Array:
-  """||clean - logits||_1 / ||deltas||_inf, [B]; 0 where a delta is 0.
+  """||clean - logits||_1 / ||deltas||, [B]; 0 where a delta is 0.
 
   A logit that is -inf in both, a class that is never predicted, adds nothing.
   """
@@ -34,15 +39,20 @@ def slope(
   same = (clean == logits) & (clean < jnp.inf)
   change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
   rise = jnp.abs(change).sum(axis=-1)
-  run = projections.norms(deltas)
-  still = run == 0
-  return jnp.where(still, 0.0, rise / jnp.where(still, 1.0, run))
+  still = projections.norms(deltas) == 0
+  apart = jnp.where(projections.per_example(still, deltas), 1.0, deltas)
+  rises = rise / projections.norms(apart, norm=norm)
+  return jnp.where(still, 0.0, rises)
 
 
 def ratio(
-  logits_fn: LogitsFn, inputs: chex.Array, points: chex.Array
+  logits_fn: LogitsFn,
+  inputs: chex.Array,
+  points: chex.Array,
+  *,
+  norm: str = 'linf',
 ) -> chex.Array:
-  """||f(x) - f(x')||_1 / ||x - x'||_inf, [B]; 0 where x' = x.
+  """||f(x) - f(x')||_1 / ||x - x'||, [B]; 0 where x' = x.
 
   Raises:
     ValueError: unless both are floats in [0, 1].
@@ -51,7 +61,7 @@ def ratio(
   """
   chex.assert_equal_shape([inputs, points])
   inputs, points = check_images(inputs), check_images(points)
-  return slope(logits_fn(inputs), logits_fn(points), inputs - points)
+  return slope(logits_fn(inputs), logits_fn(points), inputs - points, norm=norm)
 
 
 def estimate(
@@ -62,10 +72,11 @@ def estimate(
   epsilon: chex.Numeric,
   step_size: chex.Numeric | None = None,
   num_steps: int = 10,
+  norm: str = 'linf',
   start: chex.Array | None = None,
   keep: str = 'best',
 ) -> Estimate:
-  """Maximises the ratio over the l-inf ball by projected sign ascent.
+  """Maximises the ratio over the ball by projected ascent.
 
   What is found is attained by a point of the ball, hence a lower bound on the
   maximum of Eq. (3); more steps only raise it when `keep` is 'best'.
@@ -86,7 +97,7 @@ def estimate(
   clean = logits_fn(inputs)
 
   def objective(points):
-    return slope(clean, logits_fn(points), inputs - points)
+    return slope(clean, logits_fn(points), inputs - points, norm=norm)
 
   points = attacks.ascend(
     objective,
@@ -95,6 +106,7 @@ def estimate(
     epsilon=epsilon,
     step_size=epsilon / 5 if step_size is None else step_size,
     num_steps=num_steps,
+    norm=norm,
     start=start,
     keep=keep,
   )
@@ -104,7 +116,7 @@ def estimate(
 def upper_bound(
   logits_fn: LogitsFn, inputs: chex.Array, *, epsilon: chex.Numeric
 ) -> chex.Array:
-  """Upper bounds of Eq. (3): no point of the ball has a larger ratio, [B].
+  """Upper bounds of Eq. (3), in l-inf: no point has a larger ratio, [B].
 
   In exact arithmetic: as x' approaches x the ratio of the rounded logits has
   no bound. Exact for affine networks of at most 12 classes; see

@@ -5,8 +5,8 @@ arguments whose defaults are the paper's value or its middle one. A method of
 your own is a `Method` of two functions and needs no entry here. `released` has
 what the authors' code computes differently.
 
-Shared arguments: `epsilon` is the radius of the l-inf ball in units of the
-pixel range; it and the weights may be traced.
+Shared arguments: `epsilon` is the radius of the ball in units of the pixel
+range; it and the weights may be traced. `norm` is the ball's, 'linf' or 'l2'.
 """
 
 import inspect
@@ -58,19 +58,22 @@ def natural(*, epsilon: chex.Numeric = 0.0) -> Method:
   return Method(unmoved, losses.natural)
 
 
-def at(*, epsilon: chex.Numeric) -> Method:
+def at(*, epsilon: chex.Numeric, norm: str = 'linf') -> Method:
   """Adversarial training on the points of PGD."""
-  return Method(partial(attacks.pgd, epsilon=epsilon), losses.at)
+  return Method(partial(attacks.pgd, epsilon=epsilon, norm=norm), losses.at)
 
 
-def rst(*, epsilon: chex.Numeric, lam: chex.Numeric = 1.0) -> Method:
+def rst(
+  *, epsilon: chex.Numeric, lam: chex.Numeric = 1.0, norm: str = 'linf'
+) -> Method:
   """PGD's points, then CE(x) + lam CE(x')."""
-  return Method(
-    partial(attacks.pgd, epsilon=epsilon), partial(losses.rst, lam=lam)
-  )
+  maximize = partial(attacks.pgd, epsilon=epsilon, norm=norm)
+  return Method(maximize, partial(losses.rst, lam=lam))
 
 
-def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
+def trades(
+  *, epsilon: chex.Numeric, beta: chex.Numeric = 3.0, norm: str = 'linf'
+) -> Method:
   """Ten steps of epsilon / 5 on the divergence, then CE + beta KL."""
 
   def maximize(logits_fn, batch, key):
@@ -81,6 +84,7 @@ def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
       epsilon=epsilon,
       step_size=epsilon / 5,
       num_steps=10,
+      norm=norm,
       start=gaussian_start(batch.inputs, key),
     )
 
@@ -88,7 +92,11 @@ def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
 
 
 def llr(
-  *, epsilon: chex.Numeric, lam: chex.Numeric = 4.0, mu: chex.Numeric = 3.0
+  *,
+  epsilon: chex.Numeric,
+  lam: chex.Numeric = 4.0,
+  mu: chex.Numeric = 3.0,
+  norm: str = 'linf',
 ) -> Method:
   """Two steps of epsilon / 2 on the nonlinearity, then CE + its two terms.
 
@@ -104,6 +112,7 @@ def llr(
       epsilon=epsilon,
       step_size=epsilon / 2,
       num_steps=2,
+      norm=norm,
     )
 
   return Method(maximize, partial(losses.llr, lam=lam, mu=mu))
@@ -207,7 +216,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 def weights(method: Callable[..., Method]) -> dict[str, float]:
   """The weights that a factory of methods takes, with their defaults."""
   parameters = inspect.signature(method).parameters.values()
-  others = ('epsilon', 'progress')
+  others = ('epsilon', 'norm', 'progress')
   return {p.name: p.default for p in parameters if p.name not in others}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, losses, projections, released
+from robustlip import attacks, losses, methods, projections, released
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -291,6 +291,15 @@ def test_radii_and_steps_of_each_example(norm):
       alone, keys[i : i + 1], epsilon=radii[i], step_size=radii[i] / 3
     )
     chex.assert_trees_all_close(together[i : i + 1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['at', 'rst', 'trades', 'llr'])
+def test_the_inner_problem_of_a_method_keeps_to_its_ball(name):
+  batch = Batch(INPUTS, jnp.zeros(len(INPUTS), jnp.int32))
+  for norm in projections.NORMS:
+    method = methods.METHODS[name](epsilon=0.02, norm=norm)
+    moves = method.maximize(linear, batch, KEY) - INPUTS
+    assert 0 < projections.norms(moves, norm=norm).max() < 0.0201
 
 
 def test_numbers_of_double_precision_leave_float32_alone():

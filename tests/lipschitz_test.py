@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from robustlip import attacks, lipschitz, methods, released
+from robustlip import attacks, lipschitz, methods, projections, released
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -75,9 +75,23 @@ class LipschitzTest(chex.TestCase):
     move = np.abs(INPUTS - best.points).max((1, 2, 3))
     np.testing.assert_allclose(best.ratios, rise / move, rtol=1e-5)
 
-  def test_no_move_is_ratio_zero_with_zero_gradient(self):
+  def test_l2_of_one_logit_is_the_length_of_its_weights(self):
+    weights = np.random.default_rng(3).normal(size=INPUTS[0].size)
+    weights = weights.astype(np.float32)
+
+    def one(inputs):
+      return inputs.reshape(len(inputs), -1) @ weights[:, None]
+
+    found = lipschitz.estimate(one, INPUTS, KEY, epsilon=0.3, norm='l2')
+    length = np.linalg.norm(weights)
+    assert (found.ratios <= length * (1 + 1e-5)).all()
+    np.testing.assert_allclose(found.ratios, length, rtol=0.01)
+    assert (projections.norms(found.points - INPUTS, norm='l2') < 0.3001).all()
+
+  @parameterized.parameters('linf', 'l2')
+  def test_no_move_is_ratio_zero_with_zero_gradient(self, norm):
     values, gradient = jax.value_and_grad(
-      lambda x: lipschitz.ratio(linear, INPUTS, x).sum()
+      lambda x: lipschitz.ratio(linear, INPUTS, x, norm=norm).sum()
     )(INPUTS)
     assert values == 0
     chex.assert_tree_all_finite(gradient)
