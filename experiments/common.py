@@ -218,7 +218,7 @@ def _start_jax() -> None:
   if not jax.config.jax_compilation_cache_dir:
     folder = pathlib.Path('~/.cache/robustlip/compiled').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   try:
     if 'coordinator' in FLAGS:
       _start_processes()

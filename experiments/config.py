@@ -218,16 +218,7 @@ class Config:
   @property
   def static(self) -> 'Config':
     """The settings of which any change is another program."""
-    return dataclasses.replace(
-      self,
-      seed=0,
-      epsilon=0.0,
-      learning_rate=0.0,
-      lam=0.0,
-      beta=0.0,
-      mu=0.0,
-      kappa=0.0,
-    )
+    return dataclasses.replace(self, seed=0, **dict.fromkeys(NUMBERS, 0.0))
 
   def to_json(self) -> dict[str, Any]:
     """The settings as JSON gives them back."""

@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import attacks, checkpoints
+from robustlip import attacks, bounds, checkpoints
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -60,7 +60,7 @@ def define() -> None:
   flags.DEFINE_enum(
     'certify',
     '',
-    ['', 'interval', 'linear', 'alpha'],
+    ['', *bounds.METHODS],
     'Bound what can happen in the ball too: certified accuracy, and an upper '
     'bound on the Lipschitz constant.',
   )
@@ -112,7 +112,8 @@ def evaluate(
     save_examples: whether to write the adversarial images too.
 
   Raises:
-    ValueError: if it is no run, or the data have changed.
+    ValueError: if it is no run, the data have changed, or the images cannot
+      be written.
   """
   began, settings = time.monotonic(), config.read(path)
   if settings.fingerprint not in (None, dataset.fingerprint):
@@ -139,13 +140,19 @@ def evaluate(
       logging.info('%s was measured before', output)
       return found
   scratch = output.with_name(f'{name}-step{step}-partial')
-  writable = is_writable(output.parent, needed=save_examples)
+  try:
+    common.output_folder(output.parent)
+  except ValueError as error:
+    if save_examples:
+      raise
+    logging.warning('%s; the record is printed alone', error)
+    scratch = None
   outcomes = measure.under_attack(
     settings,
     dataset,
     variables,
     attack,
-    partial_file=scratch if writable else None,
+    partial_file=scratch,
     keep_points=save_examples,
   )
   found = measure.record(
@@ -153,56 +160,29 @@ def evaluate(
   )
   found |= state
   found['seconds'] = time.monotonic() - began
-  if writable and jax.process_index() == 0:
+  if scratch and jax.process_index() == 0:
     common.write_json(found, output)
     if save_examples:
-      _write_examples(examples, settings, dataset, attack, outcomes['test'])
+      _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
       file.unlink()
   return found
 
 
-def is_writable(folder: pathlib.Path, *, needed: bool) -> bool:
-  """Whether records can be written there; a warning says that they cannot.
-
-  Raises:
-    ValueError: if they cannot and that is `needed`.
-  """
-  try:
-    common.output_folder(folder)
-  except ValueError as error:
-    if needed:
-      raise
-    reason = error.__cause__.strerror
-    logging.warning('%s: %s; the record is printed alone', folder, reason)
-    return False
-  return True
-
-
-def _write_examples(file, settings, dataset, attack, outcomes) -> None:
-  """Adversarial test images, as floats and as bytes inside the ball."""
-  epsilon = attack.radii(settings)[-1]
-  attacked, split = (
-    outcomes[epsilon],
-    measure.measured(settings, dataset)['test'],
-  )
+def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
+  """Adversarial images, as floats and as bytes inside the largest ball."""
+  split, by_radius = outcome
+  epsilon, attacked = max(by_radius.items())
   images = split.images.astype(np.float64)
   moved = 255 * attacked.points.astype(np.float64) - images
-  if attack.norm == 'linf':
+  if norm == 'linf':
     room = np.floor(255 * np.float64(epsilon) + 1e-6)  # whole bytes
     moved = np.clip(np.rint(moved), -room, room)
   else:
     moved = np.trunc(moved)  # towards the image: no longer than before
   rounded = np.uint8(images + moved)
   np.savez_compressed(
-    file,
-    points=attacked.points,
-    bytes=rounded,
-    labels=split.labels,
-    correct=attacked.correct,
-    robust=attacked.robust,
-    broken_by=attacked.broken_by,
-    margins=attacked.margins,
+    file, bytes=rounded, labels=split.labels, **attacked._asdict()
   )
 
 

@@ -35,13 +35,18 @@ def place(row: str, rows: dict[str, dict[str, float]]) -> tuple[bool, float]:
 
 
 def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Spearman's, of the constant of Eq. (3) with each gap; none of two runs."""
+  """Spearman's, of the constant of Eq. (3) with each gap, over all runs.
+
+  There is none of two runs, of numbers that are all equal, nor of rows whose
+  constant is not finite, which have no such column.
+  """
   from scipy import stats
 
   columns = ('eq3_lipschitz', 'gap', 'adv_gap')
   runs = [
     run
     for row in rows
+    if set(columns) <= set(row['ours'])
     for run in zip(*(row['ours'][c] for c in columns), strict=True)
   ]
   if len(runs) < 3:
@@ -50,6 +55,7 @@ def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
   return {
     column: float(stats.spearmanr(constants, values).statistic)
     for column, values in zip(columns[1:], gaps, strict=True)
+    if len(set(values)) > 1 and len(set(constants)) > 1
   }
 
 

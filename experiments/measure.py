@@ -61,11 +61,18 @@ class Attack(NamedTuple):
 PGD = Attack()  # ten steps, as the paper measures
 
 
-def network(config: Config, dataset: Dataset) -> nn.Module:
-  """The Linen module that `config` names, for the classes of the data."""
+class Outcome(NamedTuple):
+  """What became of a split."""
+
+  split: Split
+  by_radius: dict[float, evaluation.Attacked]  # the smallest first
+
+
+def network(config: Config, class_names: tuple[str, ...]) -> nn.Module:
+  """The Linen module that `config` names, for these classes."""
   return models.build(
     config.arch,
-    len(dataset.class_names),
+    len(class_names),
     dropout_rate=config.dropout,
     dtype=config.precision,
     activation=config.activation,
@@ -87,18 +94,19 @@ def evaluator(
 
 @functools.lru_cache(maxsize=2)  # runs that differ in numbers share programs
 def _evaluator(config, class_names, attack, batch_size):
-  data = Dataset('', None, None, class_names, None)  # only the classes count
   epsilon = attack.epsilons[-1]
   estimates = {
     'eq3': lipschitz.estimate,
     'released': released.lipschitz_estimate,
   }
+  if attack.norm != 'linf':  # a constant is of an l-inf ball
+    estimates = {}
 
   def ratios(estimate, *args):
     return estimate(*args, epsilon=epsilon).ratios
 
   return evaluation.Evaluator(
-    partial(models.logits_fn, network(config, data)),
+    partial(models.logits_fn, network(config, class_names)),
     cascade=attacks.cascade(
       attack.name,
       epsilon=epsilon,
@@ -184,8 +192,8 @@ def under_attack(
   *,
   partial_file: pathlib.Path | None = None,
   keep_points: bool = False,
-) -> dict[str, dict[float, evaluation.Attacked]]:
-  """What became of each split at each radius.
+) -> dict[str, Outcome]:
+  """What became of the examples that are measured, at each radius.
 
   Args:
     partial_file: where stages are kept until all are done, so that an
@@ -194,7 +202,7 @@ def under_attack(
   """
   measures, outcomes = evaluator(config, dataset, attack), {}
   for name, split in measured(config, dataset).items():
-    outcomes[name], done = {}, None
+    outcomes[name], done = Outcome(split, {}), None
     for epsilon in attack.radii(config):
       file = None
       if partial_file:
@@ -211,7 +219,7 @@ def under_attack(
         done=_saved(file, keep_points) or done,
         save=partial(_save, file) if file else None,
       )
-      outcomes[name][epsilon], done = outcome, (0, outcome)
+      outcomes[name].by_radius[epsilon], done = outcome, (0, outcome)
   return outcomes
 
 
@@ -230,7 +238,7 @@ def _saved(file: pathlib.Path | None, keep_points: bool):
     return None
   arrays = dict(np.load(file))
   place = int(arrays.pop('place'))
-  if not {'margins', *['points'] * keep_points} <= set(arrays):
+  if keep_points and 'points' not in arrays:
     return None
   logging.info('Going on after %d stages in %s', place, file)
   return place, evaluation.Attacked(**arrays)
@@ -241,21 +249,18 @@ def certificates(
   dataset: Dataset,
   variables: Any,
   attack: Attack,
-  outcomes: dict[float, evaluation.Attacked],
+  outcome: Outcome,
 ) -> dict[str, Any]:
-  """The other side of what an attack shows: bounds, on test examples.
+  """The other side of what an attack showed of a split: bounds.
 
   Each method up to the one asked for bounds what those before it leave open,
   from the largest radius on: who is certified there is so in smaller balls.
-
-  Args:
-    outcomes: what became of the test examples by radius.
 
   Raises:
     ArithmeticError: if an example is certified and was broken, or a lower
       bound exceeds an upper one: one of the two is wrong.
   """
-  module, split = network(config, dataset), measured(config, dataset)['test']
+  module, split = network(config, dataset.class_names), outcome.split
 
   def certified(method, variables, batch, keys, epsilon):
     del keys
@@ -285,16 +290,16 @@ def certificates(
 
   sure, taken, found = np.zeros(len(split.labels), bool), {}, {}
   for epsilon in reversed(attack.radii(config)):
-    outcome = outcomes[epsilon]
+    attacked = outcome.by_radius[epsilon]
     for name in names:
       # Alpha takes long: what was broken is not tried.
-      candidates = outcome.robust if name == 'alpha' else outcome.correct
+      candidates = attacked.robust if name == 'alpha' else attacked.correct
       rest = np.flatnonzero(candidates & ~sure)
       if len(rest):
         sure[rest] = bounded(name, epsilon, rest)
       taken.setdefault(name, int(sure[rest].sum()))  # at the largest radius
     lower, upper = bounded('Lipschitz', epsilon)
-    _check_order(sure, outcome, lower, upper, epsilon)
+    _check_order(sure, attacked, lower, upper, epsilon)
     found[f'{epsilon:g}'] = {
       'certified_test_acc': evaluation.percent(sure),
       'eq3_lipschitz': float(lower.mean(dtype=np.float64)),
@@ -308,13 +313,12 @@ def certificates(
   return largest | {'certified_by': taken}
 
 
-def _check_order(sure, outcome, lower, upper, epsilon) -> None:
-  """Certified, attacked, clean; lower, upper: each at most the next."""
+def _check_order(sure, attacked, lower, upper, epsilon) -> None:
+  """Certified and attacked, lower and upper: each at most the next."""
   # The ratio of rounded logits has no bound where x' is close to x.
   slack = 1e-3 * upper + 1e-5 / max(epsilon, 1e-9)
   wrong = {
-    'are certified and broken': sure & ~outcome.robust,
-    'are robust and wrong without an attack': outcome.robust & ~outcome.correct,
+    'are certified and broken': sure & ~attacked.robust,
     'have a lower Lipschitz bound above the upper one': lower > upper + slack,
   }
   for what, examples in wrong.items():
@@ -328,7 +332,7 @@ def record(
   variables: Any,
   attack: Attack = PGD,
   *,
-  outcomes: dict[str, dict[float, evaluation.Attacked]] | None = None,
+  outcomes: dict[str, Outcome] | None = None,
 ) -> dict[str, Any]:
   """Everything measured of a network, with the settings behind it.
 
@@ -337,9 +341,10 @@ def record(
   """
   outcomes = outcomes or under_attack(config, dataset, variables, attack)
   measures = evaluator(config, dataset, attack)
-  splits, found = measured(config, dataset), {}
-  for name, by_radius in outcomes.items():
-    last = by_radius[attack.radii(config)[-1]]
+  found: dict[str, Any] = {}
+  for name, (split, by_radius) in outcomes.items():
+    *_, last = by_radius.values()
+    found[f'measured_{name}'] = len(split.labels)
     found[f'{name}_acc'] = evaluation.percent(last.correct)
     found[f'adv_{name}_acc'] = evaluation.percent(last.robust)
     if len(by_radius) > 1:
@@ -351,18 +356,15 @@ def record(
     found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
-  ratios = measures.lipschitz(
-    variables, splits['test'], key(config), name='test'
-  )
+  test = outcomes['test']
+  ratios = measures.lipschitz(variables, test.split, key(config), name='test')
   for name, values in ratios.items():
     found[f'{name}_lipschitz'] = float(values.mean(dtype=np.float64))
   if attack.certify:
-    found |= certificates(config, dataset, variables, attack, outcomes['test'])
+    found |= certificates(config, dataset, variables, attack, test)
   return {
     **config.to_json(),
     **found,
-    'measured_train': len(splits['train'].labels),
-    'measured_test': len(splits['test'].labels),
     'attack': attack.name,
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
@@ -382,7 +384,7 @@ def doubts(
 ) -> dict[str, float]:
   """What makes these numbers doubtful, each with a warning; {} is none."""
   found = evaluation.doubts(
-    partial(models.logits_fn, network(config, dataset)),
+    partial(models.logits_fn, network(config, dataset.class_names)),
     variables,
     subset(dataset.test, 100),
     key(config),

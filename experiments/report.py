@@ -348,6 +348,8 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
 
 def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
   def rounded(x):
+    if x is None:  # nothing was left to measure
+      return '–'
     return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
   ratios = (f'{x["candidate"]} {rounded(x["ratio_of_ours"])}' for x in peers)

@@ -212,7 +212,7 @@ def check(settings: Config, dataset: Dataset) -> None:
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
   image = jnp.float32(dataset.train.images[:1])  # it may be too small
-  module = measure.network(settings, dataset)
+  module = measure.network(settings, dataset.class_names)
   jax.eval_shape(module.init, jax.random.key(0), image)
 
 
@@ -224,7 +224,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     KeyboardInterrupt: after Ctrl-C or SIGTERM, with the last step on disk.
   """
   split, held_out = measure.training_split(settings, dataset)
-  module = measure.network(settings, dataset)
+  module = measure.network(settings, dataset.class_names)
   order = functools.partial(
     training.epoch_order,
     settings.seed,
@@ -250,9 +250,8 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     stop_asked() as stopping,
     progress.bar(total, f'training {path.name}', unit='step') as bar,
   ):
-    state, seconds = newest.newest(Progress(fresh, np.zeros(()))) or Progress(
-      fresh, np.zeros(())
-    )
+    begun = Progress(fresh, np.zeros(()))
+    state, seconds = newest.newest(begun) or begun
     done, saved_at = int(state.step), time.monotonic()
     curve, states = rewound_curve(path, done), training.replicate(state)
     bar.update(done)

@@ -125,18 +125,16 @@ def finished(
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     if row.endswith('-early'):
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
-    for attack in FLAGS.attacks or ATTACKS.get(FLAGS.table, []):
-      more = evaluate.evaluate(
-        path, dataset, measure.Attack(attack), checkpoint=checkpoint
-      )
-      run |= {f'{attack}_{column}': more[column] for column in UNDER_ATTACK}
+    names = FLAGS.attacks or ATTACKS.get(FLAGS.table, [])
+    attacks = [measure.Attack(name) for name in names]
+    if FLAGS.certify:
+      attacks.append(measure.PGD._replace(certify=FLAGS.certify))
+    for attack in attacks:
+      more = evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint)
+      if not attack.certify:
+        run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
       run['seconds'] += more['seconds']
       run = more | run  # what only the evaluation has
-    if FLAGS.certify:
-      attack = measure.Attack(certify=FLAGS.certify)
-      run = (
-        evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint) | run
-      )
     found.append(run)
   return row_record(dataset, base, row, found)
 

@@ -10,6 +10,7 @@ The same command again goes on from the last checkpoint, or prints the result
 of a finished run at once.
 """
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -20,20 +21,18 @@ from experiments.config import Config
 from robustlip import datasets
 
 FLAGS = flags.FLAGS
-LISTS = {
-  'lam': 'Weight in rst, gr and llr',
-  'beta': 'Weight in trades',
-  'mu': 'Weight of the slope in llr',
-}
+LISTS = ('lam', 'beta', 'mu')  # weights of which there may be several
 
 
 def define() -> None:
   """The flags of this script."""
   common.define_dataset()
-  config.define(without=tuple(LISTS))
+  config.define(without=LISTS)
   runs.define()
-  for name, text in LISTS.items():
-    flags.DEFINE_list(name, None, f'{text}, or several.')
+  for field in dataclasses.fields(Config):
+    if field.name in LISTS:
+      text = field.metadata['text'].removesuffix('.')
+      flags.DEFINE_list(field.name, None, f'{text}, or several.')
   flags.DEFINE_string(
     'workdir',
     None,

@@ -1,34 +1,25 @@
 """The benchmark: its arithmetic, and one small suite in a process."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from experiments.benchmarks import autoattack, cases, problem
 from experiments.benchmarks.timing import Candidate, Case, measure
 
-RUN = [sys.executable, '-m', 'experiments.benchmark', '--repeats=1']
+BENCHMARK = 'experiments.benchmark'
 
 
-def run(*arguments):
-  environment = dict(os.environ, JAX_PLATFORMS='cpu')
-  return subprocess.run(
-    [*RUN, *arguments], capture_output=True, text=True, env=environment
-  )
-
-
-def test_a_suite_prints_a_table_and_one_record(tmp_path):
+def test_a_suite_prints_a_table_and_one_record(tmp_path, call):
   path = tmp_path / 'record.json'
-  arguments = ('--arch=wrn_10_1', '--batch_size=4', '--num_images=6')
-  result = run('--suite=attack', *arguments, f'--output={path}')
-  assert result.returncode == 0, result.stderr
-  record = json.loads(result.stdout.splitlines()[-1])
+  flags = '--suite=attack', '--arch=wrn_10_1', '--batch_size=4', '--repeats=1'
+  record = scripts.last_json(
+    call(BENCHMARK, *flags, '--num_images=6', f'--output={path}')
+  )
   assert record == json.loads(path.read_text())
   (case,) = record['cases']
   (ours,) = case['candidates']
@@ -47,10 +38,9 @@ def test_a_suite_prints_a_table_and_one_record(tmp_path):
     ('--arch=', 'no network'),
   ],
 )
-def test_wrong_networks_are_one_line(flag, message, tmp_path):
-  result = run(flag, f'--output={tmp_path}/record.json')
-  assert result.returncode == 1
-  assert message in result.stderr.splitlines()[-1]
+def test_wrong_networks_are_one_line(flag, message, tmp_path, call):
+  output = f'--output={tmp_path}/record.json'
+  assert message in scripts.error(call(BENCHMARK, flag, output))
   assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +110,7 @@ def test_an_attack_that_need_not_move_takes_what_is_wrong():
   task = task._replace(
     split=task.split._replace(labels=np.array([0, 1, 0, 2], np.int32))
   )
-  work = autoattack.ours(task, task.variables(), 0.1, 2, 4, None)
+  work = autoattack.ours(task, task.variables(), 0.1, 10, 2, 4, None)
   found = work('square', np.arange(4))
   assert found['broken'] == [1, 3] and found['unconfirmed'] == []
   assert found['spent'][0] > 0 and found['spent'][2] == 4 * 3
@@ -153,6 +143,10 @@ def test_an_attack_is_timed_on_what_stands_and_compared_on_all(tmp_path):
   assert found['square']['per_second'] == 2.0 and found['all']['passes'] == 60
   assert found['apgd_ce']['unconfirmed'] == [0, 3]
   assert autoattack.through(*given) == found and len(calls) == 4  # kept
+  takes['apgd_ce'] = [0, 1, 2, 3]  # nothing is left for the other
+  found = autoattack.through(tmp_path / 'all', work, takes, correct, 3)
+  assert np.isnan(found['square']['per_second'])
+  assert found['square']['robust'] == 2 and found['all']['robust'] == 0
 
 
 def test_points_are_measured_exactly():

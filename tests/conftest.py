@@ -6,6 +6,7 @@ the same ones: scripts have a folder of their own, since some are killed.
 """
 
 import atexit
+import functools
 import os
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 
 import jax
 import pytest
+import scripts
 
 from robustlip.models import convolution
 
@@ -32,10 +34,17 @@ if COMPILED not in os.environ:
 OWN = f'{os.environ[COMPILED]}/{os.environ.get("PYTEST_XDIST_WORKER", "")}'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{OWN}/scripts'
 jax.config.update('jax_compilation_cache_dir', f'{OWN}/tests')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  """Runs a script in this process, see `scripts.here`."""
+  return functools.partial(scripts.here, capsys=capsys, monkeypatch=monkeypatch)
 
 
 @pytest.fixture(scope='session')

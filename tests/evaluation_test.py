@@ -97,16 +97,15 @@ class EvaluationTest(chex.TestCase):
       assert attacked.robust.sum() == robust
       sizes.clear()
 
-  @parameterized.parameters(3, 1000)
-  def test_the_batch_size_changes_nothing(self, batch_size):
-    def measured(batch_size):
+  def test_the_batch_size_changes_nothing(self):
+    measured = []
+    for batch_size in (8, 3, 1000):
       measure = evaluator(
         bumpy, 'autoattack', batch_size, num_classes=4, num_steps=3
       )
       attacked = measure.accuracies({}, HARD, KEY)
-      return attacked, measure.lipschitz({}, HARD, KEY)
-
-    chex.assert_trees_all_close(measured(batch_size), measured(8), rtol=1e-5)
+      measured.append((attacked, measure.lipschitz({}, HARD, KEY)))
+    chex.assert_trees_all_close(*measured, rtol=1e-5)
 
   def test_stages_in_turn_find_what_all_targets_at_once_find(self):
     points = attacks.multi_targeted(
@@ -202,14 +201,6 @@ class EvaluationTest(chex.TestCase):
     assert not attacked.correct.any() and not attacked.robust.any()
     assert (attacked.broken_by == evaluation.UNBROKEN).all()
 
-  def test_logits_that_are_not_finite_classify_nothing(self):
-    split = Split(SPLIT.images, np.zeros(37, np.int32))
-    for bad in (jnp.nan, jnp.inf):
-      attacked = evaluator(
-        lambda inputs, bad=bad: bad + always_the_first(inputs)
-      ).accuracies({}, split, KEY)
-      assert not attacked.correct.any() and not attacked.robust.any()
-
   def test_a_class_that_is_never_predicted_changes_nothing(self):
     def masked(inputs):
       never = jnp.full((len(inputs), 1), -jnp.inf)
@@ -244,16 +235,6 @@ class EvaluationTest(chex.TestCase):
       robust.append(measure.accuracies({}, SPLIT, KEY).robust)
     np.testing.assert_array_equal(robust[1], exact()[1])
     assert robust[0].sum() > robust[1].sum()
-
-  def test_another_generator_changes_nothing(self):
-    key = jax.random.key(0, impl='rbg')
-    results = [
-      evaluator(bumpy, batch_size=n, num_classes=4, epsilon=0.02).accuracies(
-        {}, HARD, k, keep_points=True
-      )
-      for n, k in ((4, key), (37, key), (37, KEY))
-    ]
-    chex.assert_trees_all_close(*results, atol=1e-6)
 
 
 DOUBTFUL = {

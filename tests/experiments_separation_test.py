@@ -1,7 +1,6 @@
 """The script from its flags to its files."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -14,19 +13,16 @@ FIGURES = ('histogram', 'closest_pairs', 'class_matrix', 'moved')
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, call):
   """A function from arguments to the record that the script prints last."""
 
-  def call(*arguments, dataset=tmp_path / 'mine.npz'):
+  def found(*arguments, dataset=tmp_path / 'mine.npz', draw=False):
     words = f'--dataset={dataset}', f'--workdir={tmp_path}/out', *arguments
-    monkeypatch.setattr(sys, 'argv', ['separation', *words])
-    with pytest.raises(SystemExit) as ended:
-      common.run(script.main, script.define)
-    out, err = capsys.readouterr()
-    assert not ended.value.code, err
-    return json.loads(out.splitlines()[-1])
+    if not draw:  # pictures take most of the time
+      monkeypatch.setattr(common, 'draw', lambda *_: None)
+    return scripts.last_json(call('experiments.separation', *words))
 
-  return call
+  return found
 
 
 def write_set(path, **changes):
@@ -61,7 +57,9 @@ def distances(images, labels, kept):
 )
 def test_record_and_files(tmp_path, run, drop, name, dropped):
   images, labels = write_set(tmp_path / 'mine.npz')
-  record = run(*[f'--drop={drop}'] if drop else [])
+  flags = [f'--drop={drop}'] if drop else []
+  pictures = FIGURES if drop == 'conflicts' else ()
+  record = run(*flags, draw=bool(pictures))
   assert record['dropped'] == dropped
   kept = np.setdiff1d(np.arange(40), dropped)
   expected = distances(images, labels, kept)
@@ -77,7 +75,7 @@ def test_record_and_files(tmp_path, run, drop, name, dropped):
   assert record['leaks'] == 6
   assert record['leaks_indices'][:3] == [[0, 5], [1, 6], [2, 3]]
   files = [f'separation_{name}.{suffix}' for suffix in ('json', 'npz')]
-  files += [f'{stem}_{name}.png' for stem in FIGURES]
+  files += [f'{stem}_{name}.png' for stem in pictures]
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(files)
   assert json.loads((tmp_path / 'out' / files[0]).read_text()) == record
   with np.load(tmp_path / 'out' / files[1]) as arrays:
@@ -107,18 +105,18 @@ def test_channels_names_and_titles_that_are_odd(
 ):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (12, 4, 4, channels)).astype(np.uint8)
-  path = tmp_path / f'a_$_in_{"a_long_name_" * 5}.npz'
+  path = tmp_path / f'a_$_in_caf\xe9_{"a_long_name_" * 5}.npz'
   write_set(
     path,
     train_images=images,
     train_labels=np.arange(12) % 3,
     test_images=images,
     test_labels=np.arange(12) % 3,
-    class_names=np.array(['$', 'x^$_', 'a long name ' * 9]),
+    class_names=np.array(['$x_{', 'a/b', '..' + 'a long name ' * 9]),
   )
   warned = []
   monkeypatch.setattr(common.logging, 'warning', lambda *a: warned.append(a))
-  run(dataset=path)
+  run(dataset=path, draw=True)
   assert not warned
   assert len(list((tmp_path / 'out').glob('*.png'))) == len(FIGURES)
 
@@ -135,7 +133,7 @@ def test_pictures_that_fail_cost_a_warning_and_no_record(
     raise TypeError('no fonts')
 
   monkeypatch.setattr(separation_figures, 'histograms', fails)
-  record = run()
+  record = run(draw=True)
   assert record['num_train'] == 40 and len(warned) == 1
   assert (tmp_path / 'out' / 'moved_mine.png').exists()
 
@@ -177,9 +175,7 @@ def test_random_labels_change_the_distances(tmp_path, run):
   assert (tmp_path / 'out' / 'separation_mine-random0.json').exists()
 
 
-def test_own_data_are_known_by_their_content(
-  tmp_path, run, capsys, monkeypatch
-):
+def test_own_data_are_known_by_their_content(tmp_path, run, call):
   for folder in 'ab':
     (tmp_path / folder).mkdir()
   write_set(tmp_path / 'a' / 'mine.npz')
@@ -187,13 +183,8 @@ def test_own_data_are_known_by_their_content(
   run(dataset=tmp_path / 'a' / 'mine.npz')
   (tmp_path / 'a' / 'mine.npz').rename(tmp_path / 'mine.npz')
   run(dataset=tmp_path / 'mine.npz')
-  line = scripts.refused(
-    'experiments.separation',
-    f'--dataset={tmp_path}/b/mine.npz',
-    f'--workdir={tmp_path}/out',
-    capsys=capsys,
-    monkeypatch=monkeypatch,
-  )
+  flags = f'--dataset={tmp_path}/b/mine.npz', f'--workdir={tmp_path}/out'
+  line = scripts.error(call('experiments.separation', *flags))
   assert 'name another folder' in line
 
 
@@ -213,21 +204,14 @@ def test_own_data_are_known_by_their_content(
   ],
 )
 def test_damaged_or_odd_input_is_named(
-  tmp_path, capsys, monkeypatch, arguments, message
+  tmp_path, call, monkeypatch, arguments, message
 ):
   monkeypatch.chdir(tmp_path)
   images, labels = write_set('mine.npz')
   np.savez('no_keys.npz', other=images)
   write_set('unequal.npz', train_labels=labels[:-1])
-  line = scripts.refused(
-    'experiments.separation',
-    '--dataset=mine.npz',
-    '--workdir=out',
-    arguments,
-    capsys=capsys,
-    monkeypatch=monkeypatch,
-  )
-  assert message in line
+  flags = '--dataset=mine.npz', '--workdir=out', arguments
+  assert message in scripts.error(call('experiments.separation', *flags))
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])

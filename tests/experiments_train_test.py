@@ -1,6 +1,5 @@
 """The training and evaluation scripts, as a user runs them."""
 
-import functools
 import json
 import os
 import pathlib
@@ -16,10 +15,11 @@ import pytest
 import scripts
 from scripts import last_json
 
-from experiments import config, measure, runs
-from robustlip import datasets
+from experiments import common, config, measure, runs
+from robustlip import checkpoints, datasets
 from robustlip.parameters import average
 
+TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
 FIELDS = """dataset arch method epsilon seed epochs train_acc test_acc
 adv_train_acc adv_test_acc eq3_lipschitz released_lipschitz gap adv_gap seconds
 jax_version device""".split()
@@ -46,38 +46,51 @@ def train(folder, *others, **run):
   )
 
 
-def test_train_resume_evaluate(tmp_path):
-  work = tmp_path / 'run'
-  flags = [f'--workdir={work}', '--holdout=15', '--epochs=30']
-  record = last_json(train(tmp_path, *flags))
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """The flags and the folder of a finished run, which nobody touches."""
+  folder = tmp_path_factory.mktemp('finished')
+  work = folder / 'run'
+  work.mkdir()
+  for name in ('.lock', 'config.json.1.partial'):  # ended before it had begun
+    (work / name).touch()
+  flags = ('--holdout=15', '--epochs=30', '--checkpoint_seconds=0')
+  record = last_json(train(folder, *flags, f'--workdir={work}'))
+  assert record == common.read_json(work / 'result.json')
+  return settings(folder, *flags), work
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+  """The same flags and a copy of the folder."""
+  flags, work = finished
+  return flags, shutil.copytree(work, tmp_path / 'run')
+
+
+def test_train_resume_evaluate(trained, call):
+  flags, work = trained
+  record = common.read_json(work / 'result.json')
   assert set(FIELDS) <= set(record)
-  assert record == json.loads((work / 'result.json').read_text())
   assert record['test_acc'] > 90 and record['best']['test_acc'] > 90
   assert record['gap'] == record['train_acc'] - record['test_acc']
   assert (work / 'curves.png').stat().st_size > 1000
-  curve = [
-    json.loads(line)
-    for line in (work / 'metrics.jsonl').read_text().split('\n')
-    if line
-  ]
+  curve = runs.read_curve(work)
   assert [line['epoch'] for line in curve] == list(range(1, 31))
-  again = train(tmp_path, *flags)
+  again = call(TRAIN, *flags, f'--workdir={work}')
   assert last_json(again) == record
   assert 'training' not in again.err
 
-  refused = train(tmp_path, *flags, '--holdout=10')
-  assert refused.code == 1
-  assert 'holdout=15' in refused.err and 'holdout=10' in refused.err
+  line = scripts.error(call(TRAIN, *flags, f'--workdir={work}', '--holdout=10'))
+  assert 'holdout=15' in line and 'holdout=10' in line
 
-  for attack in ('pgd', 'multi_targeted', 'multi_targeted_released'):
+  for attack in ('pgd', 'multi_targeted_released'):
     measured = last_json(
-      scripts.run(
-        'experiments.evaluate',
+      call(
+        EVALUATE,
         f'--workdir={work}',
         f'--attack={attack}',
         '--epsilon=0.02',
         '--checkpoint=best',
-        folder=tmp_path,
       )
     )
     assert measured['attack'] == attack
@@ -86,12 +99,52 @@ def test_train_resume_evaluate(tmp_path):
       assert measured['adv_gap'] == record['best']['adv_gap']
     assert measured['adv_test_acc'] <= measured['test_acc']
     assert len(list((work / 'evaluations').glob(f'{attack}-eps*.json'))) == 1
-  assert record == json.loads((work / 'result.json').read_text())
+  assert record == common.read_json(work / 'result.json')
+
+
+def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
+  trained, call, caplog
+):
+  flags, work = trained
+  record = common.read_json(work / 'result.json')
+  for name in ('result.json', 'curves.png'):
+    (work / name).unlink()
+  (work / 'curves.png').mkdir()  # in the way
+  again = last_json(call(TRAIN, *flags, f'--workdir={work}'))
+  assert again == common.read_json(work / 'result.json')
+  assert again['adv_test_acc'] == record['adv_test_acc']
+  assert 'No picture' in caplog.text
+  shutil.rmtree(work / 'checkpoints' / str(record['step']))
+  assert last_json(call(TRAIN, *flags, f'--workdir={work}')) == again
+  assert 'is gone' in caplog.text
+  evaluated = last_json(call(EVALUATE, f'--workdir={work}'))
+  assert evaluated['finished'] is False and 'not its last' in caplog.text
+
+
+def test_other_arrays_in_the_same_file_are_refused(
+  trained, tmp_path, call, caplog
+):
+  (flags, work), own = trained, tmp_path / 'own.npz'
+  arrays = scripts.tiny_arrays()
+  where = f'--dataset={own}', f'--workdir={work}'
+  few = EVALUATE, *where, '--eval_examples=7', '--epsilon=8/255'
+
+  np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
+  assert 'other arrays' in scripts.error(call(TRAIN, *flags, *where))
+  assert 'other arrays' in scripts.error(call(EVALUATE, *where))
+  np.savez(own, **arrays)
+  record = last_json(call(*few))
+  assert record['measured_test'] == 7
+  assert record['attack_epsilon'] == pytest.approx(8 / 255)
+  assert last_json(call(*few)) == record  # its seconds too
+  assert 'measured before' in caplog.text
+  refused = scripts.error(call(EVALUATE, f'--workdir={tmp_path}'))
+  assert 'not the folder of a run' in refused
+  (work / 'config.json').write_text('{"epsilon": 1}')
+  assert 'not the settings of a run' in scripts.error(call(EVALUATE, *where))
 
 
 def parameters(work):
-  from robustlip import checkpoints
-
   with checkpoints.Store(work / 'checkpoints') as store:
     return store.restore(store.numbers()[-1])['state']
 
@@ -170,14 +223,6 @@ def test_several_runs_have_folders_of_their_own(tmp_path):
   assert len(list(work.glob('*/result.json'))) == 4
 
 
-def test_streaming_is_the_same_training(tmp_path):
-  for name, flag in (('a', '--stream'), ('b', '--nostream')):
-    last_json(train(tmp_path, f'--workdir={tmp_path / name}', flag))
-  chex.assert_trees_all_equal(
-    parameters(tmp_path / 'a'), parameters(tmp_path / 'b')
-  )
-
-
 def together(*arguments):
   return [last_json(each) for each in scripts.two_processes(*arguments)]
 
@@ -204,33 +249,24 @@ def test_two_processes_are_one(tmp_path):
     )
 
 
-def test_a_diverging_run_names_the_step_and_the_checkpoint(tmp_path):
-  finished = train(
-    tmp_path,
-    f'--workdir={tmp_path / "run"}',
-    '--learning_rate=1e30',
-    '--checkpoint_seconds=0',
-  )
-  assert finished.code == 1
-  (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
-  assert 'not finite at step' in line and 'learning_rate' in line
-  assert 'there is no checkpoint yet' in line or 'checkpoint is step' in line
-  only = ['--method=natural', '--epochs=1', '--batch_size=90']  # one update
-  only += ['--learning_rate=1e39', '--milestones=10000000000']
-  finished = train(tmp_path, f'--workdir={tmp_path / "other"}', *only)
-  assert_one_line(finished, 'not finite at step 1;')
-
-
-def test_a_diverging_run_leaves_the_others_alone(tmp_path):
+def test_a_diverging_run_says_where_and_leaves_the_others_alone(tmp_path):
   work, alone = tmp_path / 'together', tmp_path / 'alone'
   flags = ['--method=rst', '--lam=1e39,1', f'--workdir={work}']
   finished = train(tmp_path, *flags, '--checkpoint_seconds=0')
   assert finished.code == 1
   (line,) = [x for x in finished.err.splitlines() if x.startswith('error:')]
   assert 'lam1e+39' in line and 'not finite at step 0' in line
+  assert 'learning_rate' in line and 'there is no checkpoint yet' in line
   (result,) = work.glob('*/result.json')
   last_json(train(tmp_path, '--method=rst', '--lam=1', f'--workdir={alone}'))
   chex.assert_trees_all_equal(parameters(result.parent), parameters(alone))
+
+
+def test_a_last_update_that_diverges_is_seen(tmp_path, call):
+  flags = ['--epochs=1', '--batch_size=90', '--learning_rate=1e39']
+  flags += ['--milestones=10000000000', f'--workdir={tmp_path / "run"}']
+  line = scripts.error(call(TRAIN, *settings(tmp_path, *flags)))
+  assert 'not finite at step 1;' in line
 
 
 def test_schedules():
@@ -319,62 +355,6 @@ def test_the_first_examples_of_each_class(tmp_path):
     measure.training_split(config.Config(train_examples=13), dataset)
 
 
-def test_a_picture_that_cannot_be_drawn_costs_a_warning(tmp_path):
-  work = tmp_path / 'run'
-  flags = [f'--workdir={work}', '--epochs=3', '--checkpoint_seconds=0']
-  when = lambda: (work / 'metrics.jsonl').exists()  # noqa: E731
-  train(tmp_path, *flags, when=when)  # killed: then a folder is in the way
-  (work / 'curves.png').mkdir()
-  finished = train(tmp_path, *flags)
-  record = last_json(finished)
-  assert record == json.loads((work / 'result.json').read_text())
-  assert 'No picture' in finished.err
-
-
-def test_a_run_whose_last_checkpoint_is_gone_says_so(tmp_path):
-  work = tmp_path / 'run'
-  flags = [f'--workdir={work}', '--checkpoint_seconds=0']
-  record = last_json(train(tmp_path, *flags))
-  shutil.rmtree(work / 'checkpoints' / str(record['step']))
-  again = train(tmp_path, *flags)
-  assert last_json(again) == record and 'is gone' in again.err
-  evaluated = scripts.run(EVALUATE, f'--workdir={work}', folder=tmp_path)
-  assert last_json(evaluated)['finished'] is False
-  assert 'not its last' in evaluated.err
-
-
-def test_other_arrays_in_the_same_file_are_refused(tmp_path):
-  own, work, other = (tmp_path / x for x in ('own.npz', 'run', 'other'))
-  arrays = scripts.tiny_arrays()
-  np.savez(own, **arrays)
-  flags = [f'--dataset={own}', '--epochs=1', f'--workdir={work}']
-  work.mkdir()
-  for name in ('.lock', 'config.json.1.partial'):  # ended before it had begun
-    (work / name).touch()
-  last_json(train(tmp_path, *flags))
-
-  def evaluate(folder, *flags):
-    return scripts.run(EVALUATE, f'--workdir={folder}', *flags, folder=tmp_path)
-
-  np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
-  assert_one_line(train(tmp_path, *flags), 'other arrays')
-  np.savez(own, **arrays)
-  few = evaluate(work, '--eval_examples=7', '--epsilon=8/255')
-  record = last_json(few)
-  assert record['measured_test'] == 7
-  assert record['attack_epsilon'] == pytest.approx(8 / 255)
-  again = evaluate(work, '--eval_examples=7', '--epsilon=8/255')
-  assert last_json(again) == record  # its seconds too
-  assert 'measured before' in again.err
-  np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
-  assert_one_line(evaluate(work), 'other arrays')
-  assert_one_line(evaluate(tmp_path), 'not the folder of a run')
-  other.mkdir()
-  (other / 'config.json').write_text('{"epsilon": 1}')
-  assert_one_line(evaluate(other), 'not the settings of a run')
-
-
-TRAIN, EVALUATE = 'experiments.train', 'experiments.evaluate'
 ONE = dict(
   train_labels=np.zeros(90, np.int32), test_labels=np.zeros(30, np.int32)
 )
@@ -449,29 +429,22 @@ def assert_one_line(finished, word):
   assert word in scripts.error(finished), finished.err
 
 
-@pytest.fixture
-def refused(capsys, monkeypatch):
-  return functools.partial(
-    scripts.refused, capsys=capsys, monkeypatch=monkeypatch
-  )
-
-
 @pytest.mark.parametrize('name', WRONG_ARRAYS)
-def test_wrong_arrays(tmp_path, refused, name):
+def test_wrong_arrays(tmp_path, call, name):
   changes, word = WRONG_ARRAYS[name]
   path = scripts.tiny(tmp_path, **changes)
   work = tmp_path / 'run'
   flags = [f'--dataset={path}', '--epsilon=0.1', f'--workdir={work}']
-  assert word in refused(TRAIN, *flags)
+  assert word in scripts.error(call(TRAIN, *flags))
   assert not work.exists()
 
 
 @pytest.mark.parametrize('module, flags, word', WRONG_FLAGS)
-def test_wrong_flags(tmp_path, refused, module, flags, word):
+def test_wrong_flags(tmp_path, call, module, flags, word):
   first = []
   if module == TRAIN:
     first = settings(tmp_path, f'--workdir={tmp_path / "run"}')
-  assert word in refused(module, *first, *flags)
+  assert word in scripts.error(call(module, *first, *flags))
   assert not (tmp_path / 'run').exists()
 
 
@@ -485,7 +458,7 @@ def test_wrong_flags(tmp_path, refused, module, flags, word):
     ('{folder}/keys.npz', 'test_labels'),
   ],
 )
-def test_wrong_data_sets(tmp_path, refused, dataset, word):
+def test_wrong_data_sets(tmp_path, call, dataset, word):
   (tmp_path / 'text.npz').write_text('not an archive')
   whole = pathlib.Path(scripts.tiny(tmp_path)).read_bytes()
   (tmp_path / 'truncated.npz').write_bytes(whole[: len(whole) // 2])
@@ -493,18 +466,20 @@ def test_wrong_data_sets(tmp_path, refused, dataset, word):
   del arrays['test_labels']
   np.savez(tmp_path / 'keys.npz', **arrays)
   name = dataset.format(folder=tmp_path)
-  assert word in refused(TRAIN, f'--dataset={name}', '--epsilon=0.1')
+  flags = f'--dataset={name}', '--epsilon=0.1'
+  assert word in scripts.error(call(TRAIN, *flags))
 
 
-def test_folders_that_cannot_be_used(tmp_path):
+def test_folders_that_cannot_be_used(tmp_path, call):
   file = tmp_path / 'file'
   file.write_text('keep me')
-  assert_one_line(train(tmp_path, f'--workdir={file}'), 'file')
+  flags = settings(tmp_path)
+  assert_one_line(call(TRAIN, *flags, f'--workdir={file}'), 'file')
   assert file.read_text() == 'keep me'
   foreign = tmp_path / 'foreign'
   foreign.mkdir()
   (foreign / 'thesis.tex').write_text('keep me too')
-  assert_one_line(train(tmp_path, f'--workdir={foreign}'), 'foreign')
+  assert_one_line(call(TRAIN, *flags, f'--workdir={foreign}'), 'foreign')
   assert [p.name for p in foreign.iterdir()] == ['thesis.tex']
 
 

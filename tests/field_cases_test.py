@@ -192,11 +192,7 @@ def test_a_class_that_is_never_predicted_is_legal():
   def without(inputs):
     return linear(inputs)[:, :2]
 
-  two = Split(IMAGES, np.asarray(without(INPUTS).argmax(-1), np.int32))
-  chex.assert_trees_all_equal(
-    measure(masked, split=two)[0], measure(without, split=two)[0]
-  )
-  batch = Batch(INPUTS, jnp.asarray(two.labels))
+  batch = Batch(INPUTS, without(INPUTS).argmax(-1))
   points = attacks.pgd(without, batch, KEY, epsilon=0.1)
   chex.assert_trees_all_close(
     losses.trades(masked, batch, points, beta=2.0),
@@ -223,8 +219,11 @@ def test_logits_that_are_no_numbers_classify_nothing(value):
 
 def test_keys_of_another_generator_are_those_of_threefry():
   key = jax.random.key(3, impl='rbg')
-  found = [measure(linear, key=key, batch_size=size)[0] for size in (40, 7, 1)]
-  chex.assert_trees_all_equal(*found)
+  found = [
+    measure(linear, key=k, batch_size=size)
+    for k, size in ((key, 40), (key, 7), (jax.random.key(3), 40))
+  ]
+  chex.assert_trees_all_close(*found, rtol=1e-5)
   one, many = (
     attacks.pgd(linear, Batch(*(x[:n] for x in BATCH)), keys[:n], epsilon=0.1)
     for n in (1, 40)
@@ -254,49 +253,10 @@ def test_scaled_images_never_read_as_robust_or_smooth():
 
 
 @pytest.mark.parametrize('labels', [LABELS + 1, 2 * LABELS - 1])
-def test_labels_that_are_no_classes_are_refused(labels):
-  with pytest.raises(ValueError, match='labels'):
-    measure(linear, split=Split(IMAGES, labels.astype(np.int32)))
+def test_labels_that_are_no_classes_have_no_loss(labels):
   loss = jax.jit(lambda labels: losses.cross_entropy(linear(INPUTS), labels))
   wrong = (labels < 0) | (labels > 2)
   assert (np.isnan(loss(jnp.asarray(labels))) == wrong).all()
-
-
-def test_outputs_that_are_probabilities_are_said():
-  def ends_in_softmax(inputs):
-    return jax.nn.softmax(1000 * linear(inputs))
-
-  doubts = evaluation.doubts(lambda _: ends_in_softmax, {}, SPLIT, KEY)
-  assert doubts['probabilities'] == 1
-  assert evaluation.doubts(lambda _: linear, {}, SPLIT, KEY) == {
-    name: 0 for name in doubts
-  }
-
-
-def test_input_gradients_that_are_exactly_zero_are_said():
-  def quantised(inputs):
-    return linear(jnp.round(15 * inputs) / 15)
-
-  doubts = evaluation.doubts(lambda _: quantised, {}, SPLIT, KEY)
-  assert doubts['zero_gradients'] == 1
-
-
-def test_a_network_that_draws_is_said():
-  draws = iter(jax.random.split(KEY, 1000))
-
-  def network(inputs):
-    def noise(_):
-      return np.asarray(
-        jax.random.normal(next(draws), (len(inputs), 3)), np.float32
-      )
-
-    shape = jax.ShapeDtypeStruct((len(inputs), 3), jnp.float32)
-    return linear(inputs) + jax.lax.stop_gradient(
-      jax.pure_callback(noise, shape, jax.lax.stop_gradient(inputs))
-    )
-
-  doubts = evaluation.doubts(lambda _: network, {}, SPLIT, KEY)
-  assert doubts['randomness'] > 0
 
 
 @pytest.mark.parametrize('norm, largest', [('linf', 1.0), ('l2', 3.0)])
@@ -326,12 +286,6 @@ def test_images_in_half_precision_are_refused(dtype):
     attacks.pgd(
       linear, Batch(INPUTS.astype(dtype), BATCH.labels), KEY, epsilon=0.1
     )
-
-
-def test_a_network_in_half_precision_is_said():
-  half = lambda x: linear(x).astype(jnp.bfloat16)  # noqa: E731
-  doubts = evaluation.doubts(lambda _: half, {}, SPLIT, KEY)
-  assert doubts['half_precision'] == 1
 
 
 @pytest.mark.parametrize('wrap', [lambda x: (x, x), lambda x: {'logits': x}])
@@ -462,19 +416,6 @@ def test_a_gradient_for_what_has_none_finds_the_exact_worst_case():
   robust, _ = measure(network, split=split)
   np.testing.assert_array_equal(robust, stands)
   assert 0 < stands.sum() < 40
-
-
-def test_points_that_are_returned_are_those_that_were_counted():
-  evaluator = evaluation.Evaluator(
-    lambda _: linear,
-    cascade=attacks.cascade('pgd', epsilon=0.1, num_classes=3),
-    batch_size=7,
-  )
-  found = evaluator.accuracies({}, SPLIT, KEY, keep_points=True)
-  logits = linear(jnp.asarray(found.points))
-  np.testing.assert_array_equal(losses.correct(logits, LABELS), found.robust)
-  wrong = Split(IMAGES, (LABELS + 1) % 3)  # nothing is left to attack
-  assert not evaluator.accuracies({}, wrong, KEY).robust.any()
 
 
 def test_small_gradients_have_directions_too():

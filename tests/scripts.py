@@ -123,11 +123,6 @@ def here(module, *arguments, capsys, monkeypatch):
   return Finished(ended.value.code or 0, out, err)
 
 
-def refused(module, *arguments, **fixtures):
-  """The one line with which a script refuses its arguments."""
-  return error(here(module, *arguments, **fixtures))
-
-
 def error(finished):
   """The one line in which a script has refused its arguments."""
   assert finished.code == 1, (finished.code, finished.err)

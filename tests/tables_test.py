@@ -1,6 +1,7 @@
 """Tables: what is compared with what, what is said of it, and the script."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -226,6 +227,11 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
   assert '0.97 with the adv. gap' in text and 'at most 0.5 points' in text
   table_figures.draw(record, tmp_path / 'tools')
   assert (tmp_path / 'tools.png').stat().st_size > 1000
+  rows[0]['ours'].pop('eq3_lipschitz')  # it was not finite
+  for row in rows[1:]:
+    row['ours']['gap'] = [1.0]
+  found = findings.rank_correlations(rows)
+  assert found == {'adv_gap': pytest.approx(1.0)}
 
 
 def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
@@ -271,7 +277,7 @@ def test_other_attacks_of_the_same_runs_are_kept():
   assert tables.joined(None, row) == row
 
 
-def test_bad_requests_are_one_line(tmp_path):
+def test_bad_requests_are_one_line(call):
   for words, message in (
     (['--lam=1'], "Unknown command line flag 'lam'"),
     (['--rows=trades9'], 'has no rows trades9'),
@@ -280,8 +286,7 @@ def test_bad_requests_are_one_line(tmp_path):
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
     (['--table=4', '--arch=cnn1'], 'has it already'),
   ):
-    finished = scripts.run('experiments.tables', *words, folder=tmp_path)
-    assert message in scripts.error(finished)
+    assert message in scripts.error(call('experiments.tables', *words))
 
 
 def test_table_1_from_separation_records(given, tmp_path):
@@ -312,26 +317,28 @@ def test_table_1_from_separation_records(given, tmp_path):
   assert found['findings']['']['separated']['holds']
 
 
-def test_rows_train_are_measured_and_join_one_record(tmp_path):
+def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
   workdir = tmp_path / 'runs'
-  arguments = [
+  run = functools.partial(
+    call,
+    'experiments.tables',
     '--table=2',
     f'--dataset={scripts.tiny(tmp_path)}',
     '--epsilon=0.05',
     '--epochs=1',
     '--curve_examples=0',
     f'--workdir={workdir}',
-  ]
-
-  def run(*more):
-    return scripts.run('experiments.tables', *arguments, *more, folder=tmp_path)
-
-  first = scripts.last_json(run('--rows=natural', '--attacks=pgd'))
+  )
+  first = scripts.last_json(
+    run('--rows=natural', '--attacks=pgd', '--certify=interval')
+  )
   (row,) = first['rows']
   assert set(row['ours']) == {
     *('train_acc', 'test_acc', 'adv_test_acc', 'gap', 'adv_gap'),
     *('eq3_lipschitz', 'released_lipschitz', 'pgd_adv_test_acc', 'pgd_adv_gap'),
+    *('certified_test_acc', 'upper_lipschitz'),
   }
+  assert row['ours']['certified_test_acc'] <= row['ours']['adv_test_acc']
   assert row['ours']['pgd_adv_test_acc'] == row['ours']['adv_test_acc']
   assert row['ours']['eq3_lipschitz'] > row['ours']['released_lipschitz']
   assert row['settings']['epochs'] == 1 and row['paper'] == {}
@@ -356,8 +363,8 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path):
   assert output.with_suffix('.png').exists()
 
 
-def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path):
-  finished = scripts.run(
+def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path, call):
+  finished = call(
     'experiments.tables',
     '--table=5',
     '--rows=natural,natural-early',
@@ -367,7 +374,6 @@ def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path):
     '--epochs=2',
     '--curve_examples=0',
     f'--workdir={tmp_path / "runs"}',
-    folder=tmp_path,
   )
   last, best = sorted(
     scripts.last_json(finished)['rows'], key=lambda row: len(row['row'])
@@ -382,8 +388,8 @@ def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path):
     assert row['ours']['train_seconds'] == [record['train_seconds']]
 
 
-def test_a_row_that_diverges_takes_nothing_from_the_others(tmp_path):
-  finished = scripts.run(
+def test_a_row_that_diverges_takes_nothing_from_the_others(tmp_path, call):
+  finished = call(
     'experiments.tables',
     '--rows=natural,gr',
     f'--dataset={scripts.tiny(tmp_path)}',
@@ -391,20 +397,15 @@ def test_a_row_that_diverges_takes_nothing_from_the_others(tmp_path):
     '--learning_rate=1e38',
     '--curve_examples=0',
     f'--workdir={tmp_path / "runs"}',
-    folder=tmp_path,
   )
   assert '2 rows failed: the loss' in scripts.error(finished)
   assert not list((tmp_path / 'runs').glob('table_*'))
 
 
-def test_records_of_other_things_are_not_rendered(tmp_path):
+def test_records_of_other_things_are_not_rendered(tmp_path, call):
   common.write_json({'table': '2'}, tmp_path / 'table_2-quick.json')
-  finished = scripts.run(
-    'experiments.tables',
-    '--render_only',
-    f'--workdir={tmp_path}',
-    folder=tmp_path,
-  )
+  flags = '--render_only', f'--workdir={tmp_path}'
+  finished = call('experiments.tables', *flags)
   assert 'no record of a table' in scripts.error(finished)
 
 

@@ -9,6 +9,7 @@ are compared on all images. A batch under an attack is a piece that is kept in a
 file: the same command goes on where it was interrupted.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,8 +62,8 @@ def cases(
   for path in paths:
     settings = config.read(path)
     network = settings.arch, settings.activation
-    if peers and (
-      not network[0].startswith(('cnn', 'wrn')) or 'relu' not in network
+    if peers and not (
+      network[0].startswith(('cnn', 'wrn')) and network[1] == 'relu'
     ):
       raise ValueError(f'{path}: there is no twin of {network}')
   if peers:
@@ -84,47 +85,48 @@ def compare(
   """A case for each attack of the cascade and one for all of it."""
   settings = config.read(path)
   dataset = common.load_dataset(settings.dataset)
+  if settings.fingerprint not in (None, dataset.fingerprint):
+    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
+  if peers and len(dataset.class_names) != 10:
+    raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
   split = measure.subset(dataset.test, num_images)
-  module = measure.network(settings, dataset)
+  module = measure.network(settings, dataset.class_names)
   task = Problem(settings.arch, module, split, settings.precision)
   step, variables = checkpoints.newest_variables(path / 'checkpoints')
   folder = common.output_folder(
     path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
   )
-  twin, works = None, {}
+  twin = None
   if peers:
     from experiments.benchmarks import torch_peer
 
     twin = torch_peer.twin(task, variables)
-    works['pyautoattack'] = original(task, twin, settings.epsilon, num_queries)
-  works = {
-    'robustlip': ours(
-      task, variables, settings.epsilon, num_queries, batch_size, twin
-    )
-  } | works
-  logits = models.logits_fn(module, variables)
-  correct = np.concatenate(
-    [
-      jax.jit(logits)(from_bytes(split.images[part])).argmax(-1)
-      == split.labels[part]
-      for part in task.batches(batch_size)
-    ]
-  )
   cascade = [name for name in chosen if name in THEIRS]
-  rows = {
-    who: through(folder / who, work, cascade, correct, batch_size)
-    for who, work in works.items()
-  }
+  mine = ours(
+    task,
+    variables,
+    settings.epsilon,
+    len(dataset.class_names),
+    num_queries,
+    batch_size,
+    twin,
+  )
+  candidates = {'robustlip': (mine, cascade)} if cascade else {}
+  if peers and cascade:
+    theirs = original(task, twin, settings.epsilon, num_queries)
+    candidates['pyautoattack'] = theirs, cascade
   if 'strong' in chosen:
-    found = through(
-      folder / 'robustlip', works['robustlip'], ['strong'], correct, batch_size
-    )
-    rows['robustlip strong'] = {'all': found['all']}
-  name = pathlib.Path(settings.dataset).stem
-  title = f'{name} {settings.arch} {settings.method}, {{}}, {num_images} images'
+    candidates['robustlip strong'] = mine, ['strong']
+  clean = Evaluator(partial(models.logits_fn, module), batch_size=batch_size)
+  correct = clean.accuracies(variables, split, jax.random.key(0)).correct
+  rows = {
+    who: through(folder / who.split()[0], work, names, correct, batch_size)
+    for who, (work, names) in candidates.items()
+  }
+  run = f'{dataset.name} {settings.arch} {settings.method}'
   return [
     {
-      'case': title.format(name),
+      'case': f'{run}, {name}, {len(split.labels)} images',
       'unit': 'images',
       'candidates': _beside(name, rows),
     }
@@ -190,6 +192,7 @@ def through(
 
 def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
   seconds, cpu_seconds, passes = spent
+  count = count or np.nan  # nothing stood before: there is no rate
   return {
     'per_second': count / max(seconds, 1e-9),
     'per_cpu_second': count / max(cpu_seconds, 1e-9),
@@ -215,28 +218,29 @@ def piece(
   return found
 
 
-def ours(task, variables, epsilon, num_queries, batch_size, twin) -> Work:
+def ours(
+  task, variables, epsilon, num_classes, num_queries, batch_size, twin
+) -> Work:
   """Our evaluation; points that fool us must fool the twin, in ball and box."""
   images, everyone = from_bytes(task.split.images), len(task.split.labels)
-  evaluators, compiled = {}, set()
 
+  @functools.cache
   def evaluator(attack):
     steps = num_queries if attack == 'square' else None
     return Evaluator(
       partial(models.logits_fn, task.module),
       cascade=attacks.cascade(
-        attack, epsilon=epsilon, num_classes=10, num_steps=steps
+        attack, epsilon=epsilon, num_classes=num_classes, num_steps=steps
       ),
       batch_size=batch_size,
     )
 
   def run(attack, given, place=0, epsilon=None):
-    standing = np.zeros(everyone, bool)
-    standing[given] = True
+    standing = np.isin(np.arange(everyone), given)
     unbroken = np.full(everyone, UNBROKEN, np.int16)
     margins = np.zeros(everyone, np.float32)
     done = Attacked(standing, standing, unbroken, margins, images)
-    return evaluators[attack].accuracies(
+    return evaluator(attack).accuracies(
       variables,
       task.split,
       jax.random.key(0),
@@ -246,19 +250,16 @@ def ours(task, variables, epsilon, num_queries, batch_size, twin) -> Work:
       keep_points=True,
     )
 
-  def compile_all(attack, given):
+  @functools.cache
+  def compile_all(attack, count):
     """Every program, on a ball so large that an attack ends at once."""
-    kinds = {x.attack: i for i, x in enumerate(evaluators[attack].cascade)}
+    kinds = {x.attack: i for i, x in enumerate(evaluator(attack).cascade)}
     for place in kinds.values():  # the last of each kind
-      for size in {len(given), -(-len(given) // 2), -(-len(given) // 4)}:
-        run(attack, given[:size], place, 1.0)
-    compiled.add((attack, len(given)))
+      for size in {count, -(-count // 2), -(-count // 4)}:
+        run(attack, np.arange(size), place, 1.0)
 
   def work(attack, given):
-    if attack not in evaluators:
-      evaluators[attack] = evaluator(attack)
-    if (attack, len(given)) not in compiled:
-      compile_all(attack, given)
+    compile_all(attack, len(given))
     start = clocks()
     found = run(attack, given)
     spent = [*np.subtract(clocks(), start)]
@@ -270,7 +271,7 @@ def ours(task, variables, epsilon, num_queries, batch_size, twin) -> Work:
     return {
       'broken': broken.tolist(),
       'unconfirmed': broken[~sure].tolist(),
-      'spent': [*spent, evaluation.passes(found, evaluators[attack].cascade)],
+      'spent': [*spent, evaluation.passes(found, evaluator(attack).cascade)],
     }
 
   return work

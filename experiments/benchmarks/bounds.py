@@ -14,17 +14,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from experiments.benchmarks import problem
+from experiments.benchmarks import problem, timing
 from experiments.benchmarks.timing import Candidate, Case
 from robustlip import bounds, lipschitz, models
 from robustlip.images import from_bytes
 from robustlip.models import layers
 
 EPSILON = 0.01
-ARCHS = (
-  'cnn2',
-  *(f'plain_{size}' for size in ('2_16', '4_16', '8_16', '4_32')),
-)
+ARCHS = ('cnn2', 'plain_2_16', 'plain_4_16', 'plain_8_16', 'plain_4_32')
 TOLERANCE = 0.01  # of the width: ours leave room for rounding, theirs do not
 
 
@@ -64,11 +61,9 @@ def make(arch: str, num_images: int) -> tuple[problem.Problem, Any]:
   if plain:
     depth, width = map(int, arch.split('_')[1:])
     task = task._replace(arch=arch, module=Plain(depth, width))
-  noise = jax.random.key(
-    1
-  )  # no weight is 0, those of cnn2's last layer neither
+  key = jax.random.key(1)  # no weight is 0, those of cnn2's last layer neither
   return task, jax.tree.map(
-    lambda leaf: leaf + 0.02 * jax.random.normal(noise, leaf.shape),
+    lambda leaf: leaf + 0.02 * jax.random.normal(key, leaf.shape),
     task.variables(),
   )
 
@@ -104,13 +99,11 @@ def _ours(task, variables, method, kept) -> Candidate:
 
   lower, upper = _box(task)
   program = jax.jit(bound).lower(variables, lower, upper).compile()
-  needs = program.memory_analysis()
 
   def run():
     kept['ours'] = jax.block_until_ready(program(variables, lower, upper))
 
-  memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
-  return Candidate(run, len(lower), memory / 2**20)
+  return Candidate(run, len(lower), timing.memory(program))
 
 
 def _theirs(task, variables, method, kept, tolerance) -> Candidate:

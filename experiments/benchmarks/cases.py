@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from experiments.benchmarks import autoattack, bounds, problem
+from experiments.benchmarks import autoattack, bounds, problem, timing
 from experiments.benchmarks.timing import Candidate, Case
 from robustlip import (
   attacks,
@@ -128,14 +128,12 @@ def trained_together(
 def _advancing(program, state, arguments, work: int) -> Candidate:
   """Runs `state = program(state, *arguments)`, compiled beforehand."""
   compiled = program.lower(state, *arguments).compile()
-  needs = compiled.memory_analysis()
-  memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
   kept = [state]
 
   def run():
     kept[0] = jax.block_until_ready(compiled(kept[0], *arguments))
 
-  return Candidate(run, work, memory / 2**20)
+  return Candidate(run, work, timing.memory(compiled))
 
 
 def per_image(

@@ -103,6 +103,12 @@ def _measured(
   return [b - a for a, b in zip(start, clocks(), strict=True)], result
 
 
+def memory(program: Any) -> float:
+  """MiB of the arguments and the temporary arrays of a compiled program."""
+  needs = program.memory_analysis()
+  return (needs.argument_size_in_bytes + needs.temp_size_in_bytes) / 2**20
+
+
 def clocks() -> tuple[float, float]:
   """Seconds of wall and of CPU time, of child processes too."""
   children = sum(os.times()[2:4])
