@@ -353,7 +353,8 @@ def record(
         for epsilon, outcome in by_radius.items()
       }
     found[f'broken_{name}'] = evaluation.taken(last, measures.cascade)
-    found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
+    if len(by_radius) == 1:  # else they are of several calls
+      found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
   test = outcomes['test']
