@@ -262,11 +262,10 @@ def test_a_diverging_run_says_where_and_leaves_the_others_alone(tmp_path):
   chex.assert_trees_all_equal(parameters(result.parent), parameters(alone))
 
 
-def test_a_last_update_that_diverges_is_seen(tmp_path, call):
+def test_a_last_update_that_diverges_is_seen(tmp_path):
   flags = ['--epochs=1', '--batch_size=90', '--learning_rate=1e39']
   flags += ['--milestones=10000000000', f'--workdir={tmp_path / "run"}']
-  line = scripts.error(call(TRAIN, *settings(tmp_path, *flags)))
-  assert 'not finite at step 1;' in line
+  assert_one_line(train(tmp_path, *flags), 'not finite at step 1;')
 
 
 def test_schedules():
