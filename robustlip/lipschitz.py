@@ -39,10 +39,14 @@ def slope(
   same = (clean == logits) & (clean < jnp.inf)
   change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
   rise = jnp.abs(change).sum(axis=-1)
-  still = projections.norms(deltas) == 0
-  apart = jnp.where(projections.per_example(still, deltas), 1.0, deltas)
-  rises = rise / projections.norms(apart, norm=norm)
-  return jnp.where(still, 0.0, rises)
+  lengths = projections.norms(deltas)
+  still = lengths == 0
+  lengths = jnp.where(still, 1.0, lengths)
+  if norm != 'linf':  # relative to the largest: small squares would underflow
+    scaled = deltas / projections.per_example(lengths, deltas)
+    scaled = jnp.where(projections.per_example(still, deltas), 1.0, scaled)
+    lengths *= projections.norms(scaled, norm=norm)
+  return jnp.where(still, 0.0, rise / lengths)
 
 
 def ratio(

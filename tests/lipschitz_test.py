@@ -88,6 +88,13 @@ class LipschitzTest(chex.TestCase):
     np.testing.assert_allclose(found.ratios, length, rtol=0.01)
     assert (projections.norms(found.points - INPUTS, norm='l2') < 0.3001).all()
 
+  def test_l2_of_moves_whose_squares_underflow(self):
+    black = jnp.zeros_like(INPUTS)
+    near = black.at[:, 0, 0].set(3e-25).at[:, 0, 1].set(4e-25)
+    rise = np.abs(3e-25 * WEIGHTS[0] + 4e-25 * WEIGHTS[1]).sum()
+    found = lipschitz.ratio(linear, black, near, norm='l2')
+    np.testing.assert_allclose(found, rise / 5e-25, rtol=1e-5)
+
   @parameterized.parameters('linf', 'l2')
   def test_no_move_is_ratio_zero_with_zero_gradient(self, norm):
     values, gradient = jax.value_and_grad(
