@@ -105,9 +105,8 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     ValueError: for labels that do not fit the logits, see `check_labels`.
   """
   check_logits(logits)
-  if labels.shape == logits.shape and jnp.issubdtype(
-    labels.dtype, jnp.floating
-  ):
+  shape = getattr(labels, 'shape', None)  # a list has none
+  if shape == logits.shape and jnp.issubdtype(labels.dtype, jnp.floating):
     return optax.losses.safe_softmax_cross_entropy(logits, labels)
   valid = check_labels(logits, labels)
   values = optax.losses.softmax_cross_entropy_with_integer_labels(

@@ -137,14 +137,15 @@ class AttacksTest(chex.TestCase):
 
     batch = Batch(INPUTS, jnp.zeros(7, int))
     walk = dict(epsilon=0.1, start=INPUTS)
-    for attack, num_steps, step in (
-      (attacks.pgd, 10, 0.02),
-      (functools.partial(attacks.multi_targeted, num_classes=2), 20, 0.01),
+    others = functools.partial(attacks.multi_targeted, num_classes=2)
+    for attack, defaults, num_steps, step in (
+      (attacks.pgd, attacks.pgd, 10, 0.02),
+      (others, attacks.targeted, 20, 0.01),
     ):
       one = attack(slanted, batch, KEY, num_steps=1, **walk)
       chex.assert_trees_all_close(one, INPUTS + step, atol=1e-6)
-      defaults = inspect.signature(getattr(attack, 'func', attack)).parameters
-      assert defaults['num_steps'].default == num_steps
+      steps = inspect.signature(defaults).parameters['num_steps']
+      assert steps.default == num_steps
 
   def test_multi_targeted_is_pgd_with_two_classes(self):
     start = projections.random_start(INPUTS, KEY, epsilon=0.1)

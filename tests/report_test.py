@@ -131,7 +131,7 @@ def test_a_record_without_an_origin_is_not_published(tmp_path, results):
   common.write_json({'command': 'c', 'date': 'today'}, tmp_path / 'a.json')
   with pytest.raises(ValueError, match='no commit, machine'):
     report.publish(tmp_path / 'a.json', overwrite=True)
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(ValueError, match='there is no .*result.json'):
     report.publish(tmp_path, overwrite=True)  # a run that is not finished
   assert list(results.iterdir()) == []
 
