@@ -393,13 +393,13 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   source, name = path, path.stem
   if path.is_dir():
     source, name = path / 'result.json', f'train_{run_name(path)}'
+  elif path.parent.name == 'evaluations':
+    name = f'evaluation_{run_name(path.parents[1])}_{path.stem}'
   if not source.exists():
     raise ValueError(
       f'there is no {source} to publish: expected the folder of a finished run '
       'or a JSON record'
     )
-  elif path.parent.name == 'evaluations':
-    name = f'evaluation_{run_name(path.parents[1])}_{path.stem}'
   found, target = common.read_json(source), common.RESULTS / f'{name}.json'
   if missing := {'command', 'commit', 'machine', 'date'} - found.keys():
     raise ValueError(

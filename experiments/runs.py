@@ -35,7 +35,6 @@ from robustlip import (
   methods,
   parameters,
   progress,
-  projections,
   released,
   training,
 )
@@ -237,7 +236,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   numbers = {
     name: np.float32(getattr(settings, name)) for name in config.NUMBERS
   }
-  key = projections.threefry(jax.random.key(settings.seed))
+  key = jax.random.key(settings.seed)
   watch = Watch(settings, dataset, held_out)
   feed = training.Feed(split, stream=FLAGS.stream)
   fresh = training.initial_state(
@@ -255,10 +254,6 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     done, saved_at = int(state.step), time.monotonic()
     curve, states = rewound_curve(path, done), training.replicate(state)
     bar.update(done)
-
-    def network() -> training.TrainState:
-      state = training.unreplicate(states)
-      return training.settled(settler, state, numbers, key, feed, order(0))
 
     def save_if_due(last: bool = False) -> None:
       nonlocal saved_at
@@ -285,7 +280,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         if done < end:
           save_if_due()
       states = states._replace(loss_sum=states.loss_sum * 0)
-      state = network()
+      state = training.settled(
+        settler, training.unreplicate(states), numbers, key, feed, order(0)
+      )
       line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
       line |= {'seconds': round(float(seconds), 2)} | watch(state.variables)
       if settings.holdout and line['holdout_adv_acc'] > max(
@@ -298,7 +295,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         save_if_due()
     check_finite(states, newest, weights=True)
     if done != max(newest.numbers(), default=0):
-      states = training.replicate(network())
+      states = training.replicate(state)
       save_if_due(last=True)
     return Progress(training.unreplicate(states), seconds)
 

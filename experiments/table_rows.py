@@ -183,8 +183,8 @@ def _with_tools(
 
 def bare(dataset: str) -> bool:
   """Whether numbers without augmentation, of the appendix, stand beside."""
-  bare = dataset == 'cifar10' and FLAGS.augment == 'none'
-  return bare and FLAGS.table != '5'
+  plain = dataset == 'cifar10' and FLAGS.augment == 'none'
+  return plain and FLAGS.table != '5'
 
 
 def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:
