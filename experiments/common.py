@@ -393,19 +393,19 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
   """How this script was started, without the folders of this machine.
 
-  Of `--output` the name of the file remains.
+  Of `--output` and `--start` the last name remains.
   """
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
   words, given = [], iter(sys.argv[1:])
   for word in given:
     name, equals, value = word.lstrip('-').partition('=')
-    if name not in ('data_dir', 'output', 'workdir'):
+    if name not in ('data_dir', 'output', 'start', 'workdir'):
       words.append(word)
       continue
     if not equals:
       value = next(given, '')  # a word of its own
-    if name == 'output':
-      words.append(f'--output={pathlib.Path(value).name}')
+    if name in ('output', 'start'):
+      words.append(f'--{name}={pathlib.Path(value).name}')
   return shlex.join(['python', '-m', f'experiments.{script}', *words])
 
 

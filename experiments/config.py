@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common, paper
-from robustlip import images, methods, models, released
+from robustlip import augmentations, methods, models, released
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -92,7 +92,7 @@ class Config:
   augment: str = setting(
     'none',
     'Augmentations of training images, one after the other: of '
-    f'{", ".join(images.AUGMENTATIONS)}.',
+    f'{", ".join(augmentations.AUGMENTATIONS)}.',
   )
   cutmix: float = setting(
     0.0,
@@ -117,7 +117,7 @@ class Config:
     0.0,
     'Decay of an exponential average of the weights, which is the network.',
     lower=0,
-    upper=1,
+    upper=0.999999,
   )
   swa: float = setting(
     0.0,
@@ -189,7 +189,7 @@ class Config:
       values = value if isinstance(value, tuple) else (value,)
       for one in values:
         _check(field.name, one, **{k: about[k] for k in about if k != 'text'})
-    images.augmentation(self.augment)
+    augmentations.augmentation(self.augment)
     if self.ema and self.swa:
       raise ValueError('--ema and --swa are two averages: one is the network')
     method = released.METHODS[self.method]
@@ -321,7 +321,8 @@ def numbers(name: str, kind: type = float) -> list[Any] | None:
   """The numbers of a list flag, None if it is not given.
 
   Raises:
-    ValueError: unless they are numbers and no two are equal.
+    ValueError: unless they are numbers and no two are equal in the six digits
+      that names have.
   """
   texts = FLAGS[name].value
   if texts is None:
@@ -332,7 +333,7 @@ def numbers(name: str, kind: type = float) -> list[Any] | None:
     raise ValueError(
       f'--{name} takes numbers separated by commas, got {",".join(texts)!r}'
     ) from None
-  if len(set(values)) < len(values):
+  if len({f'{value:g}' for value in values}) < len(values):
     raise ValueError(f'--{name} names a number twice: {values}')
   return values
 

@@ -21,6 +21,7 @@ from experiments.config import Config
 from robustlip import (
   attacks,
   bounds,
+  doubts,
   evaluation,
   lipschitz,
   models,
@@ -373,12 +374,12 @@ def record(
     'attack_restarts': attack.num_restarts,
     'attack_norm': attack.norm,
     'attack_epsilon': attack.radii(config)[-1],
-    'doubts': doubts(config, dataset, variables, last, measures.cascade),
+    'doubts': doubted(config, dataset, variables, last, measures.cascade),
     **common.provenance(),
   }
 
 
-def doubts(
+def doubted(
   config: Config,
   dataset: Dataset,
   variables: Any,
@@ -386,7 +387,7 @@ def doubts(
   cascade: tuple[attacks.Stage, ...],
 ) -> dict[str, float]:
   """What makes these numbers doubtful, each with a warning; {} is none."""
-  found = evaluation.doubts(
+  found = doubts.facts(
     partial(models.logits_fn, network(config, dataset.class_names)),
     variables,
     subset(dataset.test, 100),
@@ -397,5 +398,5 @@ def doubts(
   )
   found = {name: share for name, share in found.items() if share}
   for name, share in found.items():
-    logging.warning('%s %.4g: %s', name, share, evaluation.ADVICE[name])
+    logging.warning('%s %.4g: %s', name, share, doubts.ADVICE[name])
   return found

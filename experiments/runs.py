@@ -29,9 +29,9 @@ from jax.experimental import multihost_utils
 from experiments import common, config, measure, plots
 from experiments.config import Config
 from robustlip import (
+  augmentations,
   checkpoints,
   evaluation,
-  images,
   methods,
   parameters,
   progress,
@@ -40,6 +40,7 @@ from robustlip import (
 )
 from robustlip.checkpoints import Store
 from robustlip.datasets import Dataset, Split
+from robustlip.feed import Feed, epoch_order, replicate, unreplicate
 
 FLAGS = flags.FLAGS
 
@@ -125,7 +126,7 @@ def _trainer(static: Config, module, steps_per_epoch: int):
       module=module,
       method=method,
       optimizer=optimizer(static, numbers['learning_rate'], steps_per_epoch),
-      augment=images.augmentation(static.augment),
+      augment=augmentations.augmentation(static.augment),
       attack_in_training_mode=static.attack_mode == 'train',
       accumulate=static.accumulate,
       cutmix=static.cutmix or None,
@@ -207,7 +208,7 @@ def check(settings: Config, dataset: Dataset) -> None:
   split, _ = measure.training_split(settings, dataset)
   if not len(split.labels):
     raise ValueError(f'--holdout={settings.holdout} leaves no training example')
-  training.epoch_order(
+  epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
   image = jnp.float32(dataset.train.images[:1])  # it may be too small
@@ -225,7 +226,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   split, held_out = measure.training_split(settings, dataset)
   module = measure.network(settings, dataset.class_names)
   order = functools.partial(
-    training.epoch_order,
+    epoch_order,
     settings.seed,
     num_examples=len(split.labels),
     batch_size=settings.batch_size,
@@ -238,7 +239,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   }
   key = jax.random.key(settings.seed)
   watch = Watch(settings, dataset, held_out)
-  feed = training.Feed(split, stream=FLAGS.stream)
+  feed = Feed(split, stream=FLAGS.stream)
   fresh = training.initial_state(
     make_recipe(numbers), key, split.images.shape[1:]
   )
@@ -252,7 +253,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     begun = Progress(fresh, np.zeros(()))
     state, seconds = newest.newest(begun) or begun
     done, saved_at = int(state.step), time.monotonic()
-    curve, states = rewound_curve(path, done), training.replicate(state)
+    curve, states = rewound_curve(path, done), replicate(state)
     bar.update(done)
 
     def save_if_due(last: bool = False) -> None:
@@ -260,7 +261,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
       due = time.monotonic() - saved_at >= FLAGS.checkpoint_seconds
       if last or due or stopping():
         best.wait()  # the best is on disk before the curve that names it
-        newest.save(done, Progress(training.unreplicate(states), seconds))
+        newest.save(done, Progress(unreplicate(states), seconds))
         saved_at = time.monotonic()
       if stopping():
         raise KeyboardInterrupt
@@ -281,7 +282,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
           save_if_due()
       states = states._replace(loss_sum=states.loss_sum * 0)
       state = training.settled(
-        settler, training.unreplicate(states), numbers, key, feed, order(0)
+        settler, unreplicate(states), numbers, key, feed, order(0)
       )
       line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
       line |= {'seconds': round(float(seconds), 2)} | watch(state.variables)
@@ -295,9 +296,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         save_if_due()
     check_finite(states, newest, weights=True)
     if done != max(newest.numbers(), default=0):
-      states = training.replicate(state)
+      states = replicate(state)
       save_if_due(last=True)
-    return Progress(training.unreplicate(states), seconds)
+    return Progress(unreplicate(states), seconds)
 
 
 def started(
@@ -352,9 +353,9 @@ def check_finite(
   Raises:
     ValueError: if the loss, or a weight, is not finite.
   """
-  loss, bad = training.unreplicate((states.loss_sum, states.bad_step))
+  loss, bad = unreplicate((states.loss_sum, states.bad_step))
   if weights and bad < 0:
-    state = training.unreplicate(states)
+    state = unreplicate(states)
     leaves = jax.tree.leaves(state.variables)
     bad = -1 if all(np.isfinite(x).all() for x in leaves) else state.step
   if bad >= 0:

@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import config, paper
 from experiments.findings import DROPOUT
-from robustlip import images
+from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
@@ -171,7 +171,7 @@ def _with_tools(
     chosen['dropout'] = None if found.arch.startswith('cnn') else usual
     if FLAGS.dropout is not None:
       chosen['dropout'] = FLAGS.dropout
-  more = [tool for tool in tools if tool in images.AUGMENTATIONS]
+  more = [tool for tool in tools if tool in AUGMENTATIONS]
   names = [name for name in (found.augment, *more) if name != 'none']
   chosen['augment'] = ','.join(names) or 'none'
   if 'silu' in tools:

@@ -67,8 +67,6 @@ def main() -> None:
   paths = [root / config.name(each, dataset) for each in settings]
   if len(settings) == 1 and FLAGS.workdir:
     paths = [root]
-  if len(set(paths)) < len(paths):
-    raise ValueError('two of the weights have the same name: drop one')
   for each in settings:
     runs.check(each, dataset)
   errors = []

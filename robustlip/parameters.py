@@ -32,8 +32,13 @@ def ema(decay: chex.Numeric) -> optax.GradientTransformation:
   Args:
     decay: in [0, 1), largest weight of the average so far.
 
+  Raises:
+    ValueError: for a decay out of range, unless it is traced.
+
   Source: Rebuffi et al. 2021, arXiv:2103.01946; the warm-up is TensorFlow's.
   """
+  if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
+    raise ValueError(f'decay must be at least 0 and below 1, got {decay}.')
   return _averaging(lambda t: 1 - jnp.minimum(decay, (1 + t) / (10 + t)))
 
 
@@ -46,8 +51,13 @@ def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
     every: updates from one that is taken to the next; the source takes one an
       epoch.
 
+  Raises:
+    ValueError: unless `every` is at least 1.
+
   Source: Izmailov et al. 2018, arXiv:1803.05407.
   """
+  if every < 1:
+    raise ValueError(f'every must be at least 1, got {every}.')
 
   def share(t):
     taken = t // every - first // every

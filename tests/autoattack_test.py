@@ -410,7 +410,9 @@ class CascadeTest(chex.TestCase):
       for x in ('autoattack', 'strong')
     ]
     assert passes == [10 * 2 * 101 + 9 * 100 * 3 + 5001, 10 * 2 + 9 * 20 * 2]
-    assert self.names('apgd_targeted', num_classes=2) == ['apgd_targeted']
+    assert self.names('apgd_targeted', num_classes=2) == [
+      'apgd_targeted_margin'
+    ]
 
   def test_restarts_are_stages_of_what_draws(self):
     names = self.names('pgd,fab_targeted', num_classes=3, num_restarts=2)

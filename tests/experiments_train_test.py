@@ -414,7 +414,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--milestones=a'], 'milestones'),
   (TRAIN, ['--method=rst', '--lam='], 'lam'),
   (TRAIN, ['--method=rst', '--lam=1,1'], 'twice'),
-  (TRAIN, ['--method=rst', '--lam=1,1.00000001'], 'same name'),
+  (TRAIN, ['--method=rst', '--lam=1,1.00000001'], 'twice'),
   (TRAIN, ['--seed=4294967296'], 'seed'),
   (TRAIN, ['--seed=4294967295', '--seeds=2'], 'seeds'),
   (TRAIN, ['--num_processes=2'], 'coordinator'),

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from robustlip import (
   attacks,
   bounds,
+  doubts,
   evaluation,
   lipschitz,
   losses,
@@ -79,10 +80,10 @@ def test_a_gradient_that_is_not_finite_is_not_charged_to_the_network():
   # Where the gradient is NaN the pixel stays: no more than the safe attack.
   assert (found[False][0] >= found[True][0]).all()
   assert found[False][0].any()
-  doubts = evaluation.doubts(
+  facts = doubts.facts(
     lambda _: lambda x: linear(srgb(x, False)), {}, black, KEY
   )
-  assert doubts['nonfinite_gradients'] > 0
+  assert facts['nonfinite_gradients'] > 0
 
 
 FEW = Batch(INPUTS[:4], BATCH.labels[:4])
@@ -396,8 +397,8 @@ def test_a_network_whose_examples_mix_is_said():
   def in_training_mode(inputs):
     return linear(inputs - inputs.mean(axis=0, keepdims=True))
 
-  doubts = evaluation.doubts(lambda _: in_training_mode, {}, SPLIT, KEY)
-  assert doubts['mixed_examples'] > 0.1
+  facts = doubts.facts(lambda _: in_training_mode, {}, SPLIT, KEY)
+  assert facts['mixed_examples'] > 0.1
 
 
 def test_a_gradient_for_what_has_none_finds_the_exact_worst_case():

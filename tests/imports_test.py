@@ -14,12 +14,13 @@ LAYERS = {
   robustlip: [
     {'types', 'progress', 'drawing', 'parameters'},
     {'projections'},
-    {'images', 'datasets', 'models', 'separation'},
-    {'losses', 'theory'},
+    {'augmentations', 'images', 'datasets', 'models', 'separation'},
+    {'losses', 'theory', 'feed'},
     {'attacks', 'bounds'},
     {'lipschitz', 'methods', 'distance_attack'},
     {'released'},
     {'training', 'evaluation', 'checkpoints'},
+    {'doubts'},
   ],
   experiments: [
     {'common', 'findings', 'paper', 'plots'},

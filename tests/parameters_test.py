@@ -46,6 +46,14 @@ def test_swa_is_the_mean_of_those_taken(first, every):
     np.testing.assert_allclose(found[t - 1], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_numbers_that_average_nothing_are_refused():
+  for decay in (-0.1, 1.0):
+    with pytest.raises(ValueError, match='decay must be at least 0'):
+      parameters.ema(decay)
+  with pytest.raises(ValueError, match='every must be at least 1'):
+    parameters.swa(10, every=0)
+
+
 def test_an_optimizer_without_an_average_has_none():
   state = optax.sgd(0.1, momentum=0.9).init({'average': jnp.ones(3)})
   assert parameters.average(state) is None

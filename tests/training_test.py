@@ -12,9 +12,17 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from robustlip import images, losses, methods, parameters, released, training
+from robustlip import (
+  augmentations,
+  losses,
+  methods,
+  parameters,
+  released,
+  training,
+)
+from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Split
-from robustlip.images import AUGMENTATIONS
+from robustlip.feed import Epoch, Feed, epoch_order, replicate
 from robustlip.models import layers
 from robustlip.types import DEVICES
 
@@ -89,7 +97,7 @@ def tooled(module, **others):
       optax.sgd(0.05, momentum=0.9),
       parameters.ema(0.9),
     ),
-    augment=images.augmentation('crop4_flip,cutout'),
+    augment=augmentations.augmentation('crop4_flip,cutout'),
     cutmix=0.5,
     label_smoothing=0.1,
     awp=0.01,
@@ -98,7 +106,7 @@ def tooled(module, **others):
 
 
 def order(seed=0):
-  return training.epoch_order(seed, 0, num_examples=80, batch_size=BATCH)
+  return epoch_order(seed, 0, num_examples=80, batch_size=BATCH)
 
 
 def train(
@@ -113,14 +121,14 @@ def train(
   """The state after some steps, without the device axis."""
   numbers, key = numbers or number(), jax.random.key(seed)
   state = training.initial_state(make(numbers), key, SHAPE)
-  copies = training.replicate((state, *data))
+  copies = replicate((state, *data))
   if devices < jax.device_count():
     copies = jax.tree.map(lambda x: x[:devices], copies)
   state, images, labels = copies
   orders = np.stack(np.split(order(seed), devices, axis=-1))
   program = training.trainer(make)
   for first, last in chunks:
-    epoch = training.Epoch(images, labels, orders)
+    epoch = Epoch(images, labels, orders)
     state = program(state, numbers, key, epoch, first, last)
   return jax.tree.map(lambda x: x[0], state)
 
@@ -221,11 +229,11 @@ class TrainingTest(chex.TestCase):
     make = factory(methods.rst)
     program = training.trainer(chex.assert_max_traces(make, n=1))
     orders = np.stack(np.split(order(), jax.device_count(), axis=-1))
-    epoch = training.Epoch(*training.replicate((IMAGES, LABELS)), orders)
+    epoch = Epoch(*replicate((IMAGES, LABELS)), orders)
     for seed, lam in ((0, 1.0), (1, 2.0)):
       numbers, key = number(lam=lam), jax.random.key(seed)
       state = training.initial_state(make(numbers), key, SHAPE)
-      state = training.replicate(state)
+      state = replicate(state)
       for first, last in ((0, 1), (1, 4), (4, STEPS)):
         state = program(state, numbers, key, epoch, first, last)
 
@@ -254,7 +262,7 @@ class TrainingTest(chex.TestCase):
     def mixed(images, keys, **_):
       return spy(images, keys), jnp.ones(len(images))
 
-    augment = images.in_turn(spy, spy, spy)
+    augment = augmentations.in_turn(spy, spy, spy)
     make = factory(methods.natural, Linear(), augment=augment, cutmix=0.5)
     recipe = make(number())
     state = training.initial_state(recipe, jax.random.key(0), SHAPE)
@@ -416,7 +424,7 @@ class TrainingTest(chex.TestCase):
 
   @parameterized.parameters(True, False)
   def test_streamed_examples_are_those_of_the_order(self, stream):
-    feed = training.Feed(Split(IMAGES, LABELS), stream=stream)
+    feed = Feed(Split(IMAGES, LABELS), stream=stream)
     seen = []
     for epoch, first, last in feed.dispatches(order(), 1):
       for step in range(first, last):
@@ -457,10 +465,10 @@ def test_images_without_labels_are_refused():
 
 
 def test_an_epoch_takes_every_example_at_most_once():
-  found = training.epoch_order(0, 0, num_examples=23, batch_size=5)
+  found = epoch_order(0, 0, num_examples=23, batch_size=5)
   assert found.shape == (4, 5)
   assert len(set(found.ravel())) == 20 and found.max() < 23
-  again = training.epoch_order(0, 1, num_examples=23, batch_size=5)
+  again = epoch_order(0, 1, num_examples=23, batch_size=5)
   assert (found != again).any()
   with pytest.raises(ValueError, match='a batch of 24 needs'):
-    training.epoch_order(0, 0, num_examples=23, batch_size=24)
+    epoch_order(0, 0, num_examples=23, batch_size=24)

@@ -29,6 +29,7 @@ from robustlip import (
   separation,
   training,
 )
+from robustlip.feed import Feed, replicate
 
 ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
 STEPS = 4  # to one run of a training candidate
@@ -93,10 +94,10 @@ def trained(task: problem.Problem, batch_size: int) -> Candidate:
   recipe, key = _recipe(task), jax.random.key(0)
   order = np.arange(len(task.split.labels), dtype=np.int32)
   order = order.reshape(-1, batch_size)
-  (dispatch,) = training.Feed(task.split).dispatches(order)
+  (dispatch,) = Feed(task.split).dispatches(order)
   state = training.initial_state(recipe, key, task.image_shape)
   program = training.trainer(lambda numbers: recipe)
-  state = training.replicate(state)
+  state = replicate(state)
   return _advancing(program, state, ({}, key, *dispatch), order.size)
 
 

@@ -14,6 +14,8 @@ from robustlip.attacks.fab import fab
 from robustlip.attacks.square import square
 
 MOST_TARGETS = 9  # likeliest wrong classes, in AutoAttack
+# Classes that the DLR objective needs; with fewer it is the margin (`dlr`).
+FEWEST_CLASSES = {'apgd_dlr': 3, 'apgd_targeted': 4}
 
 
 class Stage(NamedTuple):
@@ -109,7 +111,8 @@ def cascade(
   """The stages of attacks in the order of their names.
 
   A targeted attack is one stage for each target, the likeliest first; an attack
-  with restarts is one stage (or as many as it has targets) for each.
+  with restarts is one stage (or as many as it has targets) for each. Where the
+  margin takes the place of DLR, the name of a stage ends in `_margin`.
 
   Args:
     names: keys of `ATTACKS` or `SEQUENCES`: one, several, or several in one
@@ -135,6 +138,8 @@ def cascade(
     attack, passes, targets, draws = ATTACKS[name](num_classes, norm, **steps)
     run = _targeted(attack, targets) if targets else _untargeted(attack)
     count = max(targets, 1) * (num_restarts if draws else 1)
+    if num_classes < FEWEST_CLASSES.get(name, 0):
+      name = f'{name}_margin'
     stages += [
       Stage(name, run, {'epsilon': epsilon, 'number': number}, norm, passes)
       for number in range(count)

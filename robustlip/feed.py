@@ -1,0 +1,124 @@
+"""Training examples on their way to the devices, and what all of them share.
+
+Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
+devices together.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from robustlip.datasets import Split
+from robustlip.types import DEVICES
+
+STEPS_PER_DISPATCH = 8  # after which the host sees the loss and may stop
+
+
+class Epoch(NamedTuple):
+  """Examples on the devices and the order in which steps take them."""
+
+  images: chex.Array  # uint8 [D, N, H, W, C]
+  labels: chex.Array  # int32 [D, N]
+  order: chex.Array  # int32 [D, S, B / D], indices into the first two
+
+
+def replicate(tree: Any) -> Any:
+  """Copies on the local devices, [...] -> [D, ...], placed as results are.
+
+  An argument placed otherwise would have the program compiled twice.
+  """
+  devices = jax.local_devices()
+  mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(DEVICES)
+  )
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
+    ),
+    tree,
+  )
+
+
+def unreplicate(tree: Any) -> Any:
+  """The copy of the first local device as NumPy arrays, [D, ...] -> [...]."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)[0]), tree)
+
+
+def epoch_order(
+  seed: int, epoch: int, *, num_examples: int, batch_size: int
+) -> np.ndarray:
+  """Shuffled examples of one epoch in full batches, int32 [S, B].
+
+  The `num_examples % batch_size` examples left over differ every epoch.
+
+  Raises:
+    ValueError: if there are fewer examples than one batch takes.
+  """
+  steps = num_examples // batch_size
+  if steps < 1:
+    raise ValueError(
+      f'a batch of {batch_size} needs at least as many training examples, '
+      f'got {num_examples}.'
+    )
+  generator = np.random.default_rng([seed, epoch])
+  order = generator.permutation(num_examples)[: steps * batch_size]
+  return order.reshape(steps, batch_size).astype(np.int32)
+
+
+def _share(order: np.ndarray) -> np.ndarray:
+  """[S, B] -> [D, S, B / D] for the devices of this process."""
+  parts = np.stack(np.split(order, jax.device_count(), axis=-1))
+  mine = jax.local_device_count()
+  return parts[jax.process_index() * mine :][:mine]
+
+
+class Feed:
+  """Training examples on their way to the devices.
+
+  Resident: the whole set is on every device as uint8 and a dispatch is told
+  where in the epoch's order to start and stop. Streamed: each dispatch brings
+  the images of its own steps. The steps see the same examples either way.
+
+  Args:
+    stream: None streams if the images would take more than half of the memory
+      of a device.
+  """
+
+  def __init__(self, split: Split, *, stream: bool | None = None):
+    self._split = split
+    if stream is None:
+      stats = jax.local_devices()[0].memory_stats() or {}
+      stream = split.images.nbytes > stats.get('bytes_limit', np.inf) / 2
+    self._resident = None
+    if not stream:
+      self._resident = replicate((split.images, split.labels))
+
+  def dispatches(self, order: np.ndarray, first: int = 0):
+    """Yields (epoch, first, last), the arguments of each dispatch of an epoch.
+
+    Args:
+      order: int32 [S, B], see `epoch_order`.
+      first: step to begin with.
+    """
+    order = _share(order)
+    for start in range(first, order.shape[1], STEPS_PER_DISPATCH):
+      stop = min(start + STEPS_PER_DISPATCH, order.shape[1])
+      if self._resident:
+        yield Epoch(*self._resident, order), start, stop
+      else:
+        yield self._streamed(order[:, start:stop]), 0, stop - start
+
+  def _streamed(self, order: np.ndarray) -> Epoch:
+    """The images of these steps and their places, in arrays of one size."""
+    devices, steps, share = order.shape
+    chosen = np.resize(
+      order.swapaxes(0, 1), (STEPS_PER_DISPATCH, devices, share)
+    )
+    flat = chosen.swapaxes(0, 1).reshape(devices, -1)
+    places = np.arange(flat.shape[1], dtype=np.int32)
+    places = places.reshape(STEPS_PER_DISPATCH, share)
+    images, labels = self._split.images[flat], self._split.labels[flat]
+    return Epoch(images, labels, np.stack([places] * devices))
