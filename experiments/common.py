@@ -70,8 +70,9 @@ def define_dataset(note: str = '') -> None:
   flags.DEFINE_string(
     'dataset',
     'mnist5k',
-    f'{", ".join(datasets.NAMES)}, or the path of an .npz file with '
-    f'train_images, train_labels, test_images and test_labels. {note}'.rstrip(),
+    f'{", ".join(datasets.NAMES)}, or the path of an .npz file, or '
+    'of a folder of .npy files, with train_images, train_labels, test_images '
+    f'and test_labels. {note}'.rstrip(),
   )
   define_data_dir()
 

@@ -139,6 +139,12 @@ class Config:
   activation: str = setting(
     'relu', 'Nonlinearity of the network.', choices=models.ACTIVATIONS
   )
+  attack_steps: int = setting(
+    10,
+    'Steps of the attack in training, of 2 epsilon together, in at, rst and '
+    'trades.',
+    lower=1,
+  )
   attack_mode: str = setting(
     'eval',
     'Mode of the network inside the training attack; the released code of the '
@@ -199,6 +205,9 @@ class Config:
         f'--method={self.method} bounds the loss of one label: it takes no '
         '--cutmix and no --label_smoothing'
       )
+    steps = type(self).attack_steps
+    if self.attack_steps != steps and not methods.accepts(method, 'num_steps'):
+      raise ValueError(f'--attack_steps means nothing to {self.method}')
     if self.epsilon_warmup and not methods.has_radius(method):
       raise ValueError(f'--epsilon_warmup means nothing to {self.method}')
     models.build(
@@ -367,9 +376,12 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
       f'--preset={name} knows {", ".join(known)}, not {dataset.name!r}'
     )
   of_method = paper.OF_METHOD.get((dataset.name, method), {})
+  settings = known[dataset.name]
   if name == 'short':  # the published rates are for the published schedule
     of_method = {k: v for k, v in of_method.items() if k in own}
-  return own | known[dataset.name] | of_method
+    if not methods.accepts(released.METHODS[method], 'num_steps'):
+      settings = {k: v for k, v in settings.items() if k != 'attack_steps'}
+  return own | settings | of_method
 
 
 def from_flags(dataset: Dataset, **overrides: Any) -> Config:

@@ -112,6 +112,7 @@ def radius(
 def _trainer(static: Config, module, steps_per_epoch: int):
   """(make_recipe, its programs) of all runs that differ in numbers alone."""
   total = static.epochs * steps_per_epoch
+  factory = released.METHODS[static.method]
 
   def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
     epsilon = radius(static, numbers['epsilon'], steps_per_epoch)
@@ -119,8 +120,9 @@ def _trainer(static: Config, module, steps_per_epoch: int):
     def method(step):
       chosen = {name: numbers[name] for name in static.weights}
       chosen['epsilon'] = epsilon(step)
-      at = methods.at_progress(released.METHODS[static.method], **chosen)
-      return at(step / total)
+      if methods.accepts(factory, 'num_steps'):
+        chosen['num_steps'] = static.attack_steps
+      return methods.at_progress(factory, **chosen)(step / total)
 
     return training.Recipe(
       module=module,

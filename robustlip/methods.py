@@ -7,6 +7,8 @@ what the authors' code computes differently.
 
 Shared arguments: `epsilon` is the radius of the ball in units of the pixel
 range; it and the weights may be traced. `norm` is the ball's, 'linf' or 'l2'.
+`num_steps` are those of the inner ascent, each of 2 epsilon / num_steps; the
+paper takes ten.
 """
 
 import inspect
@@ -58,23 +60,43 @@ def natural(*, epsilon: chex.Numeric = 0.0) -> Method:
   return Method(unmoved, losses.natural)
 
 
-def at(*, epsilon: chex.Numeric, norm: str = 'linf') -> Method:
+def at(
+  *, epsilon: chex.Numeric, norm: str = 'linf', num_steps: int = 10
+) -> Method:
   """Adversarial training on the points of PGD."""
-  return Method(partial(attacks.pgd, epsilon=epsilon, norm=norm), losses.at)
+  return Method(_pgd(epsilon, norm, num_steps), losses.at)
 
 
 def rst(
-  *, epsilon: chex.Numeric, lam: chex.Numeric = 1.0, norm: str = 'linf'
+  *,
+  epsilon: chex.Numeric,
+  lam: chex.Numeric = 1.0,
+  norm: str = 'linf',
+  num_steps: int = 10,
 ) -> Method:
   """PGD's points, then CE(x) + lam CE(x')."""
-  maximize = partial(attacks.pgd, epsilon=epsilon, norm=norm)
+  maximize = _pgd(epsilon, norm, num_steps)
   return Method(maximize, partial(losses.rst, lam=lam))
 
 
+def _pgd(epsilon, norm, num_steps):
+  return partial(
+    attacks.pgd,
+    epsilon=epsilon,
+    step_size=2 * epsilon / num_steps,
+    num_steps=num_steps,
+    norm=norm,
+  )
+
+
 def trades(
-  *, epsilon: chex.Numeric, beta: chex.Numeric = 3.0, norm: str = 'linf'
+  *,
+  epsilon: chex.Numeric,
+  beta: chex.Numeric = 3.0,
+  norm: str = 'linf',
+  num_steps: int = 10,
 ) -> Method:
-  """Ten steps of epsilon / 5 on the divergence, then CE + beta KL."""
+  """PGD on the divergence from a Gaussian start, then CE + beta KL."""
 
   def maximize(logits_fn, batch, key):
     return attacks.ascend(
@@ -82,8 +104,8 @@ def trades(
       batch.inputs,
       key,
       epsilon=epsilon,
-      step_size=epsilon / 5,
-      num_steps=10,
+      step_size=2 * epsilon / num_steps,
+      num_steps=num_steps,
       norm=norm,
       start=gaussian_start(batch.inputs, key),
     )
@@ -216,8 +238,13 @@ METHODS: dict[str, Callable[..., Method]] = {
 def weights(method: Callable[..., Method]) -> dict[str, float]:
   """The weights that a factory of methods takes, with their defaults."""
   parameters = inspect.signature(method).parameters.values()
-  others = ('epsilon', 'norm', 'progress')
+  others = ('epsilon', 'norm', 'num_steps', 'progress')
   return {p.name: p.default for p in parameters if p.name not in others}
+
+
+def accepts(method: Callable[..., Method], name: str) -> bool:
+  """Whether a factory of methods has an argument of that name."""
+  return name in inspect.signature(method).parameters
 
 
 def has_radius(method: Callable[..., Method]) -> bool:
@@ -233,6 +260,6 @@ def at_progress(
 
   Most are the same all the time.
   """
-  if 'progress' in inspect.signature(method).parameters:
+  if accepts(method, 'progress'):
     return lambda progress: method(**numbers, progress=progress)
   return lambda progress: method(**numbers)

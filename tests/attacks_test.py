@@ -303,6 +303,20 @@ def test_the_inner_problem_of_a_method_keeps_to_its_ball(name):
     assert 0 < projections.norms(moves, norm=norm).max() < 0.0201
 
 
+@pytest.mark.parametrize('name', ['at', 'rst', 'trades'])
+@pytest.mark.parametrize('num_steps', [1, 3, 10])
+def test_the_inner_problem_crosses_the_ball_in_any_number_of_steps(
+  name, num_steps
+):
+  method = methods.METHODS[name](epsilon=0.1, num_steps=num_steps)
+  points = method.maximize(two_class, TWO, KEY)
+  if name != 'trades':  # whose objective rises on both sides of the image
+    expected = worst_two_class(0.1, 'linf')
+    chex.assert_trees_all_close(points, expected, atol=1e-6)
+  sizes = projections.norms(points - INPUTS)
+  chex.assert_trees_all_close(sizes, jnp.full(7, 0.1), atol=1e-6)
+
+
 def test_numbers_of_double_precision_leave_float32_alone():
   with jax.enable_x64(True):
     points = attacks.pgd(

@@ -12,7 +12,7 @@ import datasets_imagenet_test as imagenet_tree
 import numpy as np
 import pytest
 
-from robustlip import datasets
+from robustlip import datasets, separation
 from robustlip.datasets import cache, catalogue, splits, tfds_source
 
 
@@ -323,6 +323,31 @@ def test_own_arrays(tmp_path):
   assert datasets.load(str(path)).class_names == ('a', 'b', 'c', 'd')
 
 
+def test_a_folder_of_own_arrays_is_mapped_into_memory(tmp_path):
+  folder, arrays = tmp_path / 'mnist', own_arrays()
+  with pytest.raises(ValueError, match='path of .* a folder of arrays'):
+    datasets.load(folder)
+  folder.mkdir()
+  for key, array in arrays.items():
+    with pytest.raises(ValueError, match=f'no {key}.npy is in it'):
+      datasets.load(folder)
+    np.save(folder / f'{key}.npy', array)
+  own = datasets.load(folder)
+  assert own.name == 'mnist.npy' and own.source == str(folder)
+  assert isinstance(own.train.images, np.memmap)
+  np.savez(tmp_path / 'own.npz', **arrays)
+  assert own.fingerprint == datasets.load(tmp_path / 'own.npz').fingerprint
+  found = separation.nearest_opposite(*own.train).distances
+  in_memory = arrays['train_images'], arrays['train_labels']
+  expected = separation.nearest_opposite(*in_memory).distances
+  np.testing.assert_array_equal(found, expected)
+  (folder / 'test_images.npy').write_bytes(b'text')
+  with pytest.raises(
+    ValueError, match='4 bytes, expected an array that np.sav'
+  ):
+    datasets.load(folder)
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
@@ -433,7 +458,7 @@ def test_keras_keys_are_named(tmp_path):
     (b'\n<!DOCTYPE html>\n<html></html>', 'is a web page'),
     (b'<HTML><body>404', 'is a web page'),
     (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
-    (None, 'is a folder'),
+    (None, 'no train_images.npy is in it'),
   ],
 )
 def test_what_is_no_data_at_all(tmp_path, content, message):

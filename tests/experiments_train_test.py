@@ -408,6 +408,8 @@ WRONG_FLAGS = [
   (TRAIN, ['--batch_size=45', '--cutmix=1'], 'in pairs'),
   (TRAIN, ['--method=ibp', '--label_smoothing=.1'], 'one label'),
   (TRAIN, ['--epsilon_warmup=1'], 'means nothing to natural'),
+  (TRAIN, ['--attack_steps=3'], 'means nothing to natural'),
+  (TRAIN, ['--attack_steps=0'], 'attack_steps'),
   (TRAIN, ['--preset=paper'], 'preset'),
   (TRAIN, ['--unknown=1'], 'unknown'),
   (TRAIN, ['stray'], 'stray'),

@@ -1,6 +1,6 @@
 """Data sets as NumPy arrays: uint8 images, int32 labels.
 
-`load(name)` gives one of `NAMES`, or the arrays of an .npz file. `mnist5k`
+`load(name)` gives one of `NAMES`, or arrays of one's own. `mnist5k`
 ships with the package: the first 500 training and the first 100 test images
 of each class of MNIST, in the order of the published files. MNIST is by
 Y. LeCun, C. Cortes and C. J. C. Burges, licence CC BY-SA 3.0;
@@ -59,8 +59,9 @@ def load(
   the files that they were made from do not change.
 
   Args:
-    name: one of `NAMES`, or the path of an .npz file with train_images,
-      train_labels, test_images and test_labels (see `arrays.read`).
+    name: one of `NAMES`, or the path of an .npz file or of a folder with
+      train_images, train_labels, test_images and test_labels (see
+      `arrays.read`).
     data_dir: default `default_data_dir()`; it need not be writable.
     download: whether what is not on disk may be fetched.
 
@@ -70,16 +71,18 @@ def load(
       most; it says which files would do.
   """
   name = os.fspath(name)
-  if name.endswith('.npz'):
-    path = pathlib.Path(name).expanduser().absolute()
+  path = pathlib.Path(name).expanduser().absolute()
+  if name.endswith('.npz') or (name not in NAMES and path.is_dir()):
     train, test, class_names = arrays.read(path)
     digest = fingerprint(*train, *test)
-    short = path.name if path.stem in NAMES else path.stem
+    short = path.name.removesuffix('.npz')
+    if short in NAMES:  # they are not the published ones
+      short += path.suffix or '.npy'
     return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
     raise ValueError(
-      f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or a '
-      'path that ends in .npz.'
+      f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or the '
+      'path of an .npz file or of a folder of arrays.'
     )
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)

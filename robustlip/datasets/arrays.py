@@ -1,4 +1,4 @@
-"""Arrays of one's own in an .npz file, and the MNIST subset in the package."""
+"""Arrays of one's own in a file or a folder, and the MNIST subset."""
 
 import pathlib
 
@@ -14,7 +14,10 @@ _EXAMPLE = 'np.savez(path, ' + ', '.join(f'{key}=...' for key in _KEYS) + ')'
 def read(
   path: pathlib.Path,
 ) -> tuple[splits.Split, splits.Split, tuple[str, ...]]:
-  """Train, test and class names of an .npz file.
+  """Train, test and class names of an .npz file, or of a folder of arrays.
+
+  A folder has train_images.npy and so on; its images are memory-mapped, so that
+  they may be more than memory holds.
 
   Images are uint8 [N, H, W, C], or [N, H, W] if they are gray. Floats are
   refused: how to round them is for their owner to say, since it moves the
@@ -24,13 +27,13 @@ def read(
   out, with one log line.
 
   Raises:
-    FileNotFoundError: if there is no such file.
+    FileNotFoundError: if there is no such file or folder.
     ValueError: keys that are missing, pickled objects, wrong shapes, dtypes,
       pixels or labels, no examples.
   """
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file; make it by {_EXAMPLE}.')
-  arrays = _arrays(path)
+  arrays = _mapped(path) if path.is_dir() else _arrays(path)
   if 'class_names' in arrays:
     names = tuple(arrays['class_names'].reshape(-1).astype(str).tolist())
   else:
@@ -63,6 +66,21 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       logging.info('%s: the examples of val_images are left out', path)
     wanted = {*_KEYS, 'class_names'}.intersection(archive.files)
     return {key: archive[key] for key in wanted}
+
+
+def _mapped(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  names = {file.stem for file in folder.glob('*.npy')}
+  if missing := [key for key in _KEYS if key not in names]:
+    raise ValueError(
+      f'{folder}: no {missing[0]}.npy is in it; a folder of arrays has '
+      f'{", ".join(f"{key}.npy" for key in _KEYS)}.'
+    )
+  arrays = {}
+  for key in names & {*_KEYS, 'class_names'}:
+    file = folder / f'{key}.npy'
+    with files.expect(file, f'an array that np.save({str(file)!r}, ...) wrote'):
+      arrays[key] = np.load(file, mmap_mode='r', allow_pickle=False)
+  return arrays
 
 
 def _one_column(labels: np.ndarray) -> np.ndarray:
