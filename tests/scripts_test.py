@@ -1,12 +1,18 @@
 """Every script refuses what it does not know, in one line."""
 
+import importlib
 import pathlib
+import re
+import subprocess
 
 import pytest
+from absl import flags
 
 import experiments
+from experiments import common
 
 FOLDER = pathlib.Path(experiments.__file__).parent
+ROOT = FOLDER.parent
 NAMES = sorted(
   path.stem
   for path in FOLDER.glob('*.py')
@@ -61,3 +67,54 @@ def test_a_folder_that_cannot_be_is_found_out_first(name, flag, tmp_path, call):
   assert finished.code == 1
   line = finished.err.splitlines()[-1]
   assert line.startswith('error: cannot write to') and 'below' in line
+
+
+SHOWN = re.compile(r'(experiments\.[\w.]+)((?:\s+(?:\\\s+)?--[^\s`)]+)*)')
+PAGES = ('README.md', 'BUILD_NOTES.md', 'experiments/results/README.md')
+
+
+def shown_commands():
+  files = [*FOLDER.glob('*.py'), *(ROOT / page for page in PAGES)]
+  files.append(ROOT / '.ci' / 'gpu')
+  for file in files:
+    text = file.read_text(encoding='utf-8')
+    for module, given in SHOWN.findall(text):
+      if given and module.split('.')[1] in NAMES:
+        words = given.replace('\\', ' ').split()
+        yield file.name, module, [word for word in words if 'NAME' not in word]
+
+
+def test_every_command_that_is_shown_has_flags_that_exist():
+  found = list(shown_commands())
+  assert {'README.md', 'gpu', 'train.py'} <= {name for name, *_ in found}
+  for name, module, given in found:
+    common.define_flags(importlib.import_module(module).define)
+    try:
+      assert flags.FLAGS([module, *given]) == [module], (name, given)
+    except flags.Error as error:
+      pytest.fail(f'{name}: {module} {" ".join(given)}: {error}')
+
+
+def test_measurements_on_a_gpu_go_on_where_they_stopped(tmp_path):
+  for name in ('.ci', 'bin'):
+    (tmp_path / name).mkdir()
+  (tmp_path / '.ci' / 'gpu').write_bytes((ROOT / '.ci' / 'gpu').read_bytes())
+  python = tmp_path / 'bin' / 'python'
+  env = {'PATH': f'{python.parent}:/usr/bin:/bin'}
+
+  def call(program, seconds):
+    python.write_text(f'#!/bin/sh\n{program}\n')
+    python.chmod(0o755)
+    command = ['bash', tmp_path / '.ci' / 'gpu', str(seconds)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  slow = 'case "$*" in *=attack*) sleep 60;; esac; echo a table; echo "{}"'
+  out = call(slow, 7)
+  assert '== train: 0\na table\n==' in out
+  assert '== attack: not finished' in out and '== table_3: not fin' in out
+  out = call('case "$*" in *=separation*) exit 3;; esac; echo "$*"', 60)
+  assert '--suite=train ' not in out.split('==')[0]
+  assert '--suite=attack' in out.split('==')[0]
+  assert '== separation: 3' in out and '== table_3: 0' in out
