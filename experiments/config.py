@@ -1,8 +1,7 @@
 """The settings of a training run, each written once; flags are made from them.
 
 `from_flags` is a run's `Config`: what the flags say, else what `--preset` does,
-else the defaults here, which are the preset `quick`: a few epochs of a small
-network on any data set.
+else the defaults here.
 """
 
 import dataclasses
@@ -22,6 +21,15 @@ FLAGS = flags.FLAGS
 OPTIMIZERS = ('sgd', 'nesterov', 'adam')
 SCHEDULES = ('milestones', 'onecycle', 'cosine')
 PRESETS = ('quick', 'paper', 'short')
+# A few epochs of a small network on any data set.
+QUICK = dict(
+  epochs=3,
+  schedule='onecycle',
+  optimizer='nesterov',
+  learning_rate=0.05,
+  attack_steps=3,
+  eval_examples=1000,
+)
 # What runs of one program may differ in, besides the seed.
 NUMBERS = ('epsilon', 'learning_rate', 'lam', 'beta', 'mu', 'kappa')
 
@@ -282,10 +290,9 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     'preset',
     'quick',
     PRESETS,
-    'Where settings without a default here come from: `quick`, a few epochs '
-    'of a small network; `paper`, the published schedule of data set and '
-    'method; '
-    '`short`, a schedule that fits a network in a fraction of it.',
+    'Where what is not given comes from: `quick`, a few epochs of a small '
+    'network; `paper`, the published schedule of data set and method; `short`, '
+    'a schedule that fits a network in a fraction of it.',
   )
   flags.DEFINE_integer(
     'seeds', 1, 'Number of runs with consecutive seeds from --seed on.', 1
@@ -368,20 +375,22 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
     ValueError: if it knows nothing of the data set.
   """
   own = methods.weights(released.METHODS[method])
-  if name == 'quick':
-    return own
-  known = {'paper': paper.SETUPS, 'short': paper.SHORT}[name]
+  known = {
+    'quick': {dataset.name: QUICK},
+    'paper': paper.SETUPS,
+    'short': paper.SHORT,
+  }[name]
   if dataset.name not in known:
     raise ValueError(
       f'--preset={name} knows {", ".join(known)}, not {dataset.name!r}'
     )
   of_method = paper.OF_METHOD.get((dataset.name, method), {})
-  settings = known[dataset.name]
-  if name == 'short':  # the published rates are for the published schedule
+  if name != 'paper':  # the published rates are for the published schedule
     of_method = {k: v for k, v in of_method.items() if k in own}
-    if not methods.accepts(released.METHODS[method], 'num_steps'):
-      settings = {k: v for k, v in settings.items() if k != 'attack_steps'}
-  return own | settings | of_method
+  found = own | known[dataset.name] | of_method
+  if not methods.accepts(released.METHODS[method], 'num_steps'):
+    found.pop('attack_steps', None)
+  return found
 
 
 def from_flags(dataset: Dataset, **overrides: Any) -> Config:
@@ -403,7 +412,12 @@ def from_flags(dataset: Dataset, **overrides: Any) -> Config:
   for name in NUMBERS[2:]:
     if name in chosen and name not in base:
       raise ValueError(f'--{name} means nothing to --method={method}')
-  return Config(**settings)
+  found = Config(**settings)
+  if 'milestones' in chosen and found.schedule != 'milestones':
+    raise ValueError(
+      f'--milestones are of --schedule=milestones, not of {found.schedule}'
+    )
+  return found
 
 
 def name(config: Config, dataset: Dataset) -> str:

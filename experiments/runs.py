@@ -60,7 +60,7 @@ def define() -> None:
   )
   flags.DEFINE_integer(
     'curve_examples',
-    500,
+    200,
     'Test examples measured after every epoch for the curve; 0 for none. They '
     'select nothing.',
     0,

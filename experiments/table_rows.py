@@ -58,7 +58,7 @@ TOOLED = ('at', 'rst2', 'trades6')
 ORDER = [name + end for name in ROWS for end in ('', '_dropout')]
 STANDS_FOR = {'mnist5k': 'mnist'}  # whose published numbers are shown beside
 # All rows on two cores in under half an hour.
-QUICK = dict(epochs=2, milestones=(), batch_size=32, eval_examples=500)
+QUICK = dict(epochs=2, batch_size=32, eval_examples=500)
 
 
 def panels() -> list[tuple[str, str | None]]:

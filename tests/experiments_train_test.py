@@ -33,6 +33,7 @@ def settings(folder, *others):
     '--method=natural',
     '--epochs=8',
     '--learning_rate=0.03',
+    '--schedule=milestones',
     '--milestones=1000',
     '--batch_size=30',
     '--curve_examples=0',
@@ -264,7 +265,8 @@ def test_a_diverging_run_says_where_and_leaves_the_others_alone(tmp_path):
 
 def test_a_last_update_that_diverges_is_seen(tmp_path):
   flags = ['--epochs=1', '--batch_size=90', '--learning_rate=1e39']
-  flags += ['--milestones=10000000000', f'--workdir={tmp_path / "run"}']
+  flags += ['--schedule=milestones', '--milestones=10000000000']
+  flags += [f'--workdir={tmp_path / "run"}']
   assert_one_line(train(tmp_path, *flags), 'not finite at step 1;')
 
 
@@ -414,6 +416,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--unknown=1'], 'unknown'),
   (TRAIN, ['stray'], 'stray'),
   (TRAIN, ['--milestones=a'], 'milestones'),
+  (TRAIN, ['--milestones=2'], 'not of onecycle'),
   (TRAIN, ['--method=rst', '--lam='], 'lam'),
   (TRAIN, ['--method=rst', '--lam=1,1'], 'twice'),
   (TRAIN, ['--method=rst', '--lam=1,1.00000001'], 'twice'),
