@@ -27,7 +27,7 @@ QUICK = dict(
   schedule='onecycle',
   optimizer='nesterov',
   learning_rate=0.05,
-  attack_steps=3,
+  inner_steps=3,
   eval_examples=1000,
 )
 # What runs of one program may differ in, besides the seed.
@@ -147,7 +147,7 @@ class Config:
   activation: str = setting(
     'relu', 'Nonlinearity of the network.', choices=models.ACTIVATIONS
   )
-  attack_steps: int = setting(
+  inner_steps: int = setting(
     10,
     'Steps of the attack in training, of 2 epsilon together, in at, rst and '
     'trades.',
@@ -213,9 +213,9 @@ class Config:
         f'--method={self.method} bounds the loss of one label: it takes no '
         '--cutmix and no --label_smoothing'
       )
-    steps = type(self).attack_steps
-    if self.attack_steps != steps and not methods.accepts(method, 'num_steps'):
-      raise ValueError(f'--attack_steps means nothing to {self.method}')
+    steps = type(self).inner_steps
+    if self.inner_steps != steps and not methods.accepts(method, 'num_steps'):
+      raise ValueError(f'--inner_steps means nothing to {self.method}')
     if self.epsilon_warmup and not methods.has_radius(method):
       raise ValueError(f'--epsilon_warmup means nothing to {self.method}')
     models.build(
@@ -389,7 +389,7 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
     of_method = {k: v for k, v in of_method.items() if k in own}
   found = own | known[dataset.name] | of_method
   if not methods.accepts(released.METHODS[method], 'num_steps'):
-    found.pop('attack_steps', None)
+    found.pop('inner_steps', None)
   return found
 
 

@@ -121,7 +121,7 @@ def _trainer(static: Config, module, steps_per_epoch: int):
       chosen = {name: numbers[name] for name in static.weights}
       chosen['epsilon'] = epsilon(step)
       if methods.accepts(factory, 'num_steps'):
-        chosen['num_steps'] = static.attack_steps
+        chosen['num_steps'] = static.inner_steps
       return methods.at_progress(factory, **chosen)(step / total)
 
     return training.Recipe(

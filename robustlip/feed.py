@@ -1,4 +1,4 @@
-"""Training examples on their way to the devices, and what all of them share.
+"""Training examples on their way to the devices, and copies on each of them.
 
 Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
 devices together.
