@@ -12,9 +12,7 @@ the room that ours leave for rounding). The candidates
 of a case take turns within one run, so that a busy machine is equally busy for
 all; a ratio is the median over turns of theirs to ours. `--peers` needs the
 extra `bench`. "CPU" is that of CPU seconds, "robust" how many images withstand
-(the record has which are `taken`), "passes" the forward and backward ones. "Of
-matmul" is the share of the rate of one large matrix product in the same
-precision, counting the operations that the networks' definition asks for.
+(the record has which are `taken`), "passes" the forward and backward ones.
 
 On two cores a suite takes 1 to 10 minutes, autoattack up to hours:
 
@@ -28,14 +26,13 @@ import inspect
 import resource
 import sys
 import time
-from functools import partial
 from typing import Any
 
 import jax
 from absl import flags
 
 from experiments import common
-from experiments.benchmarks import cases, problem, timing
+from experiments.benchmarks import cases
 from robustlip import models
 
 FLAGS = flags.FLAGS
@@ -132,19 +129,15 @@ def chosen() -> list[Any]:
 def table(results: list[dict[str, Any]]) -> str:
   """The results as people read them."""
   header = f'{"case":<40}{"candidate":<20}{"a second":>14}{"ours is":>10}'
-  lines = [
-    header
-    + f'{"CPU":>10}{"robust":>8}{"passes":>12}{"of matmul":>12}{"memory":>12}'
-  ]
+  lines = [header + f'{"CPU":>10}{"robust":>8}{"passes":>12}{"memory":>12}']
   for result in results:
     for row in result['candidates']:
       rate = f'{row["per_second"]:,.4g} {result["unit"]}'
-      share, memory = row['share_of_limit'], row['program_mib']
+      memory = row['program_mib']
       lines.append(
         f'{result["case"]:<40}{row["candidate"]:<20}{rate:>14}'
         f'{row["ratio_of_ours"]:>9.2f}x{row["cpu_ratio_of_ours"]:>9.2f}x'
         f'{row.get("robust", ""):>8}{row.get("passes") or "":>12}'
-        + (f'{share:>12.0%}' if share else ' ' * 12)
         + (f'{memory:>8,.0f} MiB' if memory else '')
       )
   return '\n'.join(lines)
@@ -159,29 +152,18 @@ def peak_memory() -> dict[str, float]:
   return {'host_peak_mib': peak / (2**20 if sys.platform == 'darwin' else 1024)}
 
 
-def one(case: timing.Case, limit: float | None) -> list[dict[str, Any]]:
-  """What became of a case."""
-  return [timing.measure(case, repeats=FLAGS.repeats, limit=limit)]
-
-
 def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
   name = f'benchmark_{FLAGS.suite}.json'
   path = common.output_file(FLAGS.output or f'runs/benchmarks/{name}')
-  found, limit = chosen(), None
-  if any(getattr(case, 'flops', None) for case in found):
-    limit = problem.matrix_rate(FLAGS.precision)
   results = []
-  for case in found:
-    if isinstance(case, timing.Case):
-      case = partial(one, case, limit)
-    results += case()
+  for case in chosen():
+    results += case.results(FLAGS.repeats)
     record = {
       'suite': FLAGS.suite,
       **common.provenance(),
       **peak_memory(),
-      'matrix_flops_per_second': limit,
       'total_seconds': time.perf_counter() - start,
       'cases': results,
     }

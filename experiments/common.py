@@ -35,6 +35,10 @@ from robustlip.models import convolution
 convolution.enable_fast_cpu()
 
 FLAGS = flags.FLAGS
+RADIUS = (  # help of --epsilon
+  'Radius of the l-inf ball in units of the pixel range, such as 0.1 or 8/255. '
+  "Default: the paper's for the data set."
+)
 RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 
 
@@ -96,14 +100,7 @@ def define_seed() -> None:
 
 def define_epsilon() -> None:
   """The radius that `radius` reads."""
-  define_number(
-    'epsilon',
-    None,
-    'Radius of the l-inf ball in units of the pixel range, such as 0.1 or '
-    "8/255. Default: the paper's for the data set.",
-    0.0,
-    1.0,
-  )
+  define_number('epsilon', None, RADIUS, 0.0, 1.0)
 
 
 def define_processes() -> None:

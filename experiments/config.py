@@ -20,7 +20,6 @@ from robustlip.datasets import Dataset
 FLAGS = flags.FLAGS
 OPTIMIZERS = ('sgd', 'nesterov', 'adam')
 SCHEDULES = ('milestones', 'onecycle', 'cosine')
-PRESETS = ('quick', 'paper', 'short')
 # A few epochs of a small network on any data set.
 QUICK = dict(
   epochs=3,
@@ -58,13 +57,7 @@ class Config:
   dataset: str = setting('mnist5k', '')
   arch: str = setting('cnn1', 'cnn1, cnn2, resnet26, wrn_<depth>_<width>, ...')
   method: str = setting('rst', 'How to train.', choices=released.METHODS)
-  epsilon: float = setting(
-    0.1,
-    'Radius of the l-inf ball in units of the pixel range, such as 0.1 or '
-    "8/255. Default: the paper's for the data set.",
-    lower=0,
-    upper=1,
-  )
+  epsilon: float = setting(0.1, common.RADIUS, lower=0, upper=1)
   lam: float = setting(0.0, 'Weight in rst, gr and llr.', lower=0)
   beta: float = setting(0.0, 'Weight in trades.', lower=0)
   mu: float = setting(0.0, 'Weight of the slope in llr.', lower=0)
@@ -284,12 +277,22 @@ def read(path: pathlib.Path) -> Config:
     raise ValueError(f'{file}: {error}') from None
 
 
+def check_data(path: pathlib.Path, settings: Config, dataset: Dataset) -> None:
+  """Raises ValueError if the run in `path` was trained on other data."""
+  found = dataset.fingerprint or dataset.source
+  if (settings.fingerprint or settings.dataset) != found:
+    raise ValueError(
+      f'{path} was trained on other data ({settings.dataset}) than '
+      f'{dataset.source}'
+    )
+
+
 def define(*, without: tuple[str, ...] = ()) -> None:
   """Defines `--preset` and a flag for each setting, its default None."""
   flags.DEFINE_enum(
     'preset',
     'quick',
-    PRESETS,
+    ['quick', 'paper', 'short'],
     'Where what is not given comes from: `quick`, a few epochs of a small '
     'network; `paper`, the published schedule of data set and method; `short`, '
     'a schedule that fits a network in a fraction of it.',
@@ -413,7 +416,7 @@ def from_flags(dataset: Dataset, **overrides: Any) -> Config:
     if name in chosen and name not in base:
       raise ValueError(f'--{name} means nothing to --method={method}')
   found = Config(**settings)
-  if 'milestones' in chosen and found.schedule != 'milestones':
+  if 'milestones' in given() and found.schedule != 'milestones':
     raise ValueError(
       f'--milestones are of --schedule=milestones, not of {found.schedule}'
     )

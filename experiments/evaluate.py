@@ -116,8 +116,7 @@ def evaluate(
       be written.
   """
   began, settings = time.monotonic(), config.read(path)
-  if settings.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
+  config.check_data(path, settings, dataset)
   if eval_examples is not None:
     settings = dataclasses.replace(settings, eval_examples=eval_examples)
   measure.evaluator(settings, dataset, attack)  # refuses unknown attacks
@@ -133,7 +132,7 @@ def evaluate(
     logging.warning('%s: this is its step %d, not its last', path, step)
   name = label(settings, attack, checkpoint)
   output = path / 'evaluations' / f'{name}.json'
-  examples = output.with_name(f'{name}-examples.npz')
+  examples = output.with_name(f'{name}-step{step}-examples.npz')
   if output.exists() and (examples.exists() or not save_examples):
     found = common.read_json(output)
     if common.difference(found, state) is None:
@@ -162,6 +161,8 @@ def evaluate(
   found['seconds'] = time.monotonic() - began
   if scratch and jax.process_index() == 0:
     common.write_json(found, output)
+    if len(attack.epsilons) > 1:
+      common.draw(plots.accuracy_curve, found, output.with_suffix(''))
     if save_examples:
       _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
@@ -220,9 +221,6 @@ def main() -> None:
     eval_examples=FLAGS.eval_examples,
     save_examples=FLAGS.save_examples,
   )
-  if len(attack.epsilons) > 1 and jax.process_index() == 0:
-    name = label(config.from_json(record), attack, FLAGS.checkpoint)
-    common.draw(plots.accuracy_curve, record, path / 'evaluations' / name)
   common.print_json(record)
 
 

@@ -240,7 +240,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     name: np.float32(getattr(settings, name)) for name in config.NUMBERS
   }
   key = jax.random.key(settings.seed)
-  watch = Watch(settings, dataset, held_out)
+  watched = watch(settings, dataset, held_out)
   feed = Feed(split, stream=FLAGS.stream)
   fresh = training.initial_state(
     make_recipe(numbers), key, split.images.shape[1:]
@@ -287,7 +287,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         settler, unreplicate(states), numbers, key, feed, order(0)
       )
       line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
-      line |= {'seconds': round(float(seconds), 2)} | watch(state.variables)
+      line |= {'seconds': round(float(seconds), 2)} | watched(state.variables)
       if settings.holdout and line['holdout_adv_acc'] > max(
         (earlier['holdout_adv_acc'] for earlier in curve), default=-1
       ):
@@ -321,26 +321,26 @@ def started(
   return fresh._replace(**found)
 
 
-class Watch:
-  """Accuracies after an epoch: of test and of held-out examples, in percent."""
+def watch(
+  settings: Config, dataset: Dataset, held_out: Split
+) -> Callable[[Any], dict[str, float]]:
+  """Gives accuracies of test and of held-out examples, in percent."""
+  splits = {'holdout': held_out} if settings.holdout else {}
+  if count := FLAGS.curve_examples:
+    splits['test'] = measure.subset(dataset.test, count)
+  measures = measure.evaluator(settings, dataset, measure.PGD)
 
-  def __init__(self, settings: Config, dataset: Dataset, held_out: Split):
-    self._settings = settings
-    self._splits = {'holdout': held_out} if settings.holdout else {}
-    if count := FLAGS.curve_examples:
-      self._splits['test'] = measure.subset(dataset.test, count)
-    self._measures = measure.evaluator(settings, dataset, measure.PGD)
-
-  def __call__(self, variables: Any) -> dict[str, float]:
-    """What joins the line of the curve."""
+  def accuracies(variables: Any) -> dict[str, float]:
     line = {}
-    for name, split in self._splits.items():
-      found = self._measures.accuracies(
-        variables, split, measure.key(self._settings), name=name
+    for name, split in splits.items():
+      found = measures.accuracies(
+        variables, split, measure.key(settings), name=name
       )
       line[f'{name}_acc'] = evaluation.percent(found.correct)
       line[f'{name}_adv_acc'] = evaluation.percent(found.robust)
     return line
+
+  return accuracies
 
 
 def check_finite(

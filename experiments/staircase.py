@@ -72,7 +72,6 @@ def main() -> None:
     }
     show(num_examples, rows, averages.get(num_examples))
   record = {
-    'job': 'staircase',
     'seed': seed,
     'columns': methods.COLUMNS,
     'tables': tables,

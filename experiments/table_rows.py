@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import config, paper
 from experiments.findings import DROPOUT
+from robustlip import methods, released
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
@@ -57,8 +58,6 @@ STRENGTHS = dict(
 TOOLED = ('at', 'rst2', 'trades6')
 ORDER = [name + end for name in ROWS for end in ('', '_dropout')]
 STANDS_FOR = {'mnist5k': 'mnist'}  # whose published numbers are shown beside
-# All rows on two cores in under half an hour.
-QUICK = dict(epochs=2, batch_size=32, eval_examples=500)
 
 
 def panels() -> list[tuple[str, str | None]]:
@@ -138,8 +137,11 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   chosen = dict(ROWS[method.removesuffix('_dropout')][1], seed=0)
   if arch:
     chosen['arch'] = arch
-  if FLAGS.preset == 'quick':
-    chosen |= {k: v for k, v in QUICK.items() if not FLAGS[k].present}
+  factory = released.METHODS[chosen['method']]
+  if not methods.accepts(factory, 'num_steps'):  # of other rows
+    chosen['inner_steps'] = config.Config.inner_steps
+  if not methods.has_radius(factory):
+    chosen['epsilon_warmup'] = 0.0
   if FLAGS.table == '4':
     rate = FLAGS.dropout
     if rate is None:

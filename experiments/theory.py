@@ -82,7 +82,6 @@ def main() -> None:
   owner = {'dataset': name, 'fingerprint': dataset.fingerprint}
   common.check_owner(output, owner)
   record = {
-    'job': 'theory',
     **owner,
     'seed': seed,
     'data': on_data(dataset, epsilon, seed),

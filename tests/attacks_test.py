@@ -238,32 +238,14 @@ STANDARDISED = INPUTS.at[2:4].add(0.6).at[5, 0, 0, 0].set(jnp.nan)
 OUTSIDE = np.array([False, False, True, True, False, True, False])
 
 
-@pytest.mark.parametrize(
-  'attack',
-  [
-    attacks.pgd,
-    functools.partial(attacks.pgd, num_restarts=2, norm='l2'),
-    functools.partial(attacks.apgd, num_steps=3),
-    functools.partial(attacks.square, num_queries=3),
-    functools.partial(attacks.fab, targets=(LABELS + 1) % 3, num_steps=3),
-    functools.partial(released.multi_targeted, num_classes=3),
-  ],
-)
-def test_within_jit_images_out_of_range_come_back_as_nan(attack):
+def test_within_jit_images_out_of_range_come_back_as_nan():
+  attack = functools.partial(released.multi_targeted, num_classes=3)
   points = jax.jit(
     lambda inputs: attack(linear, Batch(inputs, LABELS), KEY, epsilon=0.1)
   )(STANDARDISED)
   nan = np.isnan(points)
   np.testing.assert_array_equal(nan.all(axis=(1, 2, 3)), OUTSIDE)
   np.testing.assert_array_equal(nan.any(axis=(1, 2, 3)), OUTSIDE)
-
-
-def test_within_jit_a_radius_out_of_range_gives_nan():
-  for epsilon in (8.0, -0.1, np.nan):
-    points = jax.jit(lambda e: attacks.pgd(linear, BATCH, KEY, epsilon=e))(
-      epsilon
-    )
-    assert np.isnan(points).all()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +286,7 @@ def test_the_inner_problem_of_a_method_keeps_to_its_ball(name):
 
 
 @pytest.mark.parametrize('name', ['at', 'rst', 'trades'])
-@pytest.mark.parametrize('num_steps', [1, 3, 10])
+@pytest.mark.parametrize('num_steps', [1, 3])
 def test_the_inner_problem_crosses_the_ball_in_any_number_of_steps(
   name, num_steps
 ):

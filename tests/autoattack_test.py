@@ -3,14 +3,11 @@
 from functools import partial
 
 import chex
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy import optimize
 
 from robustlip import attacks, losses, projections
@@ -92,12 +89,11 @@ class LinearTest(chex.TestCase):
 
   @parameterized.product(
     name=['apgd_targeted', 'fab_targeted'],
-    num_classes=[3, 5],
     norm=['linf', 'l2'],
   )
-  def test_targeted_attacks_find_every_class(self, name, num_classes, norm):
-    exact = worst_margins(num_classes, norm, RADII[norm]).max(1)
-    margins = fooled_by(name, num_classes, norm)
+  def test_targeted_attacks_find_every_class(self, name, norm):
+    exact = worst_margins(5, norm, RADII[norm]).max(1)
+    margins = fooled_by(name, 5, norm)
     clear = np.abs(exact) > 1e-2
     np.testing.assert_array_equal(margins[clear] > 0, exact[clear] > 0)
 
@@ -345,40 +341,6 @@ def _backward(saved, cotangent):
 
 wild.defvjp(_forward, _backward)
 FEW = Batch(jnp.asarray(IMAGES[:2]), jnp.array([0, 1]))
-
-
-@jax.jit
-def every_attack(gradient):
-  def logits_fn(inputs):
-    return wild(inputs, gradient)
-
-  found = []
-  for norm in projections.NORMS:
-    settings = dict(epsilon=RADII[norm], norm=norm)
-    targets = (FEW.labels + 1) % 5
-    run = (logits_fn, FEW, KEY)
-    found += [
-      (norm, attacks.pgd(*run, num_steps=3, **settings)),
-      (norm, attacks.apgd(*run, num_steps=9, objective='dlr', **settings)),
-      (norm, attacks.fab(*run, num_steps=3, targets=targets, **settings)),
-    ]
-  return [points for _, points in found]
-
-
-VALUES = st.sampled_from(
-  [np.nan, np.inf, -np.inf, 0.0, 3e38, -3e38, 1e-45, 1.0, -1.0]
-)
-
-
-@hypothesis.given(hnp.arrays(np.float32, 16, elements=VALUES))
-@hypothesis.settings(deadline=None, max_examples=50)
-def test_wild_gradients_are_not_charged_to_the_network(gradient):
-  norms = np.repeat(projections.NORMS, 3)
-  for norm, points in zip(norms, every_attack(gradient), strict=True):
-    lengths = projections.norms(points - FEW.inputs, norm=str(norm))
-    assert np.isfinite(points).all()
-    assert (lengths <= RADII[str(norm)] + 1e-6).all()
-    assert points.min() >= 0 and points.max() <= 1
 
 
 def test_a_component_that_is_nan_costs_itself_alone():

@@ -65,14 +65,13 @@ def test_figure_2_is_certified_below_the_separation_only():
   assert numbers['certified_at_0.9r'] == 1 > numbers['certified_at_1.6r']
 
 
-def test_script_prints_one_record(tmp_path):
-  finished = scripts.run(
+def test_script_prints_one_record(tmp_path, call):
+  finished = call(
     'experiments.theory',
     f'--dataset={scripts.tiny(tmp_path)}',
     f'--workdir={tmp_path}',
     '--epsilon=0.02',
     '--num_attacked=10',
-    folder=tmp_path,
   )
   record = scripts.last_json(finished)
   assert record == json.loads((tmp_path / 'theory_tiny.json').read_text())
@@ -85,7 +84,7 @@ def test_script_prints_one_record(tmp_path):
     assert (tmp_path / f'{figure}.png').stat().st_size > 10_000
 
 
-def test_script_asks_for_the_radius_of_ones_own_data(tmp_path):
+def test_script_asks_for_the_radius_of_ones_own_data(tmp_path, call):
   own = f'--dataset={scripts.tiny(tmp_path)}'
-  refused = scripts.run('experiments.theory', own, folder=tmp_path)
+  refused = call('experiments.theory', own)
   assert '--epsilon is needed' in scripts.error(refused)

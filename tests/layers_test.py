@@ -16,12 +16,9 @@ from robustlip.types import DEVICES
 KEY = jax.random.key(0)
 CONVOLUTIONS = [  # size, strides, padding, channels
   (3, 1, 0, 4),
-  (3, 1, 1, 1),
-  (3, 1, 1, 4),
   (3, 2, 1, 4),
   (1, 2, 0, 4),
   (5, 2, 2, 3),
-  (3, 1, 0, 16),
   (3, 1, 1, 24),
 ]
 

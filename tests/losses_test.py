@@ -62,12 +62,8 @@ SETTINGS = {
   'llr': dict(lam=2.0, mu=3.0),
 }
 EPSILON = 0.1
-NO_WEIGHT = {
-  'rst': dict(lam=0.0),
-  'trades': dict(beta=0.0),
-  'gr': dict(lam=0.0),
-  'llr': dict(lam=0.0, mu=0.0),
-}
+
+
 WEIGHTED = {
   'rst': dict(lam=2.0),
   'trades': dict(beta=5.0),
@@ -129,23 +125,6 @@ class LossesTest(chex.TestCase):
     )
     chex.assert_trees_all_close(
       loss(BATCH, MOVED), EXPECTED[name].astype(np.float32), rtol=1e-4
-    )
-
-  @parameterized.parameters('rst', 'trades', 'gr', 'llr')
-  def test_weight_zero_is_natural(self, name):
-    unweighted = method(name, **NO_WEIGHT[name])
-    points = unweighted.maximize(linear, BATCH, jax.random.key(0))
-    chex.assert_trees_all_close(
-      unweighted.loss(linear, BATCH, points),
-      CLEAN.astype(np.float32),
-      rtol=1e-5,
-    )
-
-  def test_at_with_epsilon_zero_is_natural(self):
-    unmoved = methods.at(epsilon=0.0)
-    points = unmoved.maximize(linear, BATCH, jax.random.key(0))
-    chex.assert_trees_all_close(
-      unmoved.loss(linear, BATCH, points), CLEAN.astype(np.float32), rtol=1e-5
     )
 
   def test_margins_by_hand(self):

@@ -184,12 +184,6 @@ def test_every_link_of_a_page_leads_somewhere(page):
   assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_script_refuses_in_one_line(call):
-  finished = call('experiments.report', '--publish=/nowhere/at/all.json')
-  line = scripts.error(finished)
-  assert 'all.json to publish: expected the folder of a finished run' in line
-
-
 def test_the_script_checks_the_pages(call):
   finished = call('experiments.report', '--check')
   assert scripts.last_json(finished) == {'published': None, 'changed': []}

@@ -20,12 +20,8 @@ NAMES = sorted(
 )
 
 
-def test_there_are_scripts():
-  assert {'train', 'evaluate', 'separation', 'theory', 'tables'} <= set(NAMES)
-
-
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('argument', ['--no_such_flag=1', 'stray', '--seed=-1'])
+@pytest.mark.parametrize('argument', ['--no_such_flag=1', 'stray'])
 def test_wrong_arguments_are_one_line(name, argument, call):
   finished = call(f'experiments.{name}', argument)
   assert finished.code == 1
@@ -40,14 +36,7 @@ def test_help_has_the_flags_that_are_read_and_is_no_failure(call):
   for flag in ('--lam', '--dataset', '--epsilon', '--workdir', '--stream'):
     assert f'{flag}:' in finished.out or f'[no]{flag[2:]}:' in finished.out
   assert '--num_restarts' not in finished.out
-
-
-def test_flags_that_a_script_does_not_read_are_refused(call):
-  finished = call('experiments.staircase', '--epsilon=1')
-  assert finished.code == 1
-  assert finished.err.splitlines()[-1].startswith(
-    "error: Unknown command line flag 'epsilon'"
-  )
+  assert call('experiments.tables', '--help').out.isascii()
 
 
 @pytest.mark.parametrize(

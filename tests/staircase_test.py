@@ -192,15 +192,6 @@ def test_convex_rows_are_the_published_ones(name, rows):
   assert abs(rows[name]['optimality_gap']) < 1e-9
 
 
-def test_trades_on_30000_examples_is_the_published_one():
-  train, test = methods.samples(30000, 1)
-  fit = convex_fits.trades(train, beta=6.0)
-  row = methods.measured(fit, train, test)
-  published = methods.PUBLISHED[30000]['TRADES(6)']
-  got = [row[column] for column in methods.COLUMNS[:4]]
-  np.testing.assert_allclose(got, published, atol=5.1e-4)
-
-
 def test_train_and_test_are_drawn_in_turn():
   train, test = methods.samples(40, 1)
   random = np.random.RandomState(1)
@@ -217,10 +208,11 @@ def test_script_prints_one_record(tmp_path):
     [*command, f'--workdir={tmp_path}'],
     capture_output=True,
     text=True,
-    env=os.environ | {'MPLBACKEND': 'no_such_backend'},
+    env=os.environ | {'MPLBACKEND': 'module://no_such.backend_inline'},
   )
   assert done.returncode == 0, done.stderr
   record = json.loads(done.stdout.splitlines()[-1])
   assert record == json.loads((tmp_path / 'staircase.json').read_text())
-  assert record['tables']['n=40']['equals_published']['TRADES(6)']
+  for table in record['tables'].values():
+    assert table['equals_published']['TRADES(6)']
   assert (tmp_path / 'staircase.png').stat().st_size > 10_000

@@ -10,7 +10,6 @@ from absl import flags
 
 from experiments import (
   common,
-  config,
   findings,
   paper,
   report,
@@ -407,10 +406,3 @@ def test_records_of_other_things_are_not_rendered(tmp_path, call):
   flags = '--render_only', f'--workdir={tmp_path}'
   finished = call('experiments.tables', *flags)
   assert 'no record of a table' in scripts.error(finished)
-
-
-def test_defaults_of_the_quick_table_yield_to_flags(given):
-  given('--table=2', '--batch_size=8')
-  found = table_rows.settings(datasets.load('mnist5k'), None, 'at')
-  assert (found.epochs, found.batch_size) == (2, 8)
-  assert found.arch == config.Config.arch

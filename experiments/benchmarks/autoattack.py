@@ -13,7 +13,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,8 +45,8 @@ def cases(
   batch_size: int = 100,
   num_images: int = 100,
   num_queries: int = 5000,
-) -> list[Callable[[], list[dict[str, Any]]]]:
-  """For each run a function that measures it and returns cases with results.
+) -> list['Comparison']:
+  """One for each run.
 
   Raises:
     ValueError: without runs, for one whose network has no twin, or an unknown
@@ -69,69 +69,73 @@ def cases(
   if peers:
     import pyautoattack  # noqa: F401
   return [
-    partial(compare, path, peers, attack, batch_size, num_images, num_queries)
+    Comparison(path, peers, attack, batch_size, num_images, num_queries)
     for path in paths
   ]
 
 
-def compare(
-  path: pathlib.Path,
-  peers: bool,
-  chosen: Sequence[str],
-  batch_size: int,
-  num_images: int,
-  num_queries: int,
-) -> list[dict[str, Any]]:
-  """A case for each attack of the cascade and one for all of it."""
-  settings = config.read(path)
-  dataset = common.load_dataset(settings.dataset)
-  if settings.fingerprint not in (None, dataset.fingerprint):
-    raise ValueError(f'{path} was trained on other arrays than {dataset.name}')
-  if peers and len(dataset.class_names) != 10:
-    raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
-  split = measure.subset(dataset.test, num_images)
-  module = measure.network(settings, dataset.class_names)
-  task = Problem(settings.arch, module, split, settings.precision)
-  step, variables = checkpoints.newest_variables(path / 'checkpoints')
-  folder = common.output_folder(
-    path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
-  )
-  twin = None
-  if peers:
-    from experiments.benchmarks import torch_peer
+class Comparison(NamedTuple):
+  """The attacks on a saved run."""
 
-    twin = torch_peer.twin(task, variables)
-  cascade = [name for name in chosen if name in THEIRS]
-  mine = ours(
-    task,
-    variables,
-    settings.epsilon,
-    len(dataset.class_names),
-    num_queries,
-    batch_size,
-    twin,
-  )
-  candidates = {'robustlip': (mine, cascade)} if cascade else {}
-  if peers and cascade:
-    theirs = original(task, twin, settings.epsilon, num_queries)
-    candidates['pyautoattack'] = theirs, cascade
-  if 'strong' in chosen:
-    candidates['robustlip strong'] = mine, ['strong']
-  clean = Evaluator(partial(models.logits_fn, module), batch_size=batch_size)
-  correct = clean.accuracies(variables, split, jax.random.key(0)).correct
-  rows = {
-    who: through(folder / who.split()[0], work, names, correct, batch_size)
-    for who, (work, names) in candidates.items()
-  }
-  run = f'{dataset.name} {settings.arch} {settings.method}'
-  return [
-    {
-      'case': f'{run}, {name}, {len(split.labels)} images',
-      'unit': 'images',
-      'candidates': _beside(name, rows),
+  path: pathlib.Path
+  peers: bool
+  attacks: Sequence[str]
+  batch_size: int
+  num_images: int
+  num_queries: int
+
+  def results(self, repeats: int) -> list[dict[str, Any]]:
+    """A case for each attack of the cascade and one for all of it."""
+    del repeats  # an evaluation is long
+    path, peers, chosen, batch_size, num_images, num_queries = self
+    settings = config.read(path)
+    dataset = common.load_dataset(settings.dataset)
+    config.check_data(path, settings, dataset)
+    if peers and len(dataset.class_names) != 10:
+      raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
+    split = measure.subset(dataset.test, num_images)
+    module = measure.network(settings, dataset.class_names)
+    task = Problem(settings.arch, module, split, settings.precision)
+    step, variables = checkpoints.newest_variables(path / 'checkpoints')
+    folder = common.output_folder(
+      path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
+    )
+    twin = None
+    if peers:
+      from experiments.benchmarks import torch_peer
+
+      twin = torch_peer.twin(task, variables)
+    cascade = [name for name in chosen if name in THEIRS]
+    mine = ours(
+      task,
+      variables,
+      settings.epsilon,
+      len(dataset.class_names),
+      num_queries,
+      batch_size,
+      twin,
+    )
+    candidates = {'robustlip': (mine, cascade)} if cascade else {}
+    if peers and cascade:
+      theirs = original(task, twin, settings.epsilon, num_queries)
+      candidates['pyautoattack'] = theirs, cascade
+    if 'strong' in chosen:
+      candidates['robustlip strong'] = mine, ['strong']
+    clean = Evaluator(partial(models.logits_fn, module), batch_size=batch_size)
+    correct = clean.accuracies(variables, split, jax.random.key(0)).correct
+    rows = {
+      who: through(folder / who.split()[0], work, names, correct, batch_size)
+      for who, (work, names) in candidates.items()
     }
-    for name in (*cascade, 'all')
-  ]
+    run = f'{dataset.name} {settings.arch} {settings.method}'
+    return [
+      {
+        'case': f'{run}, {name}, {len(split.labels)} images',
+        'unit': 'images',
+        'candidates': _beside(name, rows),
+      }
+      for name in (*cascade, 'all')
+    ]
 
 
 def _beside(name, rows) -> list[dict[str, Any]]:
@@ -143,7 +147,6 @@ def _beside(name, rows) -> list[dict[str, Any]]:
       'candidate': who,
       'ratio_of_ours': mine['per_second'] / row['per_second'],
       'cpu_ratio_of_ours': mine['per_cpu_second'] / row['per_cpu_second'],
-      'share_of_limit': None,
       'program_mib': None,
       'not_ours': sorted({*row['taken']} - {*mine['taken']}),
       'only_ours': sorted({*mine['taken']} - {*row['taken']}),

@@ -1,7 +1,7 @@
 """The suites: functions of some of the flags to the cases to time.
 
-A suite has an argument for each flag that it reads, see `SUITES`. Cases of
-autoattack time themselves: each is a function to results.
+A suite has an argument for each flag that it reads, see `SUITES`. Those of
+autoattack are no `timing.Case`s, but have `results` too.
 """
 
 import os
@@ -35,9 +35,6 @@ ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
 STEPS = 4  # to one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
 PEERS_BATCH_SIZE = 64
-# Passes through the network of a step: ten of the attack with a gradient each,
-# two with the gradients of inputs and kernels.
-TRAIN_PASSES = 10 * 2 + 2 * 3
 NUM_QUERIES = 64  # of a peer's separation search
 
 
@@ -71,8 +68,7 @@ def train(
       candidates |= torch_peer.candidates(
         task, size, torch_peer.training, compiled=compile_peer
       )
-    flops = TRAIN_PASSES * task.forward_flops()
-    cases.append(Case(title, 'images', candidates, flops))
+    cases.append(Case(title, 'images', candidates))
   return cases
 
 
@@ -148,11 +144,10 @@ def per_image(
   compile_peer: bool,
 ) -> list[Case]:
   """Images a second of the work named: one of `WORKS`, right or wrong ones."""
-  measure, passes = WORKS[work]
   cases = []
   for name in arch:
     task = problem.make(name, num_images, precision)
-    candidates = {'robustlip': _evaluated(task, measure, batch_size)}
+    candidates = {'robustlip': _evaluated(task, WORKS[work], batch_size)}
     if peers:
       from experiments.benchmarks import foolbox_peer, torch_peer
 
@@ -162,9 +157,7 @@ def per_image(
       )
       if work == 'attack':
         candidates |= foolbox_peer.candidates(task, size)
-    flops = passes * task.forward_flops()
-    title = f'{name}, {num_images} images'
-    cases.append(Case(title, 'images', candidates, flops))
+    cases.append(Case(f'{name}, {num_images} images', 'images', candidates))
   return cases
 
 
@@ -179,12 +172,7 @@ def _ratios(network, batch, keys):
   ).ratios
 
 
-# What is measured of each image, and passes through the network with it, each
-# gradient counted as one more.
-WORKS = {
-  'attack': (_withstands, 10 * 2 + 1),
-  'lipschitz': (_ratios, 1 + 10 * 2 + 1),
-}
+WORKS = {'attack': _withstands, 'lipschitz': _ratios}
 
 
 def _evaluated(task, measure, batch_size) -> Candidate:

@@ -1,6 +1,5 @@
 """Networks and random images that the suites measure on."""
 
-import time
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,13 +32,6 @@ class Problem(NamedTuple):
     inputs = jnp.zeros((1, *self.image_shape))
     return jax.jit(self.module.init)(jax.random.key(0), inputs)
 
-  def forward_flops(self) -> float:
-    """Floating-point operations of the logits of one image, as XLA counts."""
-    inputs = jax.ShapeDtypeStruct((1, *self.image_shape), 'float32')
-    variables = jax.eval_shape(self.module.init, jax.random.key(0), inputs)
-    lowered = jax.jit(self.module.apply).lower(variables, inputs)
-    return lowered.cost_analysis()['flops']
-
   def batches(self, batch_size: int) -> list[slice]:
     """Slices that cover the examples."""
     firsts = range(0, len(self.split.labels), batch_size)
@@ -54,21 +46,3 @@ def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
   labels = generator.integers(0, 10, num_images).astype(np.int32)
   module = models.build(arch, 10, dtype=precision)
   return Problem(arch, module, Split(images, labels), precision)
-
-
-def matrix_rate(precision: str) -> float:
-  """Floating-point operations a second of one large matrix product.
-
-  Of all local accelerators together; the devices of a CPU share its cores.
-  """
-  on_cpu = jax.default_backend() == 'cpu'
-  size, devices = (2048, 1) if on_cpu else (8192, jax.local_device_count())
-  factor = jnp.ones((size, size), precision)
-  product = jax.jit(jnp.matmul)
-
-  def seconds():
-    start = time.perf_counter()
-    product(factor, factor).block_until_ready()
-    return time.perf_counter() - start
-
-  return devices * 2 * size**3 / min(seconds() for _ in range(10))

@@ -29,21 +29,19 @@ class Case(NamedTuple):
   name: str
   unit: str  # what `work` counts: images, pairs, ...
   candidates: dict[str, Candidate]
-  flops: float | None = None  # floating-point operations to a unit, if known
+
+  def results(self, repeats: int) -> list[dict[str, Any]]:
+    """What the record of a suite has of it."""
+    return [measure(self, repeats=repeats)]
 
 
-def measure(
-  case: Case, *, repeats: int, limit: float | None = None
-) -> dict[str, Any]:
+def measure(case: Case, *, repeats: int) -> dict[str, Any]:
   """Rates of every candidate, and how ours compares with each of the rest.
 
   Each candidate runs once untimed (or what it has to prepare), then in
   `repeats` turns. A ratio is the median over turns, so that what else the
   machine does slows both alike; CPU seconds, of all threads and of finished
   child processes, depend on it less.
-
-  Args:
-    limit: floating-point operations a second to give the share of.
   """
   times = {name: [] for name in case.candidates}
   facts = {}
@@ -62,7 +60,6 @@ def measure(
           times[name].append([x / candidate.work for x in elapsed])
           facts[name] = candidate.found(result) if candidate.found else {}
   ours = next(iter(times.values()))
-  share = (case.flops or 0) / (limit or float('inf'))  # of one unit a second
   rows = []
   for name, taken in times.items():
     seconds, cpu_seconds = zip(*taken, strict=True)
@@ -76,7 +73,6 @@ def measure(
     row = {
       'candidate': name,
       'per_second': rate,
-      'share_of_limit': rate * share or None,
       'ratio_of_ours': ratio,
       'cpu_ratio_of_ours': cpu_ratio,
       'program_mib': case.candidates[name].memory,

@@ -3,8 +3,7 @@
 `load(name)` gives one of `NAMES`, or arrays of one's own. `mnist5k`
 ships with the package: the first 500 training and the first 100 test images
 of each class of MNIST, in the order of the published files. MNIST is by
-Y. LeCun, C. Cortes and C. J. C. Burges, licence CC BY-SA 3.0;
-`experiments/embed_mnist.py` made the subset.
+Y. LeCun, C. Cortes and C. J. C. Burges, licence CC BY-SA 3.0.
 """
 
 import os
