@@ -199,14 +199,11 @@ def best_record(
 def check(settings: Config, dataset: Dataset) -> None:
   """Raises ValueError for settings that cannot work; nothing is written yet."""
   common.check_classes(dataset)
-  devices, parts = jax.device_count(), settings.accumulate
-  shares = devices * parts * (2 if settings.cutmix else 1)
-  if settings.batch_size % shares:
-    raise ValueError(
-      f'--batch_size={settings.batch_size} does not split evenly over '
-      f'{devices} devices and --accumulate={parts}'
-      + (', in pairs for --cutmix' if settings.cutmix else '')
-    )
+  training.check_batch_size(
+    settings.batch_size,
+    accumulate=settings.accumulate,
+    pairs=settings.cutmix > 0,
+  )
   split, _ = measure.training_split(settings, dataset)
   if not len(split.labels):
     raise ValueError(f'--holdout={settings.holdout} leaves no training example')

@@ -1,7 +1,8 @@
 """Augmentations: training images changed at random, bytes to bytes.
 
 Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
-per example ([B]). What is taken out becomes black.
+per example ([B]). What is taken out becomes
+black, or noise in `erase`.
 """
 
 from collections.abc import Callable

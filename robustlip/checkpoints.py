@@ -68,6 +68,8 @@ class Store:
       return None
     try:
       tree = self._orbax.restore(path)
+    except (MemoryError, PermissionError):  # says nothing of the file
+      raise
     except Exception as error:  # Orbax raises whatever its readers raise
       self._set_aside(number, error)
       return None

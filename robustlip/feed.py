@@ -4,6 +4,7 @@ Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
 devices together.
 """
 
+import os
 from typing import Any, NamedTuple
 
 import chex
@@ -75,6 +76,12 @@ def _share(order: np.ndarray) -> np.ndarray:
   return parts[jax.process_index() * mine :][:mine]
 
 
+def _device_memory() -> float:
+  stats = jax.local_devices()[0].memory_stats() or {}
+  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return stats.get('bytes_limit', whole / jax.local_device_count())
+
+
 class Feed:
   """Training examples on their way to the devices.
 
@@ -84,14 +91,13 @@ class Feed:
 
   Args:
     stream: None streams if the images would take more than half of the memory
-      of a device.
+      of a device; those of a CPU share its own.
   """
 
   def __init__(self, split: Split, *, stream: bool | None = None):
     self._split = split
     if stream is None:
-      stats = jax.local_devices()[0].memory_stats() or {}
-      stream = split.images.nbytes > stats.get('bytes_limit', np.inf) / 2
+      stream = split.images.nbytes > _device_memory() / 2
     self._resident = None
     if not stream:
       self._resident = replicate((split.images, split.labels))

@@ -184,14 +184,12 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
   Raises:
     ValueError: for a key of the old kind, or another number of keys.
   """
-  dtype, shape = (getattr(key, name, None) for name in ('dtype', 'shape'))
-  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-  if not typed or shape not in ((), (num_examples,)):
+  key = threefry(key)
+  if key.shape not in ((), (num_examples,)):
     raise ValueError(
       f'key must be one jax.random.key or {num_examples}, one per example, got '
-      f'{dtype} of shape {shape}.'
+      f'shape {key.shape}.'
     )
-  key = threefry(key)
   return key if key.ndim else jax.random.split(key, num_examples)
 
 
@@ -199,7 +197,13 @@ def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
   """Threefry keys in the place of others, whose draws depend on the batch.
 
   What `vmap` draws with JAX_DEFAULT_PRNG_IMPL=rbg is not what each key draws.
+
+  Raises:
+    ValueError: for a key of the old kind.
   """
+  dtype = getattr(key, 'dtype', type(key))
+  if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    raise ValueError(f'key must be of jax.random.key, got {dtype}.')
   if jax.random.key_impl(key) == 'threefry2x32':
     return key
   words = jax.random.key_data(key)[..., :2]  # threefry's own for a fresh key

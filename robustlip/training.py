@@ -8,7 +8,7 @@
 `fit` is `step` over shuffled epochs, compiled by `trainer` with the only
 `pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`. An
 optimizer may keep an average of the parameters: its network is `averaged`.
-Every draw is of `fold_in(key, step)`.
+Every draw of a step is of `fold_in(key, step + 1)`.
 """
 
 import functools
@@ -100,7 +100,8 @@ def initial_state(
     )
 
   options = {}
-  if jax.default_backend() == 'cpu':  # takes longer to compile than to run
+  # On a CPU it takes longer to compile than to run; an outer jit compiles it.
+  if jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer):
     options['xla_backend_optimization_level'] = 0
     options['xla_llvm_disable_expensive_passes'] = True
   return jax.jit(init, compiler_options=options)(key)
@@ -342,6 +343,22 @@ def settler(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
   return trainer(lambda numbers: make_recipe(numbers)._replace(**still))
 
 
+def check_batch_size(
+  batch_size: int, *, accumulate: int = 1, pairs: bool = False
+) -> None:
+  """Raises ValueError unless all devices and slices have as many examples.
+
+  Args:
+    pairs: whether neighbours are mixed, see `augmentations.cutmix`.
+  """
+  devices = jax.device_count()
+  if batch_size < 1 or batch_size % (devices * accumulate * (1 + pairs)):
+    raise ValueError(
+      f'a batch_size of {batch_size} does not split evenly over {devices} '
+      f'devices and accumulate={accumulate}' + ', in pairs for cutmix' * pairs
+    )
+
+
 def fit(
   recipe: Recipe,
   split: Split,
@@ -362,8 +379,9 @@ def fit(
     state: what to go on from, None for a new network; `epochs` more are made.
 
   Raises:
-    ValueError: if the split is none or has fewer examples than a batch, or the
-      loss became not finite.
+    ValueError: if the split is none, has fewer examples than a batch or labels
+      that are no classes of the network, if a batch does not split evenly, or
+      the loss became not finite.
   """
   if not isinstance(split, Split):
     raise ValueError(
@@ -371,8 +389,14 @@ def fit(
       f'{type(split).__name__}.'
     )
   check_layout(split)
+  check_batch_size(
+    batch_size, accumulate=recipe.accumulate, pairs=recipe.cutmix is not None
+  )
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
+  network = models.logits_fn(recipe.module, state.variables)
+  images = jax.ShapeDtypeStruct(split.images.shape, jnp.float32)
+  losses.check_labels(jax.eval_shape(network, images), split.labels)
   done = int(state.step)
   order = functools.partial(
     epoch_order, seed, num_examples=len(split.labels), batch_size=batch_size

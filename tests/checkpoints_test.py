@@ -58,6 +58,19 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, caplog):
     np.testing.assert_array_equal(store.restore(2, TREE)['a'], TREE['a'])
 
 
+def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch):
+  saved(tmp_path, 1)
+
+  def denied(path):
+    raise PermissionError(path)
+
+  with checkpoints.Store(tmp_path) as store:
+    monkeypatch.setattr(store._orbax, 'restore', denied)
+    with pytest.raises(PermissionError):
+      store.newest(TREE)
+    assert store.numbers() == [1]
+
+
 def test_an_empty_store_has_no_newest(tmp_path):
   with checkpoints.Store(tmp_path) as store:
     assert store.newest(TREE) is None

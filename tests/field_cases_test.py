@@ -27,6 +27,7 @@ from robustlip import (
   losses,
   methods,
   released,
+  separation,
   training,
 )
 from robustlip.datasets import Split
@@ -352,3 +353,61 @@ def test_steps_may_be_written_out():
     for unroll in (False, True)
   )
   chex.assert_trees_all_close(looped, unrolled, atol=1e-6)
+
+
+def test_a_cascade_of_other_classes_than_the_network_is_refused():
+  stages = attacks.cascade('multi_targeted', epsilon=0.1, num_classes=2)
+  evaluator = evaluation.Evaluator(lambda _: linear, cascade=stages)
+  with pytest.raises(ValueError, match='num_classes is 2, the network has 3'):
+    evaluator.accuracies({}, SPLIT, KEY)
+
+
+def test_a_slope_outside_of_what_is_defined_has_no_bound():
+  def network(inputs):  # log1p of -0.9 x, of which intervals know less
+    return jnp.log1p(-0.9 * (3 * inputs - 2 * inputs))
+
+  inputs = jnp.array([[0.9, 0.9]])
+  upper = lipschitz.upper_bound(network, inputs, epsilon=0.1)
+  attained = lipschitz.ratio(network, inputs, jnp.ones((1, 2)))
+  assert attained > 12 and not upper < attained  # nor is it a number
+
+
+def test_images_of_two_types_share_nothing():
+  whole = np.full((1, 2, 2, 1), 255, np.uint8)
+  with pytest.raises(ValueError, match='both must be uint8'):
+    separation.shared(whole, np.ones((1, 2, 2, 1), np.float32))
+  empty = np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, int)
+  matrix = separation.class_matrix(*empty, num_classes=2)
+  np.testing.assert_array_equal(matrix, np.full((2, 2), np.inf))
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(key=jax.random.PRNGKey(0)), 'key must be of jax.random.key'),
+    (dict(split=Split(IMAGES, LABELS + 7)), r'labels must be in \[0, 3\)'),
+    (dict(batch_size=39), 'does not split evenly'),
+  ],
+)
+def test_what_cannot_be_trained_on_is_one_line(changes, message):
+  given = dict(split=SPLIT, key=KEY, batch_size=20, epochs=1) | changes
+  with pytest.raises(ValueError, match=message):
+    training.fit(RECIPE, **given)
+
+
+def test_a_restart_whose_logits_are_no_numbers_counts():
+  def broken_above(inputs):
+    logits = linear(inputs)
+    return jnp.where(inputs.mean((1, 2, 3))[:, None] > 0.5, jnp.nan, logits)
+
+  candidates = jnp.stack([jnp.full_like(INPUTS, x) for x in (0.4, 0.6)])
+  batch = Batch(INPUTS, linear(candidates[0]).argmax(-1))  # the first is right
+  points = attacks.gradient.worst(broken_above, batch, candidates)
+  np.testing.assert_array_equal(points, candidates[1])
+
+
+def test_a_state_is_drawn_within_jit_too():
+  draw = functools.partial(
+    training.initial_state, RECIPE, image_shape=(3, 3, 1)
+  )
+  chex.assert_trees_all_close(jax.jit(draw)(KEY), draw(KEY), rtol=1e-6)

@@ -70,10 +70,14 @@ class ProjectionsTest(chex.TestCase):
 
 
 @pytest.mark.parametrize(
-  'key', [jax.random.PRNGKey(0), jax.random.split(KEY, 4)]
+  'key, message',
+  [
+    (jax.random.PRNGKey(0), 'of jax.random.key, got uint32'),
+    (jax.random.split(KEY, 4), '5, one per example'),
+  ],
 )
-def test_wrong_keys_are_named(key):
-  with pytest.raises(ValueError, match='5, one per example'):
+def test_wrong_keys_are_named(key, message):
+  with pytest.raises(ValueError, match=message):
     projections.random_start(CENTERS, key, epsilon=0.1)
 
 

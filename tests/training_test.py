@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from robustlip import (
   augmentations,
+  feed,
   losses,
   methods,
   parameters,
@@ -420,11 +421,18 @@ class TrainingTest(chex.TestCase):
     with pytest.raises(ValueError, match='axis_name'):
       train(factory(methods.natural, Plain()), devices=2)
 
+  def test_what_takes_too_much_memory_is_streamed(self):
+    split = Split(IMAGES, LABELS)
+    for memory, streamed in ((IMAGES.nbytes, True), (3 * IMAGES.nbytes, False)):
+      with mock.patch.object(feed, '_device_memory', lambda m=memory: m):
+        (first, *_) = Feed(split).dispatches(order())
+      assert (first[0].images.shape[1] < len(IMAGES)) == streamed
+
   @parameterized.parameters(True, False)
   def test_streamed_examples_are_those_of_the_order(self, stream):
-    feed = Feed(Split(IMAGES, LABELS), stream=stream)
+    examples = Feed(Split(IMAGES, LABELS), stream=stream)
     seen = []
-    for epoch, first, last in feed.dispatches(order(), 1):
+    for epoch, first, last in examples.dispatches(order(), 1):
       for step in range(first, last):
         seen.append(
           np.concatenate(

@@ -136,7 +136,9 @@ def cascade(
   stages = []
   for name in _expanded(names):
     attack, passes, targets, draws = ATTACKS[name](num_classes, norm, **steps)
-    run = _targeted(attack, targets) if targets else _untargeted(attack)
+    run = _untargeted(attack)
+    if targets:
+      run = _targeted(attack, targets, num_classes)
     count = max(targets, 1) * (num_restarts if draws else 1)
     if num_classes < FEWEST_CLASSES.get(name, 0):
       name = f'{name}_margin'
@@ -172,8 +174,9 @@ def _untargeted(attack):
   return run
 
 
-def _targeted(attack, num_targets):
+def _targeted(attack, num_targets, num_classes):
   def run(logits_fn, batch, keys, *, epsilon, number):
+    gradient.check_num_classes(logits_fn, batch, num_classes)
     keys = gradient.restart_keys(keys, batch, number)
     targets = gradient.likely_wrong(
       logits_fn(batch.inputs), batch.labels, number % num_targets

@@ -41,7 +41,7 @@ def fab(
 
   Args:
     targets: a wrong class for each example, [B], whose boundary is searched.
-    **settings: `num_steps` and `start` of `nearest_error`.
+    **settings: `num_steps` of `nearest_error`.
 
   Raises:
     ValueError: if a number or a target is out of range.
@@ -63,7 +63,6 @@ def nearest_error(
   targets: chex.Array,
   num_steps: int = 100,
   norm: str = 'linf',
-  start: chex.Array | None = None,
   enough: chex.Numeric = -1.0,
 ) -> Nearest:
   """The nearest points that FAB finds to fool the network, and how far.
@@ -71,12 +70,10 @@ def nearest_error(
   Exact where the network is affine. Source and targets as those of `fab`.
 
   Args:
-    start: explicit first point; None is the input.
     enough: distance, [B] or one, within which an error need not be nearer.
   """
   (inputs, labels), shape = batch, batch.inputs.shape
   inputs = projections.flat(check_images(inputs))
-  start = inputs if start is None else projections.flat(start)
 
   def network(points):
     return logits_fn(points.reshape(shape))
@@ -118,7 +115,7 @@ def nearest_error(
     return (count < num_steps) & (best.distances > enough).any()
 
   best = Nearest(inputs, jnp.full(len(inputs), jnp.inf, inputs.dtype))
-  state = jnp.zeros((), jnp.int32), jnp.clip(start, 0.0, 1.0), best
+  state = jnp.zeros((), jnp.int32), inputs, best
   points, distances = jax.lax.while_loop(unfinished, step, state)[2]
   return jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
 

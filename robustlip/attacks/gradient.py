@@ -253,9 +253,14 @@ def check_num_classes(
 def worst(
   logits_fn: LogitsFn, batch: Batch, candidates: chex.Array
 ) -> chex.Array:
-  """Of [K, B, ...] candidates the one with the largest margin, [B, ...]."""
+  """Of [K, B, ...] candidates one that errs, by the largest margin, [B, ...].
+
+  Logits that are not finite err too, though they have no margin.
+  """
   logits = jax.vmap(logits_fn)(candidates)
   scores = jax.vmap(losses.margins, (0, None))(logits, batch.labels)
+  right = jax.vmap(losses.correct, (0, None))(logits, batch.labels)
+  scores = jnp.where(right | (scores > 0), scores, jnp.inf)
   return highest(candidates, scores)
 
 

@@ -374,6 +374,8 @@ def _derivatives(step, lower, upper) -> Bound:
   least = jnp.minimum(*ends) * (1 - 2 * _LIBRARY * UNIT)
   least = jnp.maximum(least - 2 * _LIBRARY * UNIT, 0.0)
   most = jnp.maximum(jnp.maximum(*ends), peak)
+  outside = jnp.isnan(step.apply([lower])[0])  # of what it is defined on
+  most = jnp.where(outside, jnp.inf, most)
   return least, most + 2 * _LIBRARY * UNIT * (1 + most)
 
 

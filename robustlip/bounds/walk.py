@@ -208,5 +208,6 @@ def climb(
     return alphas, state, jnp.maximum(best, values)
 
   carry = alphas, optimizer.init(alphas), best
-  *_, best = lax.fori_loop(0, num_steps, climb, carry)
+  # A round measures the slopes that the one before has found.
+  *_, best = lax.fori_loop(0, num_steps + 1, climb, carry)
   return best

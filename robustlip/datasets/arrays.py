@@ -23,8 +23,8 @@ def read(
   refused: how to round them is for their owner to say, since it moves the
   distances between images. Labels are integers [N] or [N, 1] that number the
   classes from 0; without `class_names` every class must occur in the training
-  labels. The files of MedMNIST are of this form; a validation split is left
-  out, with one log line.
+  labels. The files of MedMNIST are of this form; their validation split is
+  left out, with one log line.
 
   Raises:
     FileNotFoundError: if there is no such file or folder.

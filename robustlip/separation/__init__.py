@@ -172,11 +172,13 @@ def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
 
 def shared(inputs: chex.Array, ref_inputs: chex.Array) -> np.ndarray:
   """Inputs that are references too: [K, 2], their and the first's index."""
+  here, there = np.zeros(len(inputs), int), np.zeros(len(ref_inputs), int)
+  queries, refs = _sets(inputs, here, ref_inputs, there, 'linf')
   first = {}
-  for index, digest in enumerate(_digests(ref_inputs)):
+  for index, digest in enumerate(_digests(refs.images)):
     first.setdefault(digest, index)
-  pairs = [(i, first.get(d, -1)) for i, d in enumerate(_digests(inputs))]
-  pairs = np.array(pairs, int).reshape(-1, 2)
+  found = [first.get(digest, -1) for digest in _digests(queries.images)]
+  pairs = np.stack([np.arange(len(found)), np.array(found, int)], axis=1)
   return pairs[pairs[:, 1] >= 0]
 
 

@@ -135,6 +135,8 @@ def tighten(
     matrix: symmetric; changed in place.
     gaps: those of the nearest opponents, to choose a filter by.
   """
+  if not len(examples.labels):
+    return
   sets, labels = Sets(examples, examples, norm), examples.labels
   sets.filter(gaps)
 
