@@ -25,7 +25,7 @@ QUICK = dict(
   epochs=3,
   schedule='onecycle',
   optimizer='nesterov',
-  learning_rate=0.05,
+  learning_rate=0.02,
   inner_steps=3,
   eval_examples=1000,
 )
