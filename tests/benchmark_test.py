@@ -16,7 +16,7 @@ BENCHMARK = 'experiments.benchmark'
 
 def test_a_suite_prints_a_table_and_one_record(tmp_path, call):
   path = tmp_path / 'record.json'
-  flags = '--suite=attack', '--arch=wrn_10_1', '--batch_size=4', '--repeats=1'
+  flags = '--suite=attack', '--arch=cnn1', '--batch_size=4', '--repeats=1'
   record = scripts.last_json(
     call(BENCHMARK, *flags, '--num_images=6', f'--output={path}')
   )
