@@ -238,12 +238,13 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     },
   ),
   'certified': (
-    'evaluation_*-linear-*.json',
+    'evaluation_*examples-*-newest.json',
     {
       'data set': '{name}',
       'network': '{arch}',
       'method': '{method}',
-      'epsilon': '{attack_epsilon:g}',
+      'trained at': '{epsilon:g}',
+      'measured at': '{attack_epsilon:g}',
       'test images': '{measured_test:,}',
       'clean': '{test_acc:.1f}',
       'attacked': '{adv_test_acc:.1f}',
