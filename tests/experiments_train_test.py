@@ -129,7 +129,7 @@ def test_other_arrays_in_the_same_file_are_refused(
 
   np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
   assert 'other arrays' in scripts.error(call(TRAIN, *flags, *where))
-  assert 'other arrays' in scripts.error(call(EVALUATE, *where))
+  assert 'other data' in scripts.error(call(EVALUATE, *where))
   np.savez(own, **arrays)
   record = last_json(call(*few))
   assert record['measured_test'] == 7
@@ -234,8 +234,7 @@ def test_two_processes_are_one(tmp_path):
   np.testing.assert_allclose(
     two['params']['Conv_0']['kernel'], kernel, rtol=5e-3, atol=5e-4
   )
-  measured = [work, '--attack=pgd,apgd_ce', '--epsilon=.05,.1']
-  measured.append('--num_steps=2')
+  measured = [work, '--attack=pgd,square', '--epsilon=.05,.1', '--num_steps=2']
   alone = last_json(scripts.run(EVALUATE, *measured, folder=tmp_path))
   shutil.rmtree(tmp_path / 'two' / 'evaluations')
   for record in together(tmp_path, EVALUATE, *measured):
@@ -258,13 +257,11 @@ def test_a_diverging_run_says_where_and_leaves_the_others_alone(tmp_path):
   assert common.read_json(result)['lam'] == 1
 
 
-def test_a_last_update_that_diverges_is_seen(tmp_path, call):
+def test_a_last_update_that_diverges_is_seen(tmp_path):
   flags = ['--epochs=1', '--batch_size=90', '--learning_rate=1e39']
   flags += ['--schedule=milestones', '--milestones=10000000000']
   flags += [f'--workdir={tmp_path / "run"}']
-  assert_one_line(
-    call(TRAIN, *settings(tmp_path, *flags)), 'not finite at step 1;'
-  )
+  assert_one_line(train(tmp_path, *flags), 'not finite at step 1;')
 
 
 def test_schedules():
@@ -388,7 +385,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--inner_steps=3'], 'means nothing to natural'),
   (TRAIN, ['--preset=paper'], 'preset'),
   (TRAIN, ['--milestones=a'], 'milestones'),
-  (TRAIN, ['--milestones=2'], 'not of onecycle'),
+  (TRAIN, ['--schedule=onecycle'], 'not of onecycle'),
   (TRAIN, ['--method=rst', '--lam='], 'lam'),
   (TRAIN, ['--method=rst', '--lam=1,1.00000001'], 'twice'),
   (TRAIN, ['--seed=4294967296'], 'seed'),

@@ -285,7 +285,7 @@ REWRITES: dict[str, Callable[..., chex.Array]] = {
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
   'reduce_max': _reduce_max,
   'reduce_window_max': _window_max,
-  'square': lambda x: lax.mul(x, x),
+  'square': lambda x, **_: lax.mul(x, x),
   'integer_pow': _power,
-  'erfc': lambda x: 1.0 - lax.erf(x),
+  'erfc': lambda x, **_: 1.0 - lax.erf(x),  # newer ones have an `accuracy`
 }
