@@ -39,6 +39,7 @@ def bounding(
   low, high = low.to(torch_peer.device()), high.to(torch_peer.device())
   network = torch_peer.twin(task, variables)
   program = auto_LiRPA.BoundedModule(network, torch.empty_like(low))
+  program.eval()  # it takes dropout for on
   box = auto_LiRPA.PerturbationLpNorm(norm=np.inf, x_L=low, x_U=high)
   inputs = auto_LiRPA.BoundedTensor((low + high) / 2, box)
 
