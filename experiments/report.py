@@ -301,6 +301,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'jax': '{jax_version}',
       'ours': '{rate} {unit}/s',
       'times the rate of': '{peers}',
+      'memory of the program': '{memory}',
     },
   ),
 }
@@ -354,7 +355,10 @@ def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
     return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
   ratios = (f'{x["candidate"]} {rounded(x["ratio_of_ours"])}' for x in peers)
-  return {'rate': rounded(ours['per_second']), 'peers': '; '.join(ratios)}
+  found = {'rate': rounded(ours['per_second']), 'peers': '; '.join(ratios)}
+  if memory := ours.get('program_mib'):
+    found['memory'] = f'{memory:,.0f} MiB'
+  return found
 
 
 def filled(text: str, found: dict[str, Any]) -> str:
