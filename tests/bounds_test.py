@@ -32,7 +32,7 @@ class Small(nn.Module):
       case 'ours':
         x = layers.Conv(8, padding=((1, 1), (1, 1)))(x)
         x = x + nn.relu(layers.batch_norm(x, train=False))
-        x = layers.max_pool(x, size=3, strides=2, padding=1)
+        x = layers.max_pool(x, size=2, strides=1, padding=1)
         x = layers.max_pool(layers.Conv(9, (2, 2))(x))
         x = jnp.concatenate([x, -x[:, ::-1]], axis=-1).mean((1, 2))
       case 'flax':
