@@ -252,3 +252,10 @@ def test_training_goes_on_from_the_weights_of_another_run(
     *flags,
   )
   assert 'other network' in scripts.error(refused)
+
+
+def test_a_run_is_measured_on_its_own_data_alone(tmp_path):
+  embedded = datasets.load('mnist5k')
+  config.check_data(tmp_path, config.Config(), embedded)
+  with pytest.raises(ValueError, match='trained on other data .mnist. than mn'):
+    config.check_data(tmp_path, config.Config(dataset='mnist'), embedded)
