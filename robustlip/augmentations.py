@@ -1,8 +1,7 @@
 """Augmentations: training images changed at random, bytes to bytes.
 
 Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
-per example ([B]). What is taken out becomes
-black, or noise in `erase`.
+per example ([B]). What is taken out becomes black, or noise in `erase`.
 """
 
 from collections.abc import Callable

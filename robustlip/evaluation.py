@@ -289,9 +289,8 @@ class Evaluator:
 
   def _check_labels(self, variables, split):
     check_layout(split)
-    images = jax.ShapeDtypeStruct(split.images.shape, jnp.float32)
-    logits = jax.eval_shape(lambda v, x: self._network(v)(x), variables, images)
-    losses.check_labels(logits, split.labels)
+    network = self._network(variables)
+    losses.check_classes(network, split.images.shape, split.labels)
 
   def lipschitz(
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''

@@ -35,6 +35,19 @@ def check_logits(logits: chex.Array, *, fewest: int = 2) -> None:
     )
 
 
+def check_classes(
+  logits_fn: LogitsFn, shape: tuple[int, ...], labels: chex.Array
+) -> int:
+  """How many classes a network has at images [B, ...]; nothing is computed.
+
+  Raises:
+    ValueError: for labels that are none of them, see `check_labels`.
+  """
+  logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
+  check_labels(logits, labels)
+  return logits.shape[1]
+
+
 def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """Which labels are classes of the logits, bool [B].
 

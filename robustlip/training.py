@@ -395,8 +395,7 @@ def fit(
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)
-  images = jax.ShapeDtypeStruct(split.images.shape, jnp.float32)
-  losses.check_labels(jax.eval_shape(network, images), split.labels)
+  losses.check_classes(network, split.images.shape, split.labels)
   done = int(state.step)
   order = functools.partial(
     epoch_order, seed, num_examples=len(split.labels), batch_size=batch_size

@@ -5,22 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
+from evaluation_test import KEY, SPLIT, linear
 
 from robustlip import attacks, doubts, evaluation
 from robustlip.datasets import Split
-
-KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
-SPLIT = Split(
-  RNG.integers(60, 200, (37, 3, 3, 1), np.uint8),
-  RNG.integers(0, 2, 37).astype(np.int32),
-)
-WEIGHTS = RNG.normal(size=(9, 2)).astype(np.float32)
-
-
-def linear(inputs):
-  return (inputs - 0.5).reshape(len(inputs), -1) @ WEIGHTS
-
 
 DOUBTFUL = {
   'zero_gradients': (lambda x: linear(jnp.round(15 * x) / 15), 1.0),

@@ -16,6 +16,7 @@ from robustlip.types import Batch, LogitsFn
 MOMENTUM = 0.75  # share of the gradient step, alpha in the source
 RISING = 0.75  # share of steps that must rise to keep their size, rho
 OBJECTIVES = ('ce', 'dlr')
+DLR_CLASSES = 3, 4  # at least, without and with targets
 
 
 class _State(NamedTuple):
@@ -222,7 +223,7 @@ def dlr(
     margin, last = losses.margins(logits, labels), [2]
   else:
     margin, last = toward(logits, labels, targets), [2, 3]
-  if logits.shape[-1] <= last[-1]:
+  if logits.shape[-1] < DLR_CLASSES[targets is not None]:
     return margin
   top = jax.lax.top_k(logits, last[-1] + 1)[0]
   rest = top[:, last]

@@ -9,13 +9,11 @@ import numpy as np
 
 from robustlip import projections
 from robustlip.attacks import gradient
-from robustlip.attacks.apgd import apgd
+from robustlip.attacks.apgd import DLR_CLASSES, apgd
 from robustlip.attacks.fab import fab
 from robustlip.attacks.square import square
 
 MOST_TARGETS = 9  # likeliest wrong classes, in AutoAttack
-# Classes that the DLR objective needs; with fewer it is the margin (`dlr`).
-FEWEST_CLASSES = {'apgd_dlr': 3, 'apgd_targeted': 4}
 
 
 class Stage(NamedTuple):
@@ -39,6 +37,7 @@ class Attack(NamedTuple):
   passes: int  # forward and backward, at most
   targets: int = 0  # likeliest wrong classes that it takes, in turn
   draws: bool = True  # whether a restart does anything new
+  ending: str = ''  # of the name of its stages
 
 
 Factory = Callable[..., Attack]  # (num_classes, norm, **{num_steps: ...})
@@ -67,7 +66,9 @@ def _falling(num_classes, norm, num_steps=20):
 def _apgd(objective, targeted, num_classes, norm, num_steps=100):
   attack = partial(apgd, objective=objective, norm=norm, num_steps=num_steps)
   targets = min(MOST_TARGETS, num_classes - 1) if targeted else 0
-  return Attack(attack, 2 * num_steps + 2, targets)
+  margin = objective == 'dlr' and num_classes < DLR_CLASSES[targeted]
+  ending = '_margin' if margin else ''  # what takes the place of DLR
+  return Attack(attack, 2 * num_steps + 2, targets, ending=ending)
 
 
 def _fab_targeted(num_classes, norm, num_steps=100):
@@ -135,17 +136,15 @@ def cascade(
   steps = {} if num_steps is None else {'num_steps': num_steps}
   stages = []
   for name in _expanded(names):
-    attack, passes, targets, draws = ATTACKS[name](num_classes, norm, **steps)
-    run = _untargeted(attack)
-    if targets:
-      run = _targeted(attack, targets, num_classes)
-    count = max(targets, 1) * (num_restarts if draws else 1)
-    if num_classes < FEWEST_CLASSES.get(name, 0):
-      name = f'{name}_margin'
-    stages += [
-      Stage(name, run, {'epsilon': epsilon, 'number': number}, norm, passes)
-      for number in range(count)
-    ]
+    found = ATTACKS[name](num_classes, norm, **steps)
+    run = _untargeted(found.attack)
+    if found.targets:
+      run = _targeted(found.attack, found.targets, num_classes)
+    count = max(found.targets, 1) * (num_restarts if found.draws else 1)
+    for number in range(count):
+      settings = {'epsilon': epsilon, 'number': number}
+      stage = Stage(name + found.ending, run, settings, norm, found.passes)
+      stages.append(stage)
   return tuple(stages)
 
 

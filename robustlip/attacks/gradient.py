@@ -242,12 +242,9 @@ def check_num_classes(
   """
   if num_classes < 2:
     raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
-  logits = jax.eval_shape(logits_fn, batch.inputs)
-  losses.check_labels(logits, batch.labels)
-  if logits.shape[1] != num_classes:
-    raise ValueError(
-      f'num_classes is {num_classes}, the network has {logits.shape[1]}.'
-    )
+  found = losses.check_classes(logits_fn, batch.inputs.shape, batch.labels)
+  if found != num_classes:
+    raise ValueError(f'num_classes is {num_classes}, the network has {found}.')
 
 
 def worst(

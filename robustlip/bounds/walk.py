@@ -16,6 +16,8 @@ from robustlip.types import LogitsFn
 
 Bounds = dict[Variable, Bound]
 
+LANES = 64  # sums that a processor adds up side by side
+
 
 def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
   """The network of one example, [...] -> [C]; nothing else can enter."""
@@ -157,21 +159,22 @@ def _least(rows, lower, upper) -> chex.Array:
   return total(rows * jnp.where(rows > 0, lower, upper)) - TINY
 
 
-LANES = 64  # sums that a processor adds up side by side
-
-
 def total(rows: chex.Array) -> chex.Array:
   """Sums of rows, [K, ...] -> [K], in two stages that add few roundings."""
-  lanes = math.gcd(math.prod(rows.shape[1:]), LANES)
-  sums = rows.reshape(len(rows), -1, lanes).sum(1)
+  sums = rows.reshape(len(rows), *_stages(rows.shape[1:])).sum(1)
   return lax.optimization_barrier(sums).sum(-1)
 
 
 def total_terms(shape: tuple[int, ...]) -> int:
   """How many terms the sums of `total` have, one after the other."""
+  return sum(_stages(shape))
+
+
+def _stages(shape: tuple[int, ...]) -> tuple[int, int]:
+  """Terms of the first and of the second stage of a sum."""
   count = math.prod(shape)
   lanes = math.gcd(count, LANES)
-  return count // lanes + lanes
+  return count // lanes, lanes
 
 
 def climb(
