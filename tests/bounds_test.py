@@ -30,10 +30,10 @@ class Small(nn.Module):
   def __call__(self, x):
     match self.kind:
       case 'ours':
-        x = layers.Conv(8, padding=((1, 1), (1, 1)))(x)
+        x = layers.conv(x, 8, padding=1)
         x = x + nn.relu(layers.batch_norm(x, train=False))
         x = layers.max_pool(x, size=2, strides=1, padding=1)
-        x = layers.max_pool(layers.Conv(9, (2, 2))(x))
+        x = layers.max_pool(layers.conv(x, 9, 2))
         x = jnp.concatenate([x, -x[:, ::-1]], axis=-1).mean((1, 2))
       case 'flax':
         x = nn.relu(nn.Conv(5, (3, 3), strides=2)(x))

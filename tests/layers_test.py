@@ -179,14 +179,21 @@ def test_convolution_in_shard_map():
   )
 
 
-def test_conv_has_the_parameters_of_flax():
+class Ours(nn.Module):
+  @nn.compact
+  def __call__(self, inputs):
+    return layers.conv(inputs, 5, strides=2, padding=1)
+
+
+def test_conv_is_that_of_flax():
   inputs = jax.random.normal(KEY, (2, 8, 8, 3))
-  ours = layers.Conv(5, padding=((1, 1), (1, 1)))
-  theirs = nn.Conv(5, (3, 3), padding=((1, 1), (1, 1)))
-  variables = ours.init(KEY, inputs)
-  chex.assert_trees_all_equal_shapes(variables, theirs.init(KEY, inputs))
+  theirs = nn.Conv(5, (3, 3), strides=2, padding=((1, 1), (1, 1)))
+  variables = theirs.init(KEY, inputs)['params']
+  variables = {'params': {'Conv_0': variables}}
   chex.assert_trees_all_close(
-    ours.apply(variables, inputs), theirs.apply(variables, inputs), atol=1e-5
+    Ours().apply(variables, inputs),
+    theirs.apply({'params': variables['params']['Conv_0']}, inputs),
+    atol=1e-5,
   )
 
 

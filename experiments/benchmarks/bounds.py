@@ -47,9 +47,9 @@ class Plain(nn.Module):
   def __call__(self, inputs: chex.Array) -> chex.Array:
     """Images [B, H, W, C] in [0, 1] -> logits [B, 10]."""
     for index in range(self.depth):
-      inputs = layers.Conv(
-        self.width, strides=1 if index else 2, padding=((1, 1), (1, 1))
-      )(inputs)
+      inputs = layers.conv(
+        inputs, self.width, strides=1 if index else 2, padding=1
+      )
       inputs = nn.relu(inputs)
     return layers.dense(inputs.reshape(len(inputs), -1), 10)
 

@@ -34,22 +34,12 @@ Factory = Callable[..., nn.Module]
 ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
 
 
-def _wide_resnet(depth: int, width: int) -> Factory:
-  wide_resnet.blocks_per_group(depth)  # raises where the depth is wrong
-  return functools.partial(wide_resnet.WideResNet, depth=depth, width=width)
-
-
 # Name -> factory(num_classes, *, dropout_rate, dtype, activation).
 MODELS: dict[str, Factory] = {
   'cnn1': cnn.CNN1,
   'cnn2': cnn.CNN2,
   'resnet26': functools.partial(resnet.ResNet, stage_sizes=(2, 2, 2, 2)),
   'resnet50': functools.partial(resnet.ResNet, stage_sizes=(3, 4, 6, 3)),
-  'wrn_10_1': _wide_resnet(10, 1),
-  'wrn_16_4': _wide_resnet(16, 4),
-  'wrn_28_10': _wide_resnet(28, 10),
-  'wrn_34_10': _wide_resnet(34, 10),
-  'wrn_40_10': _wide_resnet(40, 10),
 }
 
 
@@ -83,7 +73,7 @@ def build(
     raise ValueError(
       f'activation must be one of {", ".join(ACTIVATIONS)}, got {activation!r}.'
     )
-  factory = MODELS.get(name) or _parse_wide_resnet(name)
+  factory = MODELS.get(name) or _wide_resnet(name)
   if remat:
     if name.startswith('cnn'):
       raise ValueError(f'remat needs blocks, which {name} has none of.')
@@ -96,14 +86,16 @@ def build(
   )
 
 
-def _parse_wide_resnet(name: str) -> Factory:
+def _wide_resnet(name: str) -> Factory:
   match = re.fullmatch(r'wrn_(\d+)_([1-9]\d*)', name)
   if not match:
     raise ValueError(
       f'no network {name!r}; there are {", ".join(MODELS)} and every '
       'wrn_<depth>_<width>.'
     )
-  return _wide_resnet(*map(int, match.groups()))
+  depth, width = map(int, match.groups())
+  wide_resnet.blocks_per_group(depth)  # raises where the depth is wrong
+  return functools.partial(wide_resnet.WideResNet, depth=depth, width=width)
 
 
 # What arguments that say the mode are called, and their value in inference.

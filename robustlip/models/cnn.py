@@ -25,8 +25,8 @@ class CNN1(nn.Module):
     rates = (0.25, 0.5)
     if self.dropout_rate is not None:
       rates = (self.dropout_rate,) * 2
-    features = self.activation(layers.Conv(32, dtype=self.dtype)(inputs))
-    features = layers.Conv(64, dtype=self.dtype)(features)
+    features = self.activation(layers.conv(inputs, 32, dtype=self.dtype))
+    features = layers.conv(features, 64, dtype=self.dtype)
     features = layers.max_pool(features)  # no ReLU before it, as published
     # Whole channels are dropped here, single units after the affine layer.
     features = nn.Dropout(rates[0], (1, 2), deterministic=not train)(features)
@@ -52,16 +52,23 @@ class CNN2(nn.Module):
   def __call__(self, inputs: chex.Array, train: bool = False) -> chex.Array:
     """Images [B, H, W, C] in [0, 1] -> logits [B, num_classes]."""
     rate = 0.5 if self.dropout_rate is None else self.dropout_rate
-    features = inputs
+    features, zeros = inputs, nn.initializers.zeros
     for width in (32, 64):
       for _ in range(2):
-        features = self.activation(self._conv(width)(features))
+        features = layers.conv(
+          features,
+          width,
+          # Not `he_normal`, which is truncated.
+          kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
+          bias_init=zeros,
+          dtype=self.dtype,
+        )
+        features = self.activation(features)
       features = layers.max_pool(features)
     features = features.reshape(len(features), -1)
     features = self.activation(layers.dense(features, 200, dtype=self.dtype))
     features = nn.Dropout(rate, deterministic=not train)(features)
     features = self.activation(layers.dense(features, 200, dtype=self.dtype))
-    zeros = nn.initializers.zeros
     logits = layers.dense(
       features,
       self.num_classes,
@@ -70,12 +77,3 @@ class CNN2(nn.Module):
       dtype=self.dtype,
     )
     return logits.astype(jnp.float32)
-
-  def _conv(self, width):
-    return layers.Conv(
-      width,
-      # Not `he_normal`, which is truncated.
-      kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
-      bias_init=nn.initializers.zeros,
-      dtype=self.dtype,
-    )

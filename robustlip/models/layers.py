@@ -1,11 +1,9 @@
 """What the networks share.
 
-Images and features are [B, H, W, C]. Parameters are float32 and have the names
-and shapes of `flax.linen.Conv` on every backend; `dtype` is what is computed
-in.
+Images and features are [B, H, W, C]. Parameters are float32; `dtype` is what is
+computed in.
 """
 
-import math
 from collections.abc import Callable
 
 import chex
@@ -14,13 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from robustlip.models.convolution import Padding, convolve
+from robustlip.models.convolution import convolve
 from robustlip.types import DEVICES
 
 Initializer = Callable[..., chex.Array]
 Activation = Callable[[chex.Array], chex.Array]
-
-VALID = ((0, 0), (0, 0))
 
 
 def devices_axis() -> str | None:
@@ -41,53 +37,76 @@ def uniform(bound: float) -> Initializer:
   return init
 
 
-class Conv(nn.Module):
-  """Two-dimensional convolution, [B, H, W, C] -> [B, H', W', features].
+def conv(
+  inputs: chex.Array,
+  features: int,
+  size: int = 3,
+  *,
+  strides: int = 1,
+  padding: int = 0,
+  use_bias: bool = True,
+  kernel_init: Initializer | None = None,
+  bias_init: Initializer | None = None,
+  dtype: jnp.dtype = jnp.float32,
+) -> chex.Array:
+  """Convolution with PyTorch's initial values unless given.
 
-  Initial values are PyTorch's defaults unless given: uniform in
-  +-1/sqrt(fan_in), kernel and bias.
+  [B, H, W, C] -> [B, H', W', features]. To be called in a compact method: it
+  adds a submodule.
 
   Raises:
     ValueError: if the images are smaller than the kernel.
   """
+  _check_size(inputs, size, padding)
+  default = uniform((size**2 * inputs.shape[-1]) ** -0.5)
+  return nn.Conv(
+    features,
+    (size, size),
+    strides=strides,
+    padding=padding,
+    use_bias=use_bias,
+    kernel_init=kernel_init or default,
+    bias_init=bias_init or default,
+    dtype=dtype,
+    conv_general_dilated=_convolve,
+  )(inputs)
 
-  features: int
-  kernel_size: tuple[int, int] = (3, 3)
-  strides: int = 1
-  padding: Padding = VALID
-  use_bias: bool = True
-  kernel_init: Initializer | None = None
-  bias_init: Initializer | None = None
-  dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
-  def __call__(self, inputs: chex.Array) -> chex.Array:
-    """Applies the convolution."""
-    shape = (*self.kernel_size, inputs.shape[-1], self.features)
-    default = uniform(math.prod(shape[:-1]) ** -0.5)
-    kernel = self.param('kernel', self.kernel_init or default, shape)
-    _check_size(inputs, self.kernel_size, self.padding)
-    outputs = convolve(
-      inputs.astype(self.dtype),
-      kernel.astype(self.dtype),
-      strides=self.strides,
-      padding=self.padding,
+def _convolve(inputs, kernel, strides, padding, **defaults):
+  """`convolve` as `nn.Conv` calls it."""
+  del defaults
+  return convolve(inputs, kernel, strides=strides[0], padding=padding)
+
+
+def residual_conv(
+  inputs: chex.Array, features: int, size: int = 3, **settings
+) -> chex.Array:
+  """The convolution of residual networks, padded alike on all sides.
+
+  At stride 2 XLA's 'SAME' is not. The initial values are of a normal
+  distribution, that of flax's `he_normal` is truncated.
+
+  Args:
+    **settings: `strides` and `dtype` of `conv`.
+  """
+  return conv(
+    inputs,
+    features,
+    size,
+    padding=size // 2,
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
+    **settings,
+  )
+
+
+def _check_size(inputs, size, padding) -> None:
+  height, width = inputs.shape[1:3]
+  if min(height, width) + 2 * padding < size:
+    raise ValueError(
+      f'features of {height} x {width} are smaller than a window of '
+      f'{size} x {size}: the images are too small for this network.'
     )
-    if not self.use_bias:
-      return outputs
-    bias = self.param('bias', self.bias_init or default, (self.features,))
-    return outputs + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-
-
-def _check_size(inputs, kernel_size, padding) -> None:
-  sizes = inputs.shape[1:3]
-  for size, kernel, pads in zip(sizes, kernel_size, padding, strict=True):
-    if size + sum(pads) < kernel:
-      raise ValueError(
-        f'features of {sizes[0]} x {sizes[1]} are smaller than a window of '
-        f'{kernel_size[0]} x {kernel_size[1]}: the images are too small for '
-        'this network.'
-      )
 
 
 def dense(
@@ -139,7 +158,7 @@ def max_pool(
   Raises:
     ValueError: if the images are smaller than the window.
   """
-  _check_size(inputs, (size, size), ((padding, padding),) * 2)
+  _check_size(inputs, size, padding)
   if size == strides and not padding:
     views = _disjoint_views(inputs, size)
   else:

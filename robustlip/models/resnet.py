@@ -5,6 +5,7 @@ convolution as in torchvision. Dropout follows the second ReLU of every block
 but the first of a stage.
 """
 
+import functools
 from collections.abc import Sequence
 
 import chex
@@ -31,21 +32,19 @@ class Bottleneck(nn.Module):
   def __call__(self, inputs: chex.Array, train: bool) -> chex.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, 4 * width]."""
     wide = _EXPANSION * self.width
-    features = self.activation(self._convolve(inputs, self.width, 1, 1, train))
-    features = self._convolve(features, self.width, 3, self.strides, train)
+    convolve = functools.partial(
+      convolve_and_normalize, train=train, dtype=self.dtype
+    )
+    features = self.activation(convolve(inputs, self.width, 1, 1))
+    features = convolve(features, self.width, 3, self.strides)
     features = self.activation(features)
     if not self.is_first:
       dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
       features = dropout(features)
-    features = self._convolve(features, wide, 1, 1, train)
+    features = convolve(features, wide, 1, 1)
     if self.is_first:
-      inputs = self._convolve(inputs, wide, 1, self.strides, train)
+      inputs = convolve(inputs, wide, 1, self.strides)
     return self.activation(features + inputs)
-
-  def _convolve(self, features, width, size, strides, train):
-    return convolve_and_normalize(
-      features, width, size, strides, train=train, dtype=self.dtype
-    )
 
 
 class ResNet(nn.Module):
@@ -92,17 +91,11 @@ def convolve_and_normalize(
   train: bool,
   dtype: jnp.dtype,
 ) -> chex.Array:
-  """A convolution that keeps sizes at stride 1, then batch normalisation.
+  """A convolution, then batch normalisation.
 
   To be called in a compact method: it adds submodules.
   """
-  features = layers.Conv(
-    width,
-    (size, size),
-    strides=strides,
-    padding=((size // 2,) * 2,) * 2,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    dtype=dtype,
-  )(features)
+  features = layers.residual_conv(
+    features, width, size, strides=strides, dtype=dtype
+  )
   return layers.batch_norm(features, train=train, dtype=dtype)

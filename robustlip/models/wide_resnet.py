@@ -3,16 +3,14 @@
 Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from robustlip.models import layers
-
-# A normal distribution, not the truncated one that flax calls he_normal.
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-_PAD_ONE = ((1, 1), (1, 1))  # at stride 2 too, where XLA's 'SAME' differs
 
 
 class Block(nn.Module):
@@ -29,25 +27,16 @@ class Block(nn.Module):
     """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
     normalized = layers.batch_norm(inputs, train=train, dtype=self.dtype)
     normalized = self.activation(normalized)
-    features = self._conv(3, self.strides)(normalized)
+    convolve = functools.partial(layers.residual_conv, dtype=self.dtype)
+    features = convolve(normalized, self.width, strides=self.strides)
     features = layers.batch_norm(features, train=train, dtype=self.dtype)
     features = self.activation(features)
     features = nn.Dropout(self.dropout_rate, deterministic=not train)(features)
-    features = self._conv(3, 1)(features)
+    features = convolve(features, self.width)
     if inputs.shape[-1] == self.width and self.strides == 1:
       return inputs + features
-    return self._conv(1, self.strides)(normalized) + features
-
-  def _conv(self, size, strides):
-    return layers.Conv(
-      self.width,
-      (size, size),
-      strides=strides,
-      padding=_PAD_ONE if size == 3 else layers.VALID,
-      use_bias=False,
-      kernel_init=_KERNEL_INIT,
-      dtype=self.dtype,
-    )
+    shortcut = convolve(normalized, self.width, 1, strides=self.strides)
+    return shortcut + features
 
 
 class WideResNet(nn.Module):
@@ -70,13 +59,7 @@ class WideResNet(nn.Module):
     """Images [B, H, W, C] in [0, 1] -> logits [B, num_classes]."""
     num_blocks = blocks_per_group(self.depth)
     block = nn.remat(Block, static_argnums=2) if self.remat else Block
-    features = layers.Conv(
-      16,
-      padding=_PAD_ONE,
-      use_bias=False,
-      kernel_init=_KERNEL_INIT,
-      dtype=self.dtype,
-    )(inputs)
+    features = layers.residual_conv(inputs, 16, dtype=self.dtype)
     for group in range(3):
       for index in range(num_blocks):
         features = block(
