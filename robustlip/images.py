@@ -1,4 +1,4 @@
-"""Images: bytes to floats, and checks of what is given."""
+"""Images and labels: bytes to floats, and checks of what is given."""
 
 import chex
 import jax
@@ -53,3 +53,31 @@ def check_images(inputs: chex.Array) -> chex.Array:
       'that wants others has to scale them itself.'
     )
   return jnp.asarray(inputs)
+
+
+def check_labels(
+  labels: chex.Array, count: int, num_classes: int
+) -> chex.Array:
+  """Which of `count` labels are classes, bool [count].
+
+  Labels that broadcast would mix examples. Values are refused where they are
+  known; within `jax.jit`, where they are not, a loss is NaN instead.
+
+  Raises:
+    ValueError: unless labels are integers [count] in [0, num_classes).
+  """
+  known = not isinstance(labels, jax.core.Tracer)
+  labels = np.asarray(labels) if known else labels
+  integers = jnp.issubdtype(labels.dtype, jnp.integer)
+  if labels.shape != (count,) or not integers:
+    raise ValueError(
+      f'labels must be integers of shape {(count,)}, got '
+      f'{labels.dtype} of shape {labels.shape}.'
+    )
+  valid = (labels >= 0) & (labels < num_classes)
+  if known and not valid.all():
+    raise ValueError(
+      f'labels must be in [0, {num_classes}), got {labels.min()} to '
+      f'{labels.max()}.'
+    )
+  return valid

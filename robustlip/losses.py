@@ -13,11 +13,9 @@ traced and are not checked.
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from robustlip import projections
-from robustlip.images import check_images
+from robustlip import images, projections
 from robustlip.types import Batch, LogitsFn, Objective
 
 
@@ -49,31 +47,13 @@ def check_classes(
 
 
 def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Which labels are classes of the logits, bool [B].
-
-  Labels that broadcast would mix examples. Values are refused where they are
-  known; within `jax.jit`, where they are not, a loss is NaN instead.
+  """Which labels are classes of the logits, bool [B]: `images.check_labels`.
 
   Raises:
     ValueError: unless logits are [B, C] and labels integers [B] below C.
   """
   check_logits(logits)
-  count, num_classes = logits.shape
-  known = not isinstance(labels, jax.core.Tracer)
-  labels = np.asarray(labels) if known else labels
-  integers = jnp.issubdtype(labels.dtype, jnp.integer)
-  if labels.shape != (count,) or not integers:
-    raise ValueError(
-      f'labels must be integers of shape {(count,)}, got '
-      f'{labels.dtype} of shape {labels.shape}.'
-    )
-  valid = (labels >= 0) & (labels < num_classes)
-  if known and not valid.all():
-    raise ValueError(
-      f'labels must be in [0, {num_classes}), got {labels.min()} to '
-      f'{labels.max()}.'
-    )
-  return valid
+  return images.check_labels(labels, *logits.shape)
 
 
 def shares_of_classes(
@@ -299,7 +279,7 @@ def gradient_step(
   Raises:
     ValueError: unless the images are floats in [0, 1].
   """
-  inputs = check_images(batch.inputs)
+  inputs = images.check_images(batch.inputs)
   gradients = jax.grad(  # log odds have the same direction
     lambda inputs: log_odds(logits_fn(inputs), batch.labels).sum()
   )(inputs)

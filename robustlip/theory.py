@@ -18,6 +18,7 @@ import chex
 import numpy as np
 
 from robustlip import separation
+from robustlip.images import check_labels
 
 ROUNDING = 1e-6  # covers that of float32 distances up to 8
 
@@ -40,12 +41,7 @@ def class_distances(
     norm: 'linf' or 'l2'.
   """
   ref_labels = np.asarray(ref_labels)
-  if ref_labels.shape != (len(ref_inputs),):
-    raise ValueError(
-      f'{len(ref_inputs)} reference inputs need as many labels, got '
-      f'{ref_labels.shape}.'
-    )
-  _check_labels(ref_labels, num_classes)
+  check_labels(ref_labels, len(ref_inputs), num_classes)
   distances = np.full((len(inputs), num_classes), np.inf, np.float32)
   for label in np.unique(ref_labels):
     refs = ref_inputs[ref_labels == label]
@@ -80,13 +76,10 @@ def margins(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
   where g is right.
   """
   labels = np.asarray(labels)
-  count, num_classes = class_distances.shape
-  if labels.shape != (count,):
-    raise ValueError(f'{count} rows need as many labels, got {labels.shape}.')
-  _check_labels(labels, num_classes)
+  check_labels(labels, *class_distances.shape)
   if np.isinf(class_distances).all(axis=1).any():
     raise ValueError('there is no reference of any class.')
-  is_label = np.arange(num_classes) == labels[:, None]
+  is_label = np.arange(class_distances.shape[1]) == labels[:, None]
   own = class_distances[is_label]
   return np.where(is_label, np.inf, class_distances).min(axis=1) - own
 
@@ -141,16 +134,6 @@ def lipschitz_ratio(
   changes = np.zeros(values.shape, np.result_type(values, moved_values))
   np.subtract(values, moved_values, out=changes, where=values != moved_values)
   return np.abs(changes).max(axis=1) / moves
-
-
-def _check_labels(labels: np.ndarray, num_classes: int) -> None:
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f'labels must be integers, got {labels.dtype}.')
-  if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-    raise ValueError(
-      f'labels must be in [0, {num_classes}), got {labels.min()} to '
-      f'{labels.max()}.'
-    )
 
 
 def _check_radius(radius: float) -> None:

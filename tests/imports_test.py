@@ -13,8 +13,8 @@ import robustlip
 LAYERS = {
   robustlip: [
     {'types', 'progress', 'drawing', 'parameters'},
-    {'projections'},
-    {'augmentations', 'images', 'datasets', 'models', 'separation'},
+    {'images', 'projections'},
+    {'augmentations', 'datasets', 'models', 'separation'},
     {'losses', 'theory', 'feed'},
     {'attacks', 'bounds'},
     {'lipschitz', 'methods', 'distance_attack'},

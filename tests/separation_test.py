@@ -245,7 +245,7 @@ def test_bad_settings_are_named():
     separation.nearest_opposite(IMAGES, LABELS, norm='l1')
   with pytest.raises(ValueError, match='k must be at least 1'):
     separation.closest_pairs(IMAGES, LABELS, k=0)
-  with pytest.raises(ValueError, match='labels must be in 0 to 1'):
+  with pytest.raises(ValueError, match=r'labels must be in \[0, 2\)'):
     separation.class_matrix(IMAGES, LABELS, num_classes=2)
 
 

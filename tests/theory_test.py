@@ -168,7 +168,7 @@ def test_certified_radius_is_half_the_margin_or_nothing():
   [
     (lambda: theory.values(np.ones((1, 2)), radius=0.0), 'positive'),
     (lambda: theory.binary_values(np.ones((1, 3)), radius=1.0), 'two classes'),
-    (lambda: theory.margins(np.ones((2, 3)), np.array([0])), 'as many labels'),
+    (lambda: theory.margins(np.ones((2, 3)), np.array([0])), r'shape \(2,\)'),
     (lambda: theory.margins(np.ones((1, 3)), np.array([3])), r'in \[0, 3\)'),
     (lambda: theory.margins(np.ones((1, 3)), np.array([0.5])), 'integers'),
     (
@@ -193,7 +193,7 @@ def test_certified_radius_is_half_the_margin_or_nothing():
       lambda: distances_to(
         np.ones((1, 2), np.float32), np.ones((2, 2), np.float32), np.zeros(3)
       ),
-      'as many labels',
+      r'integers of shape \(2,\)',
     ),
   ],
 )

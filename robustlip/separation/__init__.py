@@ -26,6 +26,7 @@ import chex
 import numpy as np
 
 from robustlip import projections
+from robustlip.images import check_labels
 from robustlip.separation import kernels, search
 
 LARGEST = 1e18  # l2 norm of float32 images, whose square still has a meaning
@@ -145,8 +146,7 @@ def class_matrix(
   """
   examples, _ = _sets(inputs, labels, None, None, norm)
   labels = np.asarray(labels)
-  if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-    raise ValueError(f'labels must be in 0 to {num_classes - 1}.')
+  check_labels(labels, len(labels), num_classes)
   if neighbors is None:
     neighbors = nearest_opposite(inputs, labels, norm=norm)
   gaps = _neighbor_gaps(examples, examples, norm, neighbors)
