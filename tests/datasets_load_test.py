@@ -141,18 +141,6 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
     assert path.read_bytes() == whole
 
 
-def test_prepared_arrays_of_other_shapes_are_made_again(tmp_path, caplog):
-  write_published('mnist', tmp_path / 'mnist')
-  first = datasets.load('mnist', data_dir=tmp_path)
-  folder = cache.folder('mnist', tmp_path)
-  for key in ('train_images', 'train_labels'):  # each a whole file still
-    array = np.load(folder / f'{key}.npy')[:-1]
-    (folder / f'{key}.npy').unlink()
-    np.save(folder / f'{key}.npy', array)
-  check_equal(first, datasets.load('mnist', data_dir=tmp_path))
-  assert 'damaged prepared arrays' in caplog.text
-
-
 def test_a_damaged_file_leaves_no_cache(tmp_path):
   write_published('mnist', tmp_path / 'mnist')
   path = tmp_path / 'mnist' / 'train-images-idx3-ubyte'

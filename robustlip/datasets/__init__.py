@@ -149,7 +149,7 @@ def _download(name: str, root: pathlib.Path, *, allowed: bool) -> None:
 
 def _is_whole(facts: Facts, train: Split, test: Split) -> bool:
   sizes = len(train.labels), len(test.labels)
-  return sizes == (facts.num_train, facts.num_test)
+  return sizes == (sum(facts.train_counts), sum(facts.test_counts))
 
 
 def _checked(

@@ -7,8 +7,8 @@ from absl import logging
 
 from robustlip.datasets import files, splits
 
-_KEYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
-_EXAMPLE = 'np.savez(path, ' + ', '.join(f'{key}=...' for key in _KEYS) + ')'
+KEYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
+_EXAMPLE = 'np.savez(path, ' + ', '.join(f'{key}=...' for key in KEYS) + ')'
 
 
 def read(
@@ -33,7 +33,7 @@ def read(
   """
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file; make it by {_EXAMPLE}.')
-  arrays = _mapped(path) if path.is_dir() else _arrays(path)
+  arrays = mapped(path) if path.is_dir() else _arrays(path)
   if 'class_names' in arrays:
     names = tuple(arrays['class_names'].reshape(-1).astype(str).tolist())
   else:
@@ -58,25 +58,30 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     path.open('rb') as file,  # np.load leaves damaged files open
     np.load(file, allow_pickle=False) as archive,
   ):
-    missing = [key for key in _KEYS if key not in archive]
+    missing = [key for key in KEYS if key not in archive]
     if missing:
       found = ', '.join(archive.files)
       raise ValueError(f'it has {found}, not {", ".join(missing)}')
     if 'val_images' in archive:
       logging.info('%s: the examples of val_images are left out', path)
-    wanted = {*_KEYS, 'class_names'}.intersection(archive.files)
+    wanted = {*KEYS, 'class_names'}.intersection(archive.files)
     return {key: archive[key] for key in wanted}
 
 
-def _mapped(folder: pathlib.Path) -> dict[str, np.ndarray]:
+def mapped(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of a folder by name, memory-mapped.
+
+  Raises:
+    ValueError: if one is missing or damaged.
+  """
   names = {file.stem for file in folder.glob('*.npy')}
-  if missing := [key for key in _KEYS if key not in names]:
+  if missing := [key for key in KEYS if key not in names]:
     raise ValueError(
       f'{folder}: no {missing[0]}.npy is in it; a folder of arrays has '
-      f'{", ".join(f"{key}.npy" for key in _KEYS)}.'
+      f'{", ".join(f"{key}.npy" for key in KEYS)}.'
     )
   arrays = {}
-  for key in names & {*_KEYS, 'class_names'}:
+  for key in names & {*KEYS, 'class_names'}:
     file = folder / f'{key}.npy'
     with files.expect(file, f'an array that np.save({str(file)!r}, ...) wrote'):
       arrays[key] = np.load(file, mmap_mode='r', allow_pickle=False)

@@ -17,9 +17,8 @@ from collections.abc import Iterable
 import numpy as np
 from absl import logging
 
+from robustlip.datasets import arrays
 from robustlip.datasets.splits import Split
-
-_ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
 
 
 def folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
@@ -55,17 +54,12 @@ def read(
     return None
   try:
     info = json.loads((path / 'info.json').read_text())
-    if stamp not in (None, info.get('stamp')):
+    if stamp not in (None, info['stamp']):
       logging.info('%s: its files have changed; they are read again', name)
       return None
-    arrays = [
-      np.load(path / f'{key}.npy', mmap_mode='r', allow_pickle=False)
-      for key in _ARRAYS
-    ]
-    for key, array in zip(_ARRAYS, arrays, strict=True):
-      if list(array.shape) != info['shapes'][key]:
-        raise ValueError(f'{key}.npy has shape {array.shape}')
-    return Split(*arrays[:2]), Split(*arrays[2:])
+    found = arrays.mapped(path)
+    images, labels, *test = (found[key] for key in arrays.KEYS)
+    return Split(images, labels), Split(*test)
   except Exception as error:  # whatever the damage happens to cause
     logging.warning(
       'Ignored the damaged prepared arrays in %s: %s', path, error
@@ -81,11 +75,9 @@ def write(
   partial = path.with_name(f'.{name}.{uuid.uuid4().hex}.partial')
   try:
     partial.mkdir(parents=True)
-    info = {'stamp': stamp, 'shapes': {}}
-    for key, array in zip(_ARRAYS, (*train, *test), strict=True):
+    for key, array in zip(arrays.KEYS, (*train, *test), strict=True):
       np.save(partial / f'{key}.npy', array, allow_pickle=False)
-      info['shapes'][key] = array.shape
-    (partial / 'info.json').write_text(json.dumps(info, indent=2) + '\n')
+    (partial / 'info.json').write_text(json.dumps({'stamp': stamp}))
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
   except OSError as error:

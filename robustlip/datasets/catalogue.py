@@ -24,16 +24,6 @@ class Facts(NamedTuple):
   tfds_name: str | None = None
   urls: tuple[str, ...] = ()  # the same files on the network, known to TFDS
 
-  @property
-  def num_train(self) -> int:
-    """Number of training examples."""
-    return sum(self.train_counts)
-
-  @property
-  def num_test(self) -> int:
-    """Number of test examples."""
-    return sum(self.test_counts)
-
 
 _DIGITS = tuple(string.digits)
 _GARMENTS = """
