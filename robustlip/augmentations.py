@@ -166,9 +166,8 @@ def in_turn(*augments: Augment) -> Augment:
   """Several augmentations one after the other, each with draws of its own."""
 
   def augment(images, key):
-    keys = projections.example_keys(key, len(images))
     for place, one in enumerate(augments):
-      images = one(images, jax.vmap(jax.random.fold_in, (0, None))(keys, place))
+      images = one(images, projections.other_keys(key, len(images), place))
     return images
 
   return augment

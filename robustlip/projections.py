@@ -193,6 +193,15 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
   return key if key.ndim else jax.random.split(key, num_examples)
 
 
+def other_keys(
+  key: chex.PRNGKey, num_examples: int, numbers: chex.Numeric
+) -> chex.PRNGKey:
+  """Keys [B] of each example's own key and a number, or one for each."""
+  keys = example_keys(key, num_examples)
+  numbers = jnp.broadcast_to(numbers, num_examples)
+  return jax.vmap(jax.random.fold_in)(keys, numbers)
+
+
 def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
   """Threefry keys in the place of others, whose draws depend on the batch.
 

@@ -199,17 +199,17 @@ def multi_targeted(
     return attacks.ascend(
       lambda points: -losses.cross_entropy(logits_fn(points), targets),
       batch.inputs,
-      attacks.target_keys(key, batch, targets),
+      projections.other_keys(key, len(batch.inputs), targets),
       epsilon=epsilon,
       step_size=epsilon / 10,
       num_steps=num_steps,
     )
 
-  attacks.check_num_classes(logits_fn, batch, num_classes)
-  targets = attacks.wrong_classes(batch.labels, num_classes)
+  attacks.gradient.check_num_classes(logits_fn, batch, num_classes)
+  targets = attacks.gradient.wrong_classes(batch.labels, num_classes)
   candidates = jax.vmap(attack)(targets)
   scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
-  return attacks.highest(candidates, scores)
+  return attacks.gradient.highest(candidates, scores)
 
 
 def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:

@@ -11,7 +11,7 @@ from absl.testing import parameterized
 from scipy import optimize
 
 from robustlip import attacks, losses, projections
-from robustlip.attacks import to_hyperplane
+from robustlip.attacks.fab import nearest_error, to_hyperplane
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -229,9 +229,9 @@ class FabTest(chex.TestCase):
   def test_distances_of_an_affine_network(self, norm):
     batch, logits_fn = batch_of(5), network(5)
     found, exact = [], []
-    search = jax.jit(partial(attacks.nearest_error, logits_fn, norm=norm))
+    search = jax.jit(partial(nearest_error, logits_fn, norm=norm))
     for rank in range(4):
-      targets = attacks.likely_wrong(
+      targets = attacks.gradient.likely_wrong(
         logits_fn(batch.inputs), batch.labels, rank
       )
       nearest = search(batch, targets=targets)

@@ -343,7 +343,7 @@ def test_labels_may_be_a_list_and_of_any_integer_type():
       losses.cross_entropy(linear(INPUTS), labels), expected
     )
   many = jnp.array([199], jnp.uint8)  # 199 + 198 does not fit a byte
-  others = attacks.wrong_classes(many, 200)
+  others = attacks.gradient.wrong_classes(many, 200)
   np.testing.assert_array_equal(others[:, 0], np.arange(199))
 
 

@@ -31,18 +31,13 @@ from robustlip.attacks.cascade import (
   Stage,
   cascade,
 )
-from robustlip.attacks.fab import fab, nearest_error, to_hyperplane
+from robustlip.attacks.fab import fab
 from robustlip.attacks.gradient import (
-  check_num_classes,
   expected,
   falling,
-  highest,
-  likely_wrong,
   multi_targeted,
   pgd,
-  target_keys,
   targeted,
-  wrong_classes,
 )
 from robustlip.attacks.square import square
 
@@ -55,20 +50,13 @@ __all__ = [
   'apgd',
   'ascend',
   'cascade',
-  'check_num_classes',
   'dlr',
   'expected',
   'fab',
   'falling',
-  'highest',
-  'likely_wrong',
   'multi_targeted',
-  'nearest_error',
   'pgd',
   'square',
   'straight_through',
-  'target_keys',
   'targeted',
-  'to_hyperplane',
-  'wrong_classes',
 ]

@@ -167,7 +167,7 @@ def _expanded(names):
 
 def _untargeted(attack):
   def run(logits_fn, batch, keys, *, epsilon, number):
-    keys = gradient.restart_keys(keys, batch, number)
+    keys = projections.other_keys(keys, len(batch.inputs), number)
     return attack(logits_fn, batch, keys, epsilon=epsilon)
 
   return run
@@ -176,7 +176,7 @@ def _untargeted(attack):
 def _targeted(attack, num_targets, num_classes):
   def run(logits_fn, batch, keys, *, epsilon, number):
     gradient.check_num_classes(logits_fn, batch, num_classes)
-    keys = gradient.restart_keys(keys, batch, number)
+    keys = projections.other_keys(keys, len(batch.inputs), number)
     targets = gradient.likely_wrong(
       logits_fn(batch.inputs), batch.labels, number % num_targets
     )

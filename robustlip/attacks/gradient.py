@@ -51,11 +51,11 @@ def pgd(
   if start is not None and num_restarts > 1:
     raise ValueError('an explicit start leaves nothing to restart from.')
 
-  def attack(key):
+  def attack(keys):
     return ascend(
       lambda points: losses.log_odds(logits_fn(points), batch.labels),
       batch.inputs,
-      key,
+      keys,
       epsilon=epsilon,
       step_size=epsilon / 5 if step_size is None else step_size,
       num_steps=num_steps,
@@ -66,8 +66,12 @@ def pgd(
 
   if num_restarts == 1:
     return attack(key)
-  candidates = jax.vmap(lambda number: attack(restart_keys(key, batch, number)))
-  return worst(logits_fn, batch, candidates(jnp.arange(num_restarts)))
+
+  def restart(number):
+    return attack(projections.other_keys(key, len(batch.inputs), number))
+
+  candidates = jax.vmap(restart)(jnp.arange(num_restarts))
+  return worst(logits_fn, batch, candidates)
 
 
 def expected(
@@ -98,14 +102,6 @@ def expected(
     return jax.vmap(network, (None, 0))(inputs, keys).mean(axis=0)
 
   return logits_fn
-
-
-def restart_keys(
-  key: chex.PRNGKey, batch: Batch, number: chex.Numeric
-) -> chex.PRNGKey:
-  """Keys [B] of a restart: an example's depends on its own key alone."""
-  keys = projections.example_keys(key, len(batch.inputs))
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def multi_targeted(
@@ -164,7 +160,7 @@ def targeted(
   return ascend(
     objective,
     batch.inputs,
-    target_keys(key, batch, targets),
+    projections.other_keys(key, len(batch.inputs), targets),
     epsilon=epsilon,
     step_size=epsilon / 10 if step_size is None else step_size,
     num_steps=num_steps,
@@ -207,14 +203,6 @@ def check_targets(
   traced = any(isinstance(x, jax.core.Tracer) for x in (labels, targets))
   if not traced and (np.asarray(labels) == np.asarray(targets)).any():
     raise ValueError('targets must differ from the labels.')
-
-
-def target_keys(
-  key: chex.PRNGKey, batch: Batch, targets: chex.Array
-) -> chex.PRNGKey:
-  """Keys [B] that depend on an example's own key and target alone."""
-  keys = projections.example_keys(key, len(batch.inputs))
-  return jax.vmap(jax.random.fold_in)(keys, targets)
 
 
 def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:
