@@ -231,7 +231,9 @@ class Evaluator:
       batch_size=self._batch_size,
     )
     if done is None:
-      self._check_labels(variables, split)
+      check_layout(split)
+      network = self._network(variables)
+      losses.check_classes(network, split.images.shape, split.labels)
       right, margins = measure(
         self._correct, description=f'{name} accuracy'.strip()
       )
@@ -286,11 +288,6 @@ class Evaluator:
       )
       done = 0, results[epsilon]
     return results
-
-  def _check_labels(self, variables, split):
-    check_layout(split)
-    network = self._network(variables)
-    losses.check_classes(network, split.images.shape, split.labels)
 
   def lipschitz(
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''

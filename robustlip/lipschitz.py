@@ -134,7 +134,6 @@ def upper_bound(
   """
   inputs = check_images(inputs)
   lower, upper = bounds.ball(inputs, epsilon=epsilon)
-  bounds.check_boxes(lower, upper)
 
   def one(image, lower, upper):
     network = walk.trace_one(logits_fn, image.shape)

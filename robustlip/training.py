@@ -383,11 +383,6 @@ def fit(
       that are no classes of the network, if a batch does not split evenly, or
       the loss became not finite.
   """
-  if not isinstance(split, Split):
-    raise ValueError(
-      'split must be a datasets.Split of uint8 images and labels, got '
-      f'{type(split).__name__}.'
-    )
   check_layout(split)
   check_batch_size(
     batch_size, accumulate=recipe.accumulate, pairs=recipe.cutmix is not None

@@ -71,16 +71,30 @@ def linear(
     classes = jax.eval_shape(logits_fn, lower).shape[-1]
     weights = jnp.broadcast_to(jnp.eye(classes), (len(lower), classes, classes))
 
-  def one(lower, upper, weights):
-    network = walk.trace_one(logits_fn, lower.shape)
-    bounds = walk.forward(network, (lower, upper), tighten=tighten)
-    sides = jnp.concatenate([weights, -weights])
-    least = walk.climb(network, bounds, sides, num_steps=num_steps)
-    below, above = jnp.split(least, 2)
-    return below, -above
-
-  bound = jax.vmap(one)(lower, upper, weights)
+  sides = jnp.concatenate([weights, -weights], axis=1)
+  settings = dict(tighten=tighten, num_steps=num_steps)
+  least = _least(logits_fn, (lower, upper), sides, **settings)
+  below, above = jnp.split(least, 2, axis=1)
+  bound = below, -above
   return _exact_at_points(logits_fn, lower, upper, bound, weights)
+
+
+def _least(logits_fn, boxes, weights, *, lines=True, tighten=0, num_steps=0):
+  """Lower bounds [B, K] of `weights` [B, K, C] times the logits.
+
+  Args:
+    lines: False takes the intervals before the last layer alone.
+  """
+
+  def one(box, weights):
+    network = walk.trace_one(logits_fn, box[0].shape)
+    bounds = walk.forward(network, box, tighten=tighten)
+    if lines:
+      return walk.climb(network, bounds, weights, num_steps=num_steps)
+    output = {network.output: weights}
+    return walk.backward(network, bounds, output, lines=False)
+
+  return jax.vmap(one)(boxes, weights)
 
 
 def margins(
@@ -108,26 +122,15 @@ def margins(
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
   logits = jax.eval_shape(logits_fn, batch.inputs)
   check_labels(logits, batch.labels)
-  lower, upper = ball(batch.inputs, epsilon=epsilon)
-  check_boxes(lower, upper)
-
-  def one(lower, upper, label):
-    network = walk.trace_one(logits_fn, lower.shape)
-    own = jax.nn.one_hot(label, logits.shape[-1])
-    weights = own[None] - jnp.eye(logits.shape[-1])
-    bounds = walk.forward(
-      network, (lower, upper), tighten=tighten * (method != 'interval')
-    )
-    if method == 'interval':
-      least = walk.backward(
-        network, bounds, {network.output: weights}, lines=False
-      )
-    else:
-      steps = num_steps if method == 'alpha' else 0
-      least = walk.climb(network, bounds, weights, num_steps=steps)
-    return jnp.where(own > 0, 0.0, least)
-
-  return jax.vmap(one)(lower, upper, batch.labels)
+  own = jax.nn.one_hot(batch.labels, logits.shape[-1])
+  settings = dict(lines=False)
+  if method != 'interval':
+    steps = num_steps if method == 'alpha' else 0
+    settings = dict(tighten=tighten, num_steps=steps)
+  boxes = ball(batch.inputs, epsilon=epsilon)
+  weights = own[:, None] - jnp.eye(logits.shape[-1])[None]
+  least = _least(logits_fn, boxes, weights, **settings)
+  return jnp.where(own > 0, 0.0, least)
 
 
 def certified(
@@ -179,8 +182,10 @@ def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
   inputs = check_images(inputs)
   radius = projections.check_radius(epsilon, inputs)
   radius = jnp.where(radius > 0, radius + 4 * UNIT, radius)
-  low, high = inputs - radius, inputs + radius
-  return jnp.clip(low, 0.0, 1.0), jnp.clip(high, 0.0, 1.0)
+  corners = inputs - radius, inputs + radius
+  lower, upper = (jnp.clip(corner, 0.0, 1.0) for corner in corners)
+  check_boxes(lower, upper)
+  return lower, upper
 
 
 def check_boxes(lower: chex.Array, upper: chex.Array) -> None:

@@ -36,9 +36,9 @@ class Dataset(NamedTuple):
     return Split(*(np.concatenate(pair) for pair in pairs))
 
 
-def fingerprint(*arrays: np.ndarray, salt: str = '') -> str:
-  """A hash of types, shapes, values and `salt`, in hexadecimal digits."""
-  digest = hashlib.blake2b(salt.encode(), digest_size=16)
+def fingerprint(*arrays: np.ndarray) -> str:
+  """A hash of types, shapes and values, in hexadecimal digits."""
+  digest = hashlib.blake2b(digest_size=16)
   for array in arrays:
     digest.update(f'{array.dtype}{array.shape}'.encode())
     digest.update(np.ascontiguousarray(array))
@@ -99,6 +99,11 @@ def check_layout(
     source: what the message of an error begins with.
     image_shape: (H, W, C); None accepts any but channels first.
   """
+  if not isinstance(split, Split):
+    raise ValueError(
+      f'{source} must be a datasets.Split of uint8 images and labels, got '
+      f'{type(split).__name__}.'
+    )
   images, labels = split
   found = f'{source}: images are {images.dtype} of shape {images.shape}'
   if images.dtype != np.uint8 or images.ndim != 4:
