@@ -30,7 +30,7 @@ from robustlip import (
   separation,
   training,
 )
-from robustlip.datasets import Split
+from robustlip.datasets import Dataset, Split
 from robustlip.models import layers
 from robustlip.types import DEVICES, Batch
 
@@ -387,12 +387,19 @@ def test_images_of_two_types_share_nothing():
     (dict(key=jax.random.PRNGKey(0)), 'key must be of jax.random.key'),
     (dict(split=Split(IMAGES, LABELS + 7)), r'labels must be in \[0, 3\)'),
     (dict(batch_size=39), 'does not split evenly'),
+    (dict(split=BATCH), 'must be a datasets.Split .* got Batch'),
   ],
 )
 def test_what_cannot_be_trained_on_is_one_line(changes, message):
   given = dict(split=SPLIT, key=KEY, batch_size=20, epochs=1) | changes
   with pytest.raises(ValueError, match=message):
     training.fit(RECIPE, **given)
+
+
+def test_a_set_with_both_splits_is_not_measured():
+  measures = evaluation.Evaluator(lambda variables: linear)
+  with pytest.raises(ValueError, match='must be a datasets.Split .* got Data'):
+    measures.accuracies((), Dataset('a', SPLIT, SPLIT, (), None), KEY)
 
 
 def test_a_restart_whose_logits_are_no_numbers_counts():

@@ -137,9 +137,7 @@ def cascade(
   stages = []
   for name in _expanded(names):
     found = ATTACKS[name](num_classes, norm, **steps)
-    run = _untargeted(found.attack)
-    if found.targets:
-      run = _targeted(found.attack, found.targets, num_classes)
+    run = _run(found.attack, found.targets, num_classes)
     count = max(found.targets, 1) * (num_restarts if found.draws else 1)
     for number in range(count):
       settings = {'epsilon': epsilon, 'number': number}
@@ -165,21 +163,17 @@ def _expanded(names):
   return expanded
 
 
-def _untargeted(attack):
+def _run(attack, num_targets, num_classes):
+  """The attack of a stage; without targets, `num_targets` is 0."""
+
   def run(logits_fn, batch, keys, *, epsilon, number):
     keys = projections.other_keys(keys, len(batch.inputs), number)
-    return attack(logits_fn, batch, keys, epsilon=epsilon)
-
-  return run
-
-
-def _targeted(attack, num_targets, num_classes):
-  def run(logits_fn, batch, keys, *, epsilon, number):
-    gradient.check_num_classes(logits_fn, batch, num_classes)
-    keys = projections.other_keys(keys, len(batch.inputs), number)
-    targets = gradient.likely_wrong(
-      logits_fn(batch.inputs), batch.labels, number % num_targets
-    )
-    return attack(logits_fn, batch, keys, epsilon=epsilon, targets=targets)
+    settings = {'epsilon': epsilon}
+    if num_targets:
+      gradient.check_num_classes(logits_fn, batch, num_classes)
+      settings['targets'] = gradient.likely_wrong(
+        logits_fn(batch.inputs), batch.labels, number % num_targets
+      )
+    return attack(logits_fn, batch, keys, **settings)
 
   return run

@@ -93,7 +93,7 @@ def check_layout(
 ) -> None:
   """Raises ValueError unless images are uint8 [N, height, width, channels].
 
-  Also for another number of labels.
+  Also for another number of labels, or for what is no split.
 
   Args:
     source: what the message of an error begins with.
