@@ -196,7 +196,7 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
 def other_keys(
   key: chex.PRNGKey, num_examples: int, numbers: chex.Numeric
 ) -> chex.PRNGKey:
-  """Keys [B] of each example's own key and a number, or one for each."""
+  """Keys [B] of each example's own key and a number (one or [B])."""
   keys = example_keys(key, num_examples)
   numbers = jnp.broadcast_to(numbers, num_examples)
   return jax.vmap(jax.random.fold_in)(keys, numbers)
