@@ -50,7 +50,8 @@ def unmoved(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
 def gaussian_start(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
   """Gaussian points around the inputs, where TRADES starts."""
   keys = projections.example_keys(key, len(inputs))
-  draw = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))
+  shape, dtype = inputs.shape[1:], inputs.dtype
+  draw = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))
   return inputs + START_SCALE * draw(keys)
 
 

@@ -86,7 +86,7 @@ def initial_state(
   """
 
   def init(key):
-    image = jnp.zeros((1, *image_shape))
+    image = jnp.zeros((1, *image_shape), jnp.float32)
     first = jax.random.fold_in(projections.threefry(key), 0)
     variables = models.init(recipe.module, first, image)
     params = _method(recipe, 0).prepare(variables['params'])
@@ -95,7 +95,7 @@ def initial_state(
       params=params,
       batch_stats=variables.get('batch_stats', {}),
       opt_state=recipe.optimizer.init(params),
-      loss_sum=jnp.zeros(()),
+      loss_sum=jnp.zeros((), jnp.float32),
       bad_step=jnp.full((), -1, jnp.int32),
     )
 
@@ -195,7 +195,7 @@ def _gradients(recipe, method, params, batch_stats, batch, points, keys):
     network = _TrainingMode(
       recipe.module, params, batch_stats, keys[0], method.fresh_masks
     )
-    loss = method.loss(network, batch, points).mean()
+    loss = method.loss(network, batch, points).mean(dtype=jnp.float32)
     return loss, network.batch_stats
 
   return jax.value_and_grad(objective, has_aux=True)(params)

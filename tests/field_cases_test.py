@@ -396,6 +396,24 @@ def test_what_cannot_be_trained_on_is_one_line(changes, message):
     training.fit(RECIPE, **given)
 
 
+@pytest.mark.parametrize('name', released.METHODS)
+def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
+  recipe = RECIPE._replace(method=released.METHODS[name](epsilon=0.1))
+  if 'ibp' not in name:  # which take one label for each image
+    recipe = recipe._replace(cutmix=0.5, label_smoothing=0.1)
+  with jax.enable_x64(True):
+    drawn = functools.partial(
+      training.initial_state, recipe, image_shape=(3, 3, 1)
+    )
+    before = jax.eval_shape(drawn, KEY)
+    step = functools.partial(training.step, recipe)
+    after = jax.eval_shape(step, before, IMAGES, LABELS, KEY)
+    attack = functools.partial(recipe.method.maximize, linear)
+    points = jax.eval_shape(attack, BATCH, KEY)
+  chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+  assert before.loss_sum.dtype == points.dtype == jnp.float32
+
+
 def test_a_set_with_both_splits_is_not_measured():
   measures = evaluation.Evaluator(lambda variables: linear)
   with pytest.raises(ValueError, match='must be a datasets.Split .* got Data'):
