@@ -12,6 +12,7 @@ paper takes ten.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from robustlip import attacks, bounds, losses, projections
 from robustlip.types import Batch, LogitsFn, Loss, Maximizer
@@ -219,7 +219,7 @@ def narrow_kernels(params: Any) -> Any:
       return leaf
     fan_in = leaf.size / leaf.shape[-1]
     size = jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 1e-30)
-    return leaf * (np.sqrt(2 * np.pi) / fan_in / size)
+    return leaf * (math.sqrt(2 * math.pi) / fan_in / size)
 
   return jax.tree.map(one, params)
 

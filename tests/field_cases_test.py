@@ -396,10 +396,18 @@ def test_what_cannot_be_trained_on_is_one_line(changes, message):
     training.fit(RECIPE, **given)
 
 
+class Affine(nn.Module):
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    return nn.Dense(3)(inputs.reshape(len(inputs), -1))
+
+
 @pytest.mark.parametrize('name', released.METHODS)
 def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
   recipe = RECIPE._replace(method=released.METHODS[name](epsilon=0.1))
-  if 'ibp' not in name:  # which take one label for each image
+  if 'ibp' in name:  # of one label for each image, without BatchNorm
+    recipe = recipe._replace(module=Affine())
+  else:
     recipe = recipe._replace(cutmix=0.5, label_smoothing=0.1)
   with jax.enable_x64(True):
     drawn = functools.partial(
@@ -412,6 +420,21 @@ def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
     points = jax.eval_shape(attack, BATCH, KEY)
   chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
   assert before.loss_sum.dtype == points.dtype == jnp.float32
+
+
+def test_bounds_are_float32_in_a_session_of_doubles():
+  def bounded(inputs):
+    batch = BATCH._replace(inputs=inputs)
+    found = [
+      bounds.margins(linear, batch, epsilon=0.1, method=method, tighten=9)
+      for method in bounds.METHODS
+    ]
+    found += bounds.linear(linear, inputs, inputs + 0.1)
+    return found, lipschitz.upper_bound(linear, inputs, epsilon=0.1)
+
+  with jax.enable_x64(True):
+    found = jax.eval_shape(bounded, INPUTS)
+  assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype('float32')}
 
 
 def test_a_set_with_both_splits_is_not_measured():

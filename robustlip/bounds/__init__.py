@@ -69,8 +69,8 @@ def linear(
   check_boxes(lower, upper)
   if weights is None:
     classes = jax.eval_shape(logits_fn, lower).shape[-1]
-    weights = jnp.broadcast_to(jnp.eye(classes), (len(lower), classes, classes))
-
+    weights = jnp.eye(classes, dtype=jnp.float32)
+    weights = jnp.broadcast_to(weights, (len(lower), classes, classes))
   sides = jnp.concatenate([weights, -weights], axis=1)
   settings = dict(tighten=tighten, num_steps=num_steps)
   least = _least(logits_fn, (lower, upper), sides, **settings)
@@ -122,13 +122,14 @@ def margins(
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
   logits = jax.eval_shape(logits_fn, batch.inputs)
   check_labels(logits, batch.labels)
-  own = jax.nn.one_hot(batch.labels, logits.shape[-1])
+  classes = jnp.eye(logits.shape[-1], dtype=jnp.float32)
+  own = jax.nn.one_hot(batch.labels, len(classes), dtype=jnp.float32)
   settings = dict(lines=False)
   if method != 'interval':
     steps = num_steps if method == 'alpha' else 0
     settings = dict(tighten=tighten, num_steps=steps)
   boxes = ball(batch.inputs, epsilon=epsilon)
-  weights = own[:, None] - jnp.eye(logits.shape[-1])[None]
+  weights = own[:, None] - classes[None]
   least = _least(logits_fn, boxes, weights, **settings)
   return jnp.where(own > 0, 0.0, least)
 

@@ -47,7 +47,7 @@ def rate(network: Network, inputs: chex.Array, box: Bound) -> chex.Array:
 
 def _rates(network, slopes) -> dict[Variable, chex.Array]:
   """How much each variable changes at most, for a change of 1 of the input."""
-  rates = {network.input: jnp.ones(network.input.shape)}
+  rates = {network.input: jnp.ones(network.input.shape, jnp.float32)}
   for step in network.steps:
     given = [rates[v] for v in step.variables]
     if rules.is_affine(step):
@@ -100,7 +100,7 @@ def _columns(network, slopes, rates):
     slacks.append(gamma(rules.terms(step) + count) * _sizes(rows * size[None]))
     return [rows * ((low + high) / 2)[None] for low, high in bounds]
 
-  eye = jnp.eye(*network.output.shape * 2)
+  eye = jnp.eye(*network.output.shape, dtype=jnp.float32)
   slacks.append(gamma(pending[network.output]) * rates[network.output].sum())
   columns.append(walk.pull(network, {network.output: eye}, visit))
   # What `_norm` rounds when it sums over classes.

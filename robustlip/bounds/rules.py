@@ -224,7 +224,8 @@ def offset(
   slacks = [gamma(count) * size + TINY for size in sizes]
   if not placed:
     return [(-slack, slack) for slack in slacks]
-  constants = step.apply([jnp.zeros(v.shape) for v in step.variables])
+  zeros = [jnp.zeros(v.shape, jnp.float32) for v in step.variables]
+  constants = step.apply(zeros)
   return [
     (constant - slack, constant + slack)
     for constant, slack in zip(constants, slacks, strict=True)

@@ -47,7 +47,8 @@ def _tightened(network, bounds, variable) -> Bound:
     weights = row.reshape(1, *variable.shape)
     return backward(network, bounds, {variable: weights})[0]
 
-  rows = jnp.concatenate([jnp.eye(size), -jnp.eye(size)])
+  eye = jnp.eye(size, dtype=jnp.float32)
+  rows = jnp.concatenate([eye, -eye])
   values = lax.map(least, rows, batch_size=min(_ROWS, 2 * size))
   below, above = jnp.split(values.reshape(-1, *variable.shape), 2)
   lower, upper = bounds[variable]
@@ -94,7 +95,8 @@ def pull(
     if not any(v in cotangents for v in step.outputs):
       continue
     received = [
-      cotangents.pop(v, jnp.zeros((rows, *v.shape))) for v in step.outputs
+      cotangents.pop(v, jnp.zeros((rows, *v.shape), jnp.float32))
+      for v in step.outputs
     ]
     sent = visit(index, step, received)
     for variable, cotangent in zip(step.variables, sent or (), strict=False):
@@ -201,7 +203,7 @@ def climb(
     return backward(network, bounds, {output: row[None]}, alphas=alphas)[0]
 
   alphas = {
-    index: jnp.full((len(weights), *step.outputs[0].shape), 0.5)
+    index: jnp.full((len(weights), *step.outputs[0].shape), 0.5, jnp.float32)
     for index, step in enumerate(network.steps)
     if step.name == 'max'
   }
