@@ -56,12 +56,15 @@ def check_images(inputs: chex.Array) -> chex.Array:
 
 
 def check_labels(
-  labels: chex.Array, count: int, num_classes: int
+  labels: chex.Array, count: int, num_classes: int, *, name: str = 'labels'
 ) -> chex.Array:
   """Which of `count` labels are classes, bool [count].
 
   Labels that broadcast would mix examples. Values are refused where they are
   known; within `jax.jit`, where they are not, a loss is NaN instead.
+
+  Args:
+    name: what the message of an error calls the labels.
 
   Raises:
     ValueError: unless labels are integers [count] in [0, num_classes).
@@ -71,13 +74,13 @@ def check_labels(
   integers = jnp.issubdtype(labels.dtype, jnp.integer)
   if labels.shape != (count,) or not integers:
     raise ValueError(
-      f'labels must be integers of shape {(count,)}, got '
+      f'{name} must be integers of shape {(count,)}, got '
       f'{labels.dtype} of shape {labels.shape}.'
     )
   valid = (labels >= 0) & (labels < num_classes)
   if known and not valid.all():
     raise ValueError(
-      f'labels must be in [0, {num_classes}), got {labels.min()} to '
+      f'{name} must be in [0, {num_classes}), got {labels.min()} to '
       f'{labels.max()}.'
     )
   return valid

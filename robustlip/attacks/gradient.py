@@ -10,6 +10,7 @@ import optax
 
 from robustlip import losses, projections
 from robustlip.attacks.ascent import ascend
+from robustlip.images import check_labels
 from robustlip.types import Batch, LogitsFn
 
 StepSize = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
@@ -186,8 +187,8 @@ def toward(
   Raises:
     ValueError: for targets that are no wrong classes, where they are known.
   """
-  check_targets(logits, labels, targets)
   right, _ = losses.right_and_wrong(logits, labels)
+  check_targets(logits, labels, targets)
   target, _ = losses.right_and_wrong(logits, targets)
   return target - right
 
@@ -196,10 +197,7 @@ def check_targets(
   logits: chex.Array, labels: chex.Array, targets: chex.Array
 ) -> None:
   """Raises ValueError unless targets are classes other than the labels."""
-  try:
-    losses.check_labels(logits, targets)
-  except ValueError as error:
-    raise ValueError(str(error).replace('labels', 'targets')) from None
+  check_labels(targets, *logits.shape, name='targets')
   traced = any(isinstance(x, jax.core.Tracer) for x in (labels, targets))
   if not traced and (np.asarray(labels) == np.asarray(targets)).any():
     raise ValueError('targets must differ from the labels.')

@@ -4,7 +4,8 @@ Shared arguments: `logits_fn` maps [B, ...] float32 inputs to logits [B, C],
 each example by itself: a network in inference mode. `lower` and `upper` are
 the corners of one box for each example. The bounds hold for exact arithmetic
 and for float32 at full precision alike (not for TF32 or bfloat16 products),
-and are meant to be called under `jax.jit`.
+and are meant to be called under `jax.jit`. Of a box that is a point they are
+the plain logits, as they are rounded there.
 
 `interval` carries a box through the network (Gowal et al. 2018,
 arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
