@@ -318,18 +318,9 @@ def write_text(text: str, path: str | os.PathLike) -> None:
 
 
 def plain(value: Any) -> Any:
-  """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
-  if isinstance(value, dict):
-    return {str(k): plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
-  if isinstance(value, np.ndarray | jax.Array):
-    return plain(np.asarray(value).tolist())
-  if isinstance(value, np.generic):
-    return plain(value.item())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+  """`value` as strict JSON gives it back: arrays as lists, no NaN or inf."""
+  text = json.dumps(value, default=lambda array: np.asarray(array).tolist())
+  return json.loads(text, parse_constant=lambda _: None)
 
 
 def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:

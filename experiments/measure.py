@@ -86,15 +86,15 @@ def evaluator(
 ) -> evaluation.Evaluator:
   """Compiled measurements for networks trained with `config`."""
   return _evaluator(
-    config.static,
-    dataset.class_names,
+    network(config, dataset.class_names),
+    len(dataset.class_names),
     attack._replace(epsilons=attack.radii(config)),
     FLAGS.eval_batch_size,
   )
 
 
-@functools.lru_cache(maxsize=2)  # runs that differ in numbers share programs
-def _evaluator(config, class_names, attack, batch_size):
+@functools.lru_cache(maxsize=4)  # runs of one network share programs
+def _evaluator(module, num_classes, attack, batch_size):
   epsilon = attack.epsilons[-1]
   estimates = {
     'eq3': lipschitz.estimate,
@@ -109,11 +109,11 @@ def _evaluator(config, class_names, attack, batch_size):
     return estimate(*args, epsilon=epsilon).ratios
 
   return evaluation.Evaluator(
-    partial(models.logits_fn, network(config, class_names)),
+    partial(models.logits_fn, module),
     cascade=attacks.cascade(
       attack.name,
       epsilon=epsilon,
-      num_classes=len(class_names),
+      num_classes=num_classes,
       norm=attack.norm,
       num_steps=attack.num_steps,
       num_restarts=attack.num_restarts,
