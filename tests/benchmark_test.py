@@ -9,7 +9,7 @@ import pytest
 import scripts
 
 from experiments.benchmarks import autoattack, cases, problem
-from experiments.benchmarks.timing import Candidate, Case, measure
+from experiments.benchmarks.timing import Candidate, Case
 
 BENCHMARK = 'experiments.benchmark'
 
@@ -55,30 +55,19 @@ def test_a_peer_that_fails_is_left_out_and_nobody_else():
   ours = Candidate(lambda: None, work=1)
   peer = Candidate(fails_at_last, work=1, may_fail=True)
   case = Case('none', 'images', {'ours': ours, 'peer': peer})
-  (row,) = measure(case, repeats=3)['candidates']
+  (found,) = case.results(3)
+  (row,) = found['candidates']
   assert row['candidate'] == 'ours' and len(row['seconds']) == 3
   calls.clear()
   broken = Case('none', 'images', {'ours': peer._replace(may_fail=False)})
   with pytest.raises(RuntimeError, match='no such operation'):
-    measure(broken, repeats=3)
+    broken.results(3)
 
 
-def test_what_a_candidate_found_and_prepares():
-  calls = []
-
-  def run():
-    calls.append('run')
-    return 3
-
-  ours = Candidate(
-    run,
-    work=2,
-    prepare=lambda: calls.append('prepare'),
-    found=lambda result: {'robust': result},
-  )
-  case = Case('none', 'images', {'ours': ours})
-  (row,) = measure(case, repeats=2)['candidates']
-  assert calls == ['prepare', 'run', 'run']
+def test_what_a_candidate_found():
+  ours = Candidate(lambda: 3, work=2, found=lambda result: {'robust': result})
+  (found,) = Case('none', 'images', {'ours': ours}).results(2)
+  (row,) = found['candidates']
   assert row['robust'] == 3 and len(row['cpu_seconds']) == 2
 
 
@@ -91,8 +80,8 @@ def test_cpu_time_is_that_of_work_alone():
       pass
 
   case = Case('none', 'runs', {'sleeps': sleeps, 'works': Candidate(spin, 1)})
-  rows = measure(case, repeats=1)['candidates']
-  (idle,), (busy,) = (row['cpu_seconds'] for row in rows)
+  (found,) = case.results(1)
+  (idle,), (busy,) = (row['cpu_seconds'] for row in found['candidates'])
   assert idle < 0.15 < busy
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
+from absl import flags, logging
 
 from experiments.benchmarks import autoattack, bounds, problem, timing
 from experiments.benchmarks.timing import Candidate, Case
@@ -31,6 +31,7 @@ from robustlip import (
 )
 from robustlip.feed import Feed, replicate
 
+FLAGS = flags.FLAGS
 ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
 STEPS = 4  # to one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
@@ -193,7 +194,7 @@ def _evaluated(task, measure, batch_size) -> Candidate:
   return Candidate(run, len(task.split.labels))
 
 
-def nearest(*, peers: bool, data_dir: str | None = None) -> list[Case]:
+def nearest(*, peers: bool) -> list[Case]:
   """Pairs a second of the exact train-train search: a whole set, ours.
 
   The peers search for the queries of a sample among all examples of other
@@ -203,7 +204,7 @@ def nearest(*, peers: bool, data_dir: str | None = None) -> list[Case]:
   found = []
   for name in ('mnist', 'cifar10'):
     try:
-      found.append(datasets.load(name, data_dir=data_dir, download=False))
+      found.append(datasets.load(name, data_dir=FLAGS.data_dir, download=False))
     except OSError as error:
       logging.warning('%s', error)
   return [_search(data, peers) for data in found or [datasets.load('mnist5k')]]
