@@ -162,7 +162,8 @@ def evaluate(
   if scratch and jax.process_index() == 0:
     common.write_json(found, output)
     if len(attack.epsilons) > 1:
-      common.draw(plots.accuracy_curve, found, output.with_suffix(''))
+      runs = [{'label': settings.method} | found]
+      common.draw(plots.both_sides, runs, output.with_suffix(''))
     if save_examples:
       _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
