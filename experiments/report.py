@@ -316,18 +316,23 @@ def block(name: str, of: str) -> str:
   """
   if name not in BLOCKS:
     raise ValueError(f'there is no block {name}; {", ".join(BLOCKS)}')
-  pattern, formats = BLOCKS[name]
   lines = []
-  for path in common.RESULTS.glob(pattern.format(of=of)):
+  for path in common.RESULTS.glob(BLOCKS[name][0].format(of=of)):
     lines += described(common.read_json(path), path.stem)
   lines.sort(key=lambda line: line['place'])
+  text = shown(name, lines)
+  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
+
+
+def shown(name: str, lines: list[dict[str, Any]]) -> str:
+  """What a block has of records that are `described`."""
+  formats = BLOCKS[name][1]
   splits = ('train', 'test') if 'SPLIT' in formats.values() else ('',)
-  text = grid(
+  return grid(
     {h: filled(x.replace('SPLIT', split), line) for h, x in formats.items()}
     for line in lines
     for split in splits
   )
-  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
 
 
 def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
