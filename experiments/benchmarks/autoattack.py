@@ -60,12 +60,11 @@ def cases(
     )
   paths = [pathlib.Path(x).expanduser() for x in workdir.split(',')]
   for path in paths:
-    settings = config.read(path)
-    network = settings.arch, settings.activation
-    if peers and not (
-      network[0].startswith(('cnn', 'wrn')) and network[1] == 'relu'
-    ):
-      raise ValueError(f'{path}: there is no twin of {network}')
+    run = config.read(path)
+    if peers and (run.arch.startswith('resnet') or run.activation != 'relu'):
+      raise ValueError(
+        f'{path}: there is no twin of {run.arch}, {run.activation}'
+      )
   if peers:
     import pyautoattack  # noqa: F401
   return [
@@ -177,7 +176,10 @@ def through(
       for first in range(0, len(indices), batch_size):
         given = indices[first : first + batch_size]
         file = prefix.with_name(f'{prefix.name}-{attack}{part}-{first}.json')
-        found = piece(file, partial(work, attack), given)
+        found = common.read_json(file) if file.exists() else {}
+        if found.get('given') != given.tolist():
+          found = work(attack, given) | {'given': given.tolist()}
+          common.write_json(found, file)
         robust[found['broken']] = False
         unconfirmed += found['unconfirmed']
         if not part:
@@ -206,19 +208,6 @@ def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
     'taken': np.flatnonzero(~robust).tolist(),
     'unconfirmed': unconfirmed,
   }
-
-
-def piece(
-  file: pathlib.Path, work: Callable[..., dict[str, Any]], given: np.ndarray
-) -> dict[str, Any]:
-  """What the file has of these images, else what the work finds."""
-  if file.exists():
-    found = common.read_json(file)
-    if found['given'] == given.tolist():
-      return found
-  found = work(given) | {'given': given.tolist()}
-  common.write_json(found, file)
-  return found
 
 
 def ours(

@@ -220,39 +220,27 @@ def _search(data: datasets.Dataset, peers: bool) -> Case:
     others = flat[labels != labels[0]]
     # Our work counts all pairs, so theirs counts those of one class too.
     work = len(queries) * len(labels)
-    for name, build in SEARCHES.items():
-      candidates[name] = Candidate(build(queries, others), work)
+    for name, run in _peers_searches(queries, others).items():
+      candidates[name] = Candidate(run, work)
   return Case(f'{data.name}, {len(labels)} examples', 'pairs', candidates)
 
 
-def _scikit_learn(queries, others):
+def _peers_searches(queries, others):
+  import faiss
   from sklearn import neighbors
+
+  from experiments.benchmarks import torch_peer
 
   model = neighbors.NearestNeighbors(
     n_neighbors=1, metric='chebyshev', algorithm='brute', n_jobs=-1
   ).fit(others)
-  return partial(model.kneighbors, queries)
-
-
-def _torch(queries, others):
-  from experiments.benchmarks import torch_peer
-
-  return torch_peer.search(queries, others)
-
-
-def _faiss(queries, others):
-  import faiss
-
   index = faiss.IndexFlat(others.shape[1], faiss.METRIC_Linf)
   index.add(others)
-  return partial(index.search, queries, 1)
-
-
-SEARCHES = {
-  'scikit-learn brute': _scikit_learn,
-  'torch.cdist': _torch,
-  'faiss flat l-inf': _faiss,
-}
+  return {
+    'scikit-learn brute': partial(model.kneighbors, queries),
+    'torch.cdist': torch_peer.search(queries, others),
+    'faiss flat l-inf': partial(index.search, queries, 1),
+  }
 
 
 def startup() -> list[Case]:
