@@ -23,6 +23,7 @@ It keeps each batch under each attack in a folder of the run, and goes on there.
 """
 
 import inspect
+import pathlib
 import resource
 import sys
 import time
@@ -149,7 +150,8 @@ def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
   name = f'benchmark_{FLAGS.suite}.json'
-  path = common.output_file(FLAGS.output or f'runs/benchmarks/{name}')
+  path = pathlib.Path(FLAGS.output or f'runs/benchmarks/{name}')
+  common.output_folder(path.parent)
   results = []
   for case in chosen():
     results += case.results(FLAGS.repeats)

@@ -91,7 +91,8 @@ def main() -> None:
   record['g'] = None
   if FLAGS.theory or theory.exists():
     record['g'] = common.read_json(theory)['data']['test']['curve']
-  output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
+  output = pathlib.Path(FLAGS.output or f'runs/curves_{name}.json')
+  common.output_folder(output.parent)
   common.finish(record | common.provenance(), output)
   path = output.with_suffix('')
   common.draw(plots.both_sides, record['runs'], path, record['g'])

@@ -188,27 +188,18 @@ def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
   )
 
 
-def epsilons() -> tuple[float, ...]:
-  """The radii that the flag names.
-
-  Raises:
-    ValueError: unless they are radii, and no two are equal.
-  """
-  parse = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None).parse
-  return tuple(config.numbers('epsilon', parse) or ())
-
-
 def main() -> None:
   """Loads the run, measures it, prints the record."""
   if not FLAGS.workdir:
     raise ValueError('--workdir is needed: the folder of a run')
   path = pathlib.Path(FLAGS.workdir)
   dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
+  radius = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None)
   attack = measure.Attack(
     FLAGS.attack,
     FLAGS.num_steps,
     FLAGS.num_restarts,
-    epsilons(),
+    tuple(config.numbers('epsilon', radius.parse) or ()),
     FLAGS.certify,
     FLAGS.norm,
   )

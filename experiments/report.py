@@ -186,16 +186,12 @@ def markdown(record: dict[str, Any]) -> str:
         f'{", ".join(texts)}.'
       )
   sources = [run for row in record['rows'] for run in row.get('runs', [record])]
-  lines += dict.fromkeys(made_by(run) for run in sources if 'command' in run)
-  return '\n\n'.join(lines) + '\n'
-
-
-def made_by(run: dict[str, Any]) -> str:
-  """The command of a run, its commit, day and machine."""
-  return (
-    f'Made by `{run["command"]}` at {run["commit"]} on {run["date"]}, '
-    f'{run["machine"]}.'
+  lines += dict.fromkeys(
+    'Made by `{command}` at {commit} on {date}, {machine}.'.format(**run)
+    for run in sources
+    if 'command' in run
   )
+  return '\n\n'.join(lines) + '\n'
 
 
 def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
