@@ -73,11 +73,13 @@ def both_sides(
     runs: evaluations at several radii, with bounds or without, and a `label`.
     g: radii and certified accuracies of the paper's classifier, fractions.
   """
-  figure = drawing.figure(9, 4.2)
-  left, right = figure.subplots(1, 2)
+  kinds = ACCURACIES, CONSTANTS
+  kinds = [kind for kind in kinds if f'{kind[0]}_at' in runs[0]]
+  figure = drawing.figure(4.5 * len(kinds), 4.2)
+  left, *right = figure.subplots(1, len(kinds), squeeze=False)[0]
   for index, run in enumerate(runs):
     left.plot([], [], f'C{index}', label=run['label'])
-    for axes, names in ((left, ACCURACIES), (right, CONSTANTS)):
+    for axes, names in zip((left, *right), kinds, strict=True):
       start = {0.0: run['test_acc']} if axes is left else {}
       for name, line in zip(names, ('--', '-'), strict=True):
         curve = {float(x): y for x, y in run.get(f'{name}_at', {}).items()}
@@ -90,9 +92,8 @@ def both_sides(
     left.plot(*zip(*curve, strict=True), 'k-', label='g of the paper')
   left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
   left.set_title('dashed: under attack; full: certified')
-  right.set(xlabel='radius', ylabel='local Lipschitz constant', yscale='log')
-  right.set_title('dashed: found; full: upper bound')
-  if not right.lines:
-    right.remove()
+  for axes in right:
+    axes.set(xlabel='radius', ylabel='local Lipschitz constant', yscale='log')
+    axes.set_title('dashed: found; full: upper bound')
   figure.legend(loc='outside lower center', ncols=6, frameon=False)
   save(figure, path)

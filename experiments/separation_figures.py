@@ -7,16 +7,14 @@ from robustlip import drawing, projections
 from robustlip.images import from_bytes
 
 MOST_COLUMNS = 6
-LONGEST_NAME = 20
+ABOVE_IMAGE = 11  # letters of a name
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
-def _text(name: str) -> str:
+def _text(name: str, longest: int = 20) -> str:
   """A name as a picture can show it: short and printable."""
   name = name.encode(errors='replace').decode().replace('\n', ' ')
-  if len(name) > LONGEST_NAME:
-    name = name[: LONGEST_NAME - 1] + '\u2026'
-  return name
+  return name if len(name) <= longest else f'{name[: longest - 1]}\u2026'
 
 
 def histograms(path, found, record) -> None:
@@ -66,7 +64,8 @@ def closest(path, train, test, pairs, class_names) -> None:
     for side, ((images, labels), indices) in sides.items():
       name, indices = f'{PART_TITLES[part]}\n{side}', indices[:MOST_COLUMNS]
       rows[name] = _shown(images[indices])
-      titles[name] = [_text(class_names[x]) for x in labels[indices]]
+      chosen = labels[indices]
+      titles[name] = [_text(class_names[x], ABOVE_IMAGE) for x in chosen]
     titles[name] = [  # of the nearest
       f'{label}\n{distance:.3f}'
       for label, distance in zip(titles[name], found.distances, strict=False)
@@ -108,7 +107,7 @@ def moved(path, train, record, class_names) -> None:
     'towards': ends,
   }
   rows = {k: _shown(np.asarray(x))[:MOST_COLUMNS] for k, x in rows.items()}
-  names = [_text(class_names[label]) for label in present]
+  names = [_text(class_names[label], ABOVE_IMAGE) for label in present]
   titles = {'image': names, 'towards': np.roll(names, -1)}
   figure = drawing.images(rows, titles)
   figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
