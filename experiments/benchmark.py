@@ -154,7 +154,7 @@ def main() -> None:
   common.output_folder(path.parent)
   results = []
   for case in chosen():
-    results += case.results(FLAGS.repeats)
+    results += case(FLAGS.repeats)
     record = {
       'suite': FLAGS.suite,
       **common.provenance(),

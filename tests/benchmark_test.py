@@ -55,18 +55,18 @@ def test_a_peer_that_fails_is_left_out_and_nobody_else():
   ours = Candidate(lambda: None, work=1)
   peer = Candidate(fails_at_last, work=1, may_fail=True)
   case = Case('none', 'images', {'ours': ours, 'peer': peer})
-  (found,) = case.results(3)
+  (found,) = case(3)
   (row,) = found['candidates']
   assert row['candidate'] == 'ours' and len(row['seconds']) == 3
   calls.clear()
   broken = Case('none', 'images', {'ours': peer._replace(may_fail=False)})
   with pytest.raises(RuntimeError, match='no such operation'):
-    broken.results(3)
+    broken(3)
 
 
 def test_what_a_candidate_found():
   ours = Candidate(lambda: 3, work=2, found=lambda result: {'robust': result})
-  (found,) = Case('none', 'images', {'ours': ours}).results(2)
+  (found,) = Case('none', 'images', {'ours': ours})(2)
   (row,) = found['candidates']
   assert row['robust'] == 3 and len(row['cpu_seconds']) == 2
 
@@ -80,7 +80,7 @@ def test_cpu_time_is_that_of_work_alone():
       pass
 
   case = Case('none', 'runs', {'sleeps': sleeps, 'works': Candidate(spin, 1)})
-  (found,) = case.results(1)
+  (found,) = case(1)
   (idle,), (busy,) = (row['cpu_seconds'] for row in found['candidates'])
   assert idle < 0.15 < busy
 

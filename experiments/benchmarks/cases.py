@@ -1,7 +1,7 @@
 """The suites: functions of some of the flags to the cases to time.
 
-A suite has an argument for each flag that it reads, see `SUITES`. Those of
-autoattack are no `timing.Case`s, but have `results` too.
+A suite has an argument for each flag that it reads, see `SUITES`. A case is
+called with the number of turns, and returns what the record has of it.
 """
 
 import os

@@ -29,7 +29,7 @@ class Case(NamedTuple):
   unit: str  # what `work` counts: images, pairs, ...
   candidates: dict[str, Candidate]
 
-  def results(self, repeats: int) -> list[dict[str, Any]]:
+  def __call__(self, repeats: int) -> list[dict[str, Any]]:
     """Rates of every candidate, and how ours compares with each of the rest.
 
     Each candidate runs once untimed, then in `repeats` turns. A ratio is the
