@@ -46,21 +46,19 @@ def define() -> None:
 
 def table(num_examples: int, rows: dict, average: dict | None) -> str:
   """The rows, each above the published one and the mean over seeds."""
-  published, lines = methods.PUBLISHED[num_examples], []
+  lines = []
   for name, row in rows.items():
-    cells = {name: [f'{row[c]:.4f}' for c in methods.COLUMNS]}
-    if name in published:
+    cells = {name: {c: f'{row[c]:.4f}' for c in methods.COLUMNS}}
+    if published := methods.PUBLISHED[num_examples].get(name):
       source = "authors' code" if name.startswith('RST') else 'published'
-      numbers = published[name]
-      cells[source] = ['–' if x is None else f'{x:g}' for x in numbers]
+      cells[source] = {c: f'{x:g}' for c, x in published.items()}
     if average:
-      found = (average[name][c] for c in methods.COLUMNS)
-      cells['over seeds'] = [f'{x["mean"]:.4f} ± {x["std"]:.3f}' for x in found]
-    lines += [
-      {f'n = {num_examples:,}': source}
-      | dict(zip(methods.COLUMNS, texts, strict=False))
-      for source, texts in cells.items()
-    ]
+      found = {c: average[name][c] for c in methods.COLUMNS}
+      cells['over seeds'] = {
+        c: f'{x["mean"]:.4f} ± {x["std"]:.3f}' for c, x in found.items()
+      }
+    first = f'n = {num_examples:,}'
+    lines += [{first: source} | texts for source, texts in cells.items()]
   return report.grid(lines)
 
 
