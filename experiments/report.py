@@ -341,7 +341,8 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
     ]
   dataset = found.get('dataset') or found['data']['name']
   place = [*DATASETS, dataset].index(dataset), stem
-  more = {'name': DATASETS.get(dataset, dataset), 'place': place}
+  name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # of one's own file
+  more = {'name': name, 'place': place}
   more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
   if 'train_train_min' in found:
     more['name'] += stem.removeprefix(f'separation_{dataset}')
