@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots, report
+from experiments import findings, plots, report
 from robustlip import drawing
 
 # How the names of columns end -> the axes that they share.
@@ -70,11 +70,9 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
       shown = [row for row in rows if _parts(row)[0] == method]
       _arrows(line[i], shown, colours)
       line[i].set_title(f'{method}, {title}')
-      runs = (
-        [x for row in shown for x in row['ours'][column]]
-        for column in ('eq3_lipschitz', 'adv_gap')
-      )
-      line[-1].plot(*runs, 'osDv^P'[i % 6], c=f'C{i}', mfc='none', label=method)
+      runs = findings.runs(shown, ('eq3_lipschitz', 'adv_gap'))
+      style = dict(c=f'C{i}', mfc='none', label=method)
+      line[-1].plot(*np.reshape(runs, (-1, 2)).T, 'osDv^P'[i % 6], **style)
     line[-1].set(xlabel='local Lipschitz constant, Eq. (3)')
     line[-1].set(ylabel='gap under attack (points)')
     if 'adv_gap' in (found := record['correlations'][title]):
