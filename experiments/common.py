@@ -263,12 +263,6 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
     )
 
 
-def check_classes(dataset: datasets.Dataset) -> None:
-  """Raises ValueError if there is nothing to tell apart."""
-  if len(dataset.class_names) < 2:
-    raise ValueError(f'{dataset.name} has one class; a classifier needs two')
-
-
 def draw(function: Callable[..., Any], *args: Any) -> None:
   """Draws a picture of what is on disk; whatever fails costs one warning."""
   try:

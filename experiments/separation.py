@@ -88,6 +88,9 @@ def main() -> None:
     norm=FLAGS.norm,
     neighbors=found['train_train'],
   )
+  epsilon = FLAGS.epsilon
+  if epsilon is None and FLAGS.norm == 'linf':  # the paper's are of l-inf
+    epsilon = data.epsilon
   record = {
     **owner,
     'norm': FLAGS.norm,
@@ -95,7 +98,7 @@ def main() -> None:
     'dropped': np.delete(np.arange(len(data.train.labels)), kept).tolist(),
     'num_train': len(train[1]),
     'num_test': len(test[1]),
-    **summary(found, radius(data)),
+    **summary(found, epsilon),
     **listed('duplicates', repeated.groups),
     **listed('conflicts', repeated.conflicts),
     **listed('leaks', leaks),
@@ -219,13 +222,6 @@ def search(
     parts = multihost_utils.process_allgather(parts)
     found = (values.reshape(-1)[: len(labels)] for values in parts)
   return separation.Neighbors(*found)
-
-
-def radius(data) -> float | None:
-  """The radius to compare with; the paper's are of l-inf."""
-  if FLAGS.epsilon is None and FLAGS.norm == 'linf':
-    return data.epsilon
-  return FLAGS.epsilon
 
 
 def summary(found, epsilon: float | None) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def main() -> None:
   start, seed = time.monotonic(), FLAGS.seed
   dataset = common.load_dataset()
   name, epsilon = dataset.name, common.radius(dataset)
-  common.check_classes(dataset)
+  if len(dataset.class_names) < 2:
+    raise ValueError(f'{name} has one class; a classifier needs two')
   folder = common.output_folder(FLAGS.workdir)
   output = folder / f'theory_{name}.json'
   owner = {'dataset': name, 'fingerprint': dataset.fingerprint}
