@@ -132,17 +132,9 @@ def gr(data: splines.Data, *, beta: float) -> Fit:
       [errors, errors * slopes, spreads * slopes, roughness]
     )
 
-  def jacobian(coefficients):
-    errors = center @ coefficients - weights * means
-    slopes = slope @ coefficients
-    product = slopes[:, None] * center + errors[:, None] * slope
-    return np.concatenate(
-      [center, product, spreads[:, None] * slope, difference]
-    )
-
   start = convex_fits.natural(data).coefficients
   solution = scipy.optimize.least_squares(
-    residuals, start, jacobian, ftol=1e-12, xtol=1e-12, gtol=1e-12
+    residuals, start, '3-point', ftol=1e-12, xtol=1e-12, gtol=1e-12
   )
   return Fit(solution.x, None)
 
