@@ -62,16 +62,18 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   save(figure, path)
 
 
-def both_sides(
-  runs: list[dict[str, Any]],
-  path: pathlib.Path,
-  g: dict[str, list[float]] | None = None,
-) -> None:
+def of_g(curve: dict[str, list[float]], largest: float) -> dict[str, Any]:
+  """For `both_sides`, what the paper's g has certified up to a radius."""
+  points = zip(curve['epsilons'], curve['certified'], strict=True)
+  certified = {x: 100 * share for x, share in points if x <= largest}
+  return {'test_acc': certified[0.0], 'certified_test_acc_at': certified}
+
+
+def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Accuracies and Lipschitz constants over radii, to `path`.png.
 
   Args:
     runs: evaluations at several radii, with bounds or without, and a `label`.
-    g: radii and certified accuracies of the paper's classifier, fractions.
   """
   kinds = ACCURACIES, CONSTANTS
   kinds = [kind for kind in kinds if f'{kind[0]}_at' in runs[0]]
@@ -86,10 +88,6 @@ def both_sides(
         if curve:
           points = zip(*(start | curve).items(), strict=True)
           axes.plot(*points, line, color=f'C{index}', marker='.')
-  if g:
-    curve = zip(g['epsilons'], g['certified'], strict=True)
-    curve = [(x, 100 * y) for x, y in curve if x <= left.get_xlim()[1]]
-    left.plot(*zip(*curve, strict=True), 'k-', label='g of the paper')
   left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
   left.set_title('dashed: under attack; full: certified')
   for axes in right:

@@ -21,7 +21,7 @@ import time
 
 from absl import flags, logging
 
-from experiments import common, distance_classifier, theory_figures
+from experiments import common, distance_classifier, plots, theory_figures
 from robustlip import datasets, separation
 
 FLAGS = flags.FLAGS
@@ -92,8 +92,11 @@ def main() -> None:
   common.finish(record, output)
   for figure, (_, draw) in figures.items():
     common.draw(draw, folder / figure)
-  test, path = record['data']['test'], folder / f'accuracies_{name}'
-  common.draw(theory_figures.accuracies, name, test, path)
+  found = record['data']['test']['attacked_subset']
+  g = plots.of_g(found['curve'], math.inf)
+  g['label'] = f'{name}, {found["num_attacked"]:,} test images'
+  g['adv_test_acc_at'] = {epsilon: 100 * found['attacked']}
+  common.draw(plots.both_sides, [g], folder / f'accuracies_{name}')
 
 
 if __name__ == '__main__':

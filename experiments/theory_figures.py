@@ -1,4 +1,4 @@
-"""The paper's figures 2, 4 and 5 from computed functions, and two curves.
+"""The paper's figures 2, 4 and 5 from computed functions, and a curve.
 
 A function of a seed computes what a figure shows and returns the numbers that
 it states with a function that draws it: numbers go into the record before
@@ -188,32 +188,6 @@ FIGURES = {  # name of the picture and of its numbers in the record
   'figure_5': two_classifiers,
   'not_separated': not_separated,
 }
-
-
-def accuracies(name: str, test: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws the accuracy of g on attacked test images against the radius.
-
-  Args:
-    name: of the data set.
-    test: what `distance_classifier.test_table` returns.
-  """
-  figure = drawing.figure(5.6, 3.8)
-  axes = figure.subplots()
-  subset = test['attacked_subset']
-  curve = subset['curve']
-  percent = 100 * np.asarray(curve['certified'])
-  axes.plot(curve['epsilons'], percent, label='certified')
-  axes.axhline(100 * subset['accuracy'], color='0.5', ls='--', label='clean')
-  axes.plot(test['epsilon'], 100 * subset['attacked'], 'vC3', label='attacked')
-  axes.axvline(test['epsilon'], color='0.8', lw=1, zorder=0)
-  axes.set(
-    xlabel=f'radius (l-inf); the line is at {test["epsilon"]:g}',
-    ylabel='accuracy of g (%)',
-    title=f'{name}, {subset["num_attacked"]:,} test images',
-    ylim=(0, 120 * subset['accuracy'] + 1),
-  )
-  axes.legend()
-  plots.save(figure, path)
 
 
 def _class_distances(inputs, points, labels):

@@ -27,7 +27,9 @@ def test_runs_are_joined_and_drawn(tmp_path):
   labels = [run['label'] for run in record['runs']]
   assert labels == ['Natural', 'TRADES(6)']
   g = {'epsilons': [0.0, 0.05, 0.5], 'certified': [0.7, 0.5, 0.1]}
-  plots.both_sides(record['runs'], tmp_path / 'both', g)
+  g = plots.of_g(g, 0.1) | {'label': 'g'}
+  assert g['certified_test_acc_at'] == {0.0: 70.0, 0.05: 50.0}
+  plots.both_sides([*record['runs'], g], tmp_path / 'both')
   assert (tmp_path / 'both.png').stat().st_size > 10_000
 
 
