@@ -356,7 +356,6 @@ def provenance() -> dict[str, Any]:
     'device': f'{len(devices)} x {devices[0].device_kind}',
     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
     'x64': jax.config.jax_enable_x64,
-    'generator': 'threefry2x32',  # whatever the session's own is
   }
 
 
