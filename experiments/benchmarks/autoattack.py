@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments import common, config, measure
+from experiments import common, config, measure, report
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.timing import clocks
 from robustlip import attacks, checkpoints, evaluation, models
@@ -115,7 +115,7 @@ def compared(
     who: through(folder / who.split()[0], work, names, correct, batch_size)
     for who, (work, names) in candidates.items()
   }
-  run = f'{dataset.name} {settings.arch} {settings.method}'
+  run = report.run_name(path)
   return [
     {
       'case': f'{run}, {name}, {len(split.labels)} images',
