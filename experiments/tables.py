@@ -91,7 +91,8 @@ def define() -> None:
     'attacks',
     None,
     'Further attacks, a column for each: strong, autoattack, multi_targeted, '
-    'multi_targeted_released. Default: the last two for `mt`, strong for 5.',
+    'multi_targeted_released. Default: the last two for `mt`, strong for 5; '
+    '`--attacks=`: none.',
   )
   flags.DEFINE_enum(
     'certify',
@@ -125,7 +126,9 @@ def finished(
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     if row.endswith('-early'):
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
-    names = FLAGS.attacks or ATTACKS.get(FLAGS.table, [])
+    names = FLAGS.attacks
+    if names is None:
+      names = ATTACKS.get(FLAGS.table, [])
     attacks = [measure.Attack(name) for name in names]
     if FLAGS.certify:
       attacks.append(measure.PGD._replace(certify=FLAGS.certify))

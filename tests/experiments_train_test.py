@@ -34,6 +34,7 @@ def settings(folder, *others):
     '--milestones=1000',
     '--batch_size=30',
     '--curve_examples=0',
+    '--eval_batch_size=15',  # one program for both splits
     *others,
   )
 
@@ -224,7 +225,7 @@ def together(*arguments):
 
 
 def test_two_processes_are_one(tmp_path):
-  flags = ['--arch=wrn_10_1', '--method=rst', '--epochs=1', '--inner_steps=2']
+  flags = ['--dropout=0', '--method=rst', '--epochs=1', '--inner_steps=2']
   last_json(train(tmp_path, *flags, f'--workdir={tmp_path / "one"}'))
   work = f'--workdir={tmp_path / "two"}'
   found = together(tmp_path, TRAIN, *settings(tmp_path, *flags, work))
@@ -235,6 +236,7 @@ def test_two_processes_are_one(tmp_path):
     two['params']['Conv_0']['kernel'], kernel, rtol=5e-3, atol=5e-4
   )
   measured = [work, '--attack=pgd,square', '--epsilon=.05,.1', '--num_steps=2']
+  measured += ['--eval_batch_size=15']
   alone = last_json(scripts.run(EVALUATE, *measured, folder=tmp_path))
   shutil.rmtree(tmp_path / 'two' / 'evaluations')
   for record in together(tmp_path, EVALUATE, *measured):

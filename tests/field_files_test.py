@@ -86,9 +86,9 @@ def test_scripts_follow_one_another_in_one_process(call):
 
 def test_several_radii_in_one_call(call, trained):
   path, work = trained
-  flags = (f'--workdir={work}', '--eval_examples=0', '--save_examples')
-  finished = call(EVALUATE, *flags, '--epsilon=8/255,0,0.3', '--attack=strong')
-  record = scripts.last_json(finished)
+  flags = f'--workdir={work}', '--eval_examples=0', '--eval_batch_size=15'
+  radii = '--epsilon=8/255,0,0.3', '--save_examples'
+  record = scripts.last_json(call(EVALUATE, *flags, *radii, '--attack=strong'))
   curve = record['adv_test_acc_at']
   assert list(curve) == ['0', '0.0313725', '0.3']
   assert list(curve.values()) == sorted(curve.values(), reverse=True)
@@ -105,7 +105,7 @@ def test_several_radii_in_one_call(call, trained):
   assert np.abs(saved['bytes'].astype(int) - images).max() <= 0.3 * 255
   still = saved['robust'] | ~saved['correct']
   np.testing.assert_array_equal(saved['bytes'][still], images[still])
-  one = call(EVALUATE, *flags[:2], '--epsilon=8/255', '--attack=strong')
+  one = call(EVALUATE, *flags, '--epsilon=8/255', '--attack=strong')
   assert scripts.last_json(one)['adv_test_acc'] == curve['0.0313725']
 
 

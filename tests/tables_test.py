@@ -328,6 +328,7 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
     '--epsilon=0.05',
     '--epochs=1',
     '--curve_examples=0',
+    '--eval_batch_size=15',
     f'--workdir={workdir}',
   )
   first = scripts.last_json(
@@ -374,6 +375,7 @@ def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path, call):
     '--epsilon=0.05',
     '--epochs=2',
     '--curve_examples=0',
+    '--eval_batch_size=15',
     f'--workdir={tmp_path / "runs"}',
   )
   last, best = sorted(
@@ -397,6 +399,7 @@ def test_a_row_that_diverges_takes_nothing_from_the_others(tmp_path, call):
     '--epsilon=0.05',
     '--learning_rate=1e38',
     '--curve_examples=0',
+    '--eval_batch_size=15',
     f'--workdir={tmp_path / "runs"}',
   )
   assert '2 rows failed: the loss' in scripts.error(finished)
