@@ -25,8 +25,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_llvm_disable_expensive_passes=true',
   ]
   # Three times as fast to compile; later versions end at a flag they lack.
-  + ['--xla_cpu_use_fusion_emitters=false']
-  * (jax.__version_info__ < (0, 11))
+  + ['--xla_cpu_use_fusion_emitters=false'] * (jax.__version_info__ < (0, 11))
 )
 convolution.enable_fast_cpu()
 COMPILED = 'ROBUSTLIP_TESTS_COMPILED'  # which workers take from the first
