@@ -384,7 +384,7 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
   return found
 
 
-def from_flags(dataset: Dataset, **overrides: Any) -> Config:
+def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
   """What is given, else the preset's, else the default; `overrides` come first.
 
   Raises:
