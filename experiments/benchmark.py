@@ -69,7 +69,8 @@ def define() -> None:
   flags.DEFINE_integer(
     'num_images',
     None,
-    'Images that are measured. Default: 1000; 100 for autoattack and bounds.',
+    'Images that are measured. Default: 1000; 100 for autoattack and bounds. '
+    'In separation: of a synthetic set, which a tenth of it searches.',
     1,
   )
   flags.DEFINE_integer(

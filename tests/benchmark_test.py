@@ -10,6 +10,7 @@ import scripts
 
 from experiments.benchmarks import autoattack, cases, problem
 from experiments.benchmarks.timing import Candidate, Case
+from robustlip import datasets
 
 BENCHMARK = 'experiments.benchmark'
 
@@ -69,6 +70,15 @@ def test_what_a_candidate_found():
   (found,) = Case('none', 'images', {'ours': ours})(2)
   (row,) = found['candidates']
   assert row['robust'] == 3 and len(row['cpu_seconds']) == 2
+
+
+def test_a_large_set_is_the_set_and_then_itself_moved():
+  images = np.random.default_rng(0).integers(0, 255, (5, 20, 20, 1), np.uint8)
+  found = cases.enlarged(datasets.Split(images, np.arange(5)), 12)
+  assert found.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+  np.testing.assert_array_equal(found.images[:5], images)
+  moved, kept = found.images[5], images[0]
+  assert (moved != kept).any() and sorted(moved.flat) == sorted(kept.flat)
 
 
 def test_cpu_time_is_that_of_work_alone():

@@ -194,13 +194,19 @@ def _evaluated(task, measure, batch_size) -> Candidate:
   return Candidate(run, len(task.split.labels))
 
 
-def nearest(*, peers: bool) -> list[Case]:
+def nearest(*, peers: bool, num_images: int | None = None) -> list[Case]:
   """Pairs a second of the exact train-train search: a whole set, ours.
 
   The peers search for the queries of a sample among all examples of other
   classes, as the paper's code does with scikit-learn. MNIST and CIFAR-10 if
   they are on disk, else the MNIST subset.
+
+  Args:
+    num_images: of a set as large as one cannot have at hand, see `enlarged`,
+      in their place.
   """
+  if num_images:
+    return [_large_search(num_images)]
   found = []
   for name in ('mnist', 'cifar10'):
     try:
@@ -223,6 +229,30 @@ def _search(data: datasets.Dataset, peers: bool) -> Case:
     for name, run in _peers_searches(queries, others).items():
       candidates[name] = Candidate(run, work)
   return Case(f'{data.name}, {len(labels)} examples', 'pairs', candidates)
+
+
+def _large_search(num_images: int) -> Case:
+  """A tenth of a large set searches all of it."""
+  data = datasets.load(
+    'restricted_imagenet', data_dir=FLAGS.data_dir, download=False
+  )
+  images, labels = enlarged(data.train, num_images)
+  count = num_images // 10
+  search = partial(
+    separation.nearest_opposite, images[:count], labels[:count], images, labels
+  )
+  title = f'{data.name}, {count} of {num_images} examples'
+  candidate = Candidate(search, count * num_images)
+  return Case(title, 'pairs', {'robustlip': candidate})
+
+
+def enlarged(split: datasets.Split, count: int) -> datasets.Split:
+  """So many images: those of the split, then again moved by up to 8 pixels."""
+  chosen = np.arange(count) % len(split.labels)
+  images, rng = split.images[chosen], np.random.default_rng(0)
+  for image in images[len(split.labels) :]:
+    image[:] = np.roll(image, rng.integers(-8, 9, 2), (0, 1))
+  return datasets.Split(images, split.labels[chosen])
 
 
 def _peers_searches(queries, others):
