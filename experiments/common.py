@@ -263,12 +263,6 @@ def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
     )
 
 
-def check_classes(dataset: datasets.Dataset) -> None:
-  """Raises ValueError if there is nothing to tell apart."""
-  if len(dataset.class_names) < 2:
-    raise ValueError(f'{dataset.name} has one class; a classifier needs two')
-
-
 def draw(function: Callable[..., Any], *args: Any) -> None:
   """Draws a picture of what is on disk; whatever fails costs one warning."""
   try:
@@ -295,19 +289,6 @@ def output_folder(folder: str | os.PathLike) -> pathlib.Path:
     ) from error
 
 
-def output_file(path: str | os.PathLike) -> pathlib.Path:
-  """A file of results whose folder can be written, see `output_folder`.
-
-  Raises:
-    ValueError: if no file can be written there.
-  """
-  path = pathlib.Path(path)
-  if path.is_dir():
-    raise ValueError(f'--output={path} is a folder; name a file')
-  output_folder(path.parent)
-  return path
-
-
 def write_text(text: str, path: str | os.PathLike) -> None:
   """Writes a file under a temporary name and moves it in place."""
   path = pathlib.Path(path)
@@ -318,18 +299,9 @@ def write_text(text: str, path: str | os.PathLike) -> None:
 
 
 def plain(value: Any) -> Any:
-  """`value` as strict JSON can hold it: NumPy unwrapped, no NaN or inf."""
-  if isinstance(value, dict):
-    return {str(k): plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
-  if isinstance(value, np.ndarray | jax.Array):
-    return plain(np.asarray(value).tolist())
-  if isinstance(value, np.generic):
-    return plain(value.item())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+  """`value` as strict JSON gives it back: arrays as lists, no NaN or inf."""
+  text = json.dumps(value, default=lambda array: np.asarray(array).tolist())
+  return json.loads(text, parse_constant=lambda _: None)
 
 
 def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
@@ -384,7 +356,6 @@ def provenance() -> dict[str, Any]:
     'device': f'{len(devices)} x {devices[0].device_kind}',
     'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
     'x64': jax.config.jax_enable_x64,
-    'generator': 'threefry2x32',  # whatever the session's own is
   }
 
 

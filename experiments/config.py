@@ -5,7 +5,6 @@ else the defaults here.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import typing
@@ -232,7 +231,7 @@ class Config:
 
   def to_json(self) -> dict[str, Any]:
     """The settings as JSON gives them back."""
-    return json.loads(json.dumps(dataclasses.asdict(self)))
+    return common.plain(dataclasses.asdict(self))
 
 
 def _check(name, value, choices, lower, upper) -> None:
@@ -305,12 +304,9 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     if text and field.name not in without:
       if field.metadata['choices']:
         text += f' One of {", ".join(field.metadata["choices"])}.'
-      bounds = [field.metadata[name] for name in ('lower', 'upper')]
-      bounds = bounds if field.type in _BOUNDED else []
-      _DEFINE[field.type](field.name, None, text, *bounds)
+      _DEFINE[field.type](field.name, None, text)
 
 
-_BOUNDED = (int, float, float | None)
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,
@@ -358,16 +354,8 @@ def numbers(name: str, kind: type = float) -> list[Any] | None:
 
 
 def seeds() -> range:
-  """The seeds that the flags ask for.
-
-  Raises:
-    ValueError: if they do not fit 32 bits.
-  """
+  """The seeds that the flags ask for."""
   first = FLAGS.seed or 0
-  if first + FLAGS.seeds > 2**32:
-    raise ValueError(
-      f'--seed and --seeds go up to {first + FLAGS.seeds - 1}, not {2**32 - 1}'
-    )
   return range(first, first + FLAGS.seeds)
 
 
@@ -396,7 +384,7 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
   return found
 
 
-def from_flags(dataset: Dataset, **overrides: Any) -> Config:
+def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
   """What is given, else the preset's, else the default; `overrides` come first.
 
   Raises:

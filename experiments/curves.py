@@ -20,8 +20,7 @@ from absl import flags
 from experiments import common, config, plots
 
 FLAGS = flags.FLAGS
-CURVES = ('adv_test_acc', 'certified_test_acc')
-BRACKET = ('eq3_lipschitz', 'upper_lipschitz')
+COLUMNS = (*plots.ACCURACIES, *plots.CONSTANTS)
 
 
 def define() -> None:
@@ -57,7 +56,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
   """
   runs = [common.read_json(path) for path in paths]
   for path, run in zip(paths, runs, strict=True):
-    if missing := [x for x in (*CURVES, *BRACKET) if f'{x}_at' not in run]:
+    if missing := [x for x in COLUMNS if f'{x}_at' not in run]:
       raise ValueError(
         f'{path} has no {missing[0]} at several radii: evaluate --certify '
         '--epsilon=.05,.1 writes them'
@@ -69,47 +68,38 @@ def joined(paths: list[str]) -> dict[str, Any]:
   return {'dataset': names.pop(), 'runs': runs}
 
 
-def draw(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Accuracies on the left, brackets of the Lipschitz constant on the right."""
-  figure = plots.figure(9, 4.2)
-  left, right = figure.subplots(1, 2)
-  for index, run in enumerate(record['runs']):
-    color = f'C{index}'
-    left.plot([], [], color=color, label=run['label'])
-    for axes, names in ((left, CURVES), (right, BRACKET)):
-      start = {0.0: run['test_acc']} if axes is left else {}
-      for name, line in zip(names, ('--', '-'), strict=True):
-        curve = {float(x): y for x, y in run[f'{name}_at'].items()}
-        points = zip(*(start | curve).items(), strict=True)
-        axes.plot(*points, line, color=color, marker='.')
-  if g := record['g']:
-    curve = zip(g['epsilons'], g['certified'], strict=True)
-    curve = [(x, 100 * y) for x, y in curve if x <= left.get_xlim()[1]]
-    left.plot(*zip(*curve, strict=True), 'k-', label='g of the paper')
-  left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
-  left.set_title('dashed: under attack; full: certified')
-  right.set(xlabel='radius', ylabel='local Lipschitz constant', yscale='log')
-  right.set_title('dashed: found; full: upper bound')
-  figure.legend(loc='outside lower center', ncols=6, frameon=False)
-  for axes in (left, right):
-    axes.spines[['top', 'right']].set_visible(False)
-  plots.save(figure, path)
+def named() -> list[str]:
+  """The files that the flag names, each once.
+
+  Raises:
+    ValueError: if there is none, or none of one of its patterns.
+  """
+  found = {pattern: glob.glob(pattern) for pattern in FLAGS.records or ()}
+  for pattern, paths in found.items():
+    if not paths:
+      raise ValueError(f'--records: there is no {pattern}')
+  if not found:
+    raise ValueError('--records names no file')
+  return sorted(set().union(*found.values()))
 
 
 def main() -> None:
   """Joins the records, writes and draws."""
-  paths = sorted(p for x in FLAGS.records or () for p in glob.glob(x))
-  if not paths:
-    raise ValueError('--records names no file')
-  record = joined(paths)
+  record = joined(named())
   name = pathlib.Path(record['dataset']).stem
   theory = pathlib.Path(FLAGS.theory or common.RESULTS / f'theory_{name}.json')
   record['g'] = None
   if FLAGS.theory or theory.exists():
     record['g'] = common.read_json(theory)['data']['test']['curve']
-  output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
+  output = pathlib.Path(FLAGS.output or f'runs/curves_{name}.json')
+  common.output_folder(output.parent)
   common.finish(record | common.provenance(), output)
-  common.draw(draw, record, output.with_suffix(''))
+  drawn = list(record['runs'])
+  if record['g']:
+    largest = max(float(x) for run in drawn for x in run['adv_test_acc_at'])
+    g = plots.of_g(record['g'], largest)
+    drawn.append({'label': 'g of the paper'} | g)
+  common.draw(plots.both_sides, drawn, output.with_suffix(''))
 
 
 if __name__ == '__main__':

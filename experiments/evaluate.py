@@ -162,7 +162,8 @@ def evaluate(
   if scratch and jax.process_index() == 0:
     common.write_json(found, output)
     if len(attack.epsilons) > 1:
-      common.draw(plots.accuracy_curve, found, output.with_suffix(''))
+      runs = [{'label': settings.method} | found]
+      common.draw(plots.both_sides, runs, output.with_suffix(''))
     if save_examples:
       _write_examples(examples, attack.norm, outcomes['test'])
     for file in output.parent.glob(f'{scratch.name}*'):
@@ -187,27 +188,18 @@ def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
   )
 
 
-def epsilons() -> tuple[float, ...]:
-  """The radii that the flag names.
-
-  Raises:
-    ValueError: unless they are radii, and no two are equal.
-  """
-  parse = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None).parse
-  return tuple(config.numbers('epsilon', parse) or ())
-
-
 def main() -> None:
   """Loads the run, measures it, prints the record."""
   if not FLAGS.workdir:
     raise ValueError('--workdir is needed: the folder of a run')
   path = pathlib.Path(FLAGS.workdir)
   dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
+  radius = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None)
   attack = measure.Attack(
     FLAGS.attack,
     FLAGS.num_steps,
     FLAGS.num_restarts,
-    epsilons(),
+    tuple(config.numbers('epsilon', radius.parse) or ()),
     FLAGS.certify,
     FLAGS.norm,
   )

@@ -34,24 +34,33 @@ def place(row: str, rows: dict[str, dict[str, float]]) -> tuple[bool, float]:
   return loses, abs(rows[row]['adv_gap'])
 
 
-def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Spearman's, of the constant of Eq. (3) with each gap, over all runs.
+def runs(
+  rows: list[dict[str, Any]], columns: tuple[str, ...]
+) -> list[tuple[float, ...]]:
+  """These columns of every run, but for rows that have not all of them.
 
-  There is none of two runs, of numbers that are all equal, nor of rows whose
-  constant is not finite, which have no such column.
+  A constant that is not finite is no column.
   """
-  from scipy import stats
-
-  columns = ('eq3_lipschitz', 'gap', 'adv_gap')
-  runs = [
+  return [
     run
     for row in rows
     if set(columns) <= set(row['ours'])
     for run in zip(*(row['ours'][c] for c in columns), strict=True)
   ]
-  if len(runs) < 3:
+
+
+def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """Spearman's, of the constant of Eq. (3) with each gap, over all runs.
+
+  There is none of two runs, nor of numbers that are all equal.
+  """
+  from scipy import stats
+
+  columns = ('eq3_lipschitz', 'gap', 'adv_gap')
+  known = runs(rows, columns)
+  if len(known) < 3:
     return {}
-  constants, *gaps = zip(*runs, strict=True)
+  constants, *gaps = zip(*known, strict=True)
   return {
     column: float(stats.spearmanr(constants, values).statistic)
     for column, values in zip(columns[1:], gaps, strict=True)

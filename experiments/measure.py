@@ -86,15 +86,15 @@ def evaluator(
 ) -> evaluation.Evaluator:
   """Compiled measurements for networks trained with `config`."""
   return _evaluator(
-    config.static,
-    dataset.class_names,
+    network(config, dataset.class_names),
+    len(dataset.class_names),
     attack._replace(epsilons=attack.radii(config)),
     FLAGS.eval_batch_size,
   )
 
 
-@functools.lru_cache(maxsize=2)  # runs that differ in numbers share programs
-def _evaluator(config, class_names, attack, batch_size):
+@functools.lru_cache(maxsize=4)  # runs of one network share programs
+def _evaluator(module, num_classes, attack, batch_size):
   epsilon = attack.epsilons[-1]
   estimates = {
     'eq3': lipschitz.estimate,
@@ -109,11 +109,11 @@ def _evaluator(config, class_names, attack, batch_size):
     return estimate(*args, epsilon=epsilon).ratios
 
   return evaluation.Evaluator(
-    partial(models.logits_fn, network(config, class_names)),
+    partial(models.logits_fn, module),
     cascade=attacks.cascade(
       attack.name,
       epsilon=epsilon,
-      num_classes=len(class_names),
+      num_classes=num_classes,
       norm=attack.norm,
       num_steps=attack.num_steps,
       num_restarts=attack.num_restarts,
@@ -130,7 +130,7 @@ def key(config: Config) -> jax.Array:
 
 
 def take(split: Split, chosen: np.ndarray) -> Split:
-  """The examples at sorted indices."""
+  """The examples at these indices, in the order of the split."""
   chosen = np.sort(chosen)
   return Split(split.images[chosen], split.labels[chosen])
 
@@ -141,14 +141,6 @@ def subset(split: Split, count: int) -> Split:
     return split
   order = np.random.default_rng(0).permutation(len(split.labels))
   return take(split, order[:count])
-
-
-def first_of_each_class(labels: np.ndarray, per_class: int) -> np.ndarray:
-  """Sorted indices of the first `per_class` examples of every class."""
-  chosen = [
-    np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)
-  ]
-  return np.sort(np.concatenate(chosen))
 
 
 def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
@@ -162,7 +154,8 @@ def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
   split = dataset.train if config.train_on == 'train' else dataset.both
   if config.train_examples:
     share, rest = divmod(config.train_examples, len(dataset.class_names))
-    firsts = first_of_each_class(split.labels, share)
+    classes = (split.labels == label for label in np.unique(split.labels))
+    firsts = np.concatenate([np.flatnonzero(x)[:share] for x in classes])
     if rest or len(firsts) < config.train_examples:
       raise ValueError(
         f'--train_examples={config.train_examples} are no equal shares of '

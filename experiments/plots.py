@@ -1,25 +1,13 @@
-"""How every figure begins and is saved, and the curves of a training run."""
+"""How every figure is saved, and those of single networks."""
 
-import contextlib
-import os
 import pathlib
 from typing import Any
 
+from robustlip import drawing
 
-def figure(width: float, height: float, layout: str | None = 'constrained'):
-  """An empty figure, in inches; matplotlib is imported where one is drawn.
-
-  Args:
-    layout: None where the axes are placed by hand.
-  """
-  # What a notebook asks for need not be installed here: a figure needs none.
-  backend = os.environ.pop('MPLBACKEND', None)
-  import matplotlib.figure
-
-  if backend:
-    with contextlib.suppress(ValueError):
-      matplotlib.rcParams['backend'] = backend
-  return matplotlib.figure.Figure((width, height), layout=layout)
+# Columns of a test set over radii: what was found (dashed), what is certain.
+ACCURACIES = ('adv_test_acc', 'certified_test_acc')
+CONSTANTS = ('eq3_lipschitz', 'upper_lipschitz')
 
 
 def colours(names: list[str]) -> dict[str, Any]:
@@ -30,7 +18,7 @@ def colours(names: list[str]) -> dict[str, Any]:
 
 
 def save(figure, path: pathlib.Path) -> None:
-  """Writes `path`.png, the same bytes whenever it is drawn.
+  """Writes `path`.png, the same bytes whenever it is drawn, without frames.
 
   Every text is shown as it is: names from data may have a `$` in them.
   """
@@ -39,6 +27,9 @@ def save(figure, path: pathlib.Path) -> None:
   for text in figure.findobj(matplotlib.text.Text):
     text.set_parse_math(False)
   for axes in figure.axes:
+    axes.spines[['top', 'right']].set_visible(False)
+    if legend := axes.get_legend():
+      legend.set_frame_on(False)
     for axis in (axes.xaxis, axes.yaxis):
       for label in axis.get_ticklabels(which='both'):
         label.set_parse_math(axis.get_scale() == 'log')  # powers of ten
@@ -48,8 +39,8 @@ def save(figure, path: pathlib.Path) -> None:
 
 def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Loss and accuracies over epochs, to `path`.png."""
-  canvas = figure(8, 3.2)
-  left, right = canvas.subplots(1, 2)
+  figure = drawing.figure(8, 3.2)
+  left, right = figure.subplots(1, 2)
   epochs = [line['epoch'] for line in metrics]
   left.plot(epochs, [line['loss'] for line in metrics], '.-', color='0.2')
   left.set(xlabel='epoch', ylabel='training loss', yscale='log')
@@ -65,27 +56,42 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
       right.plot(*zip(*points, strict=True), style, marker='.', label=label)
   right.set(xlabel='epoch', ylabel='accuracy (%)', ylim=(0, 101))
   if right.lines:
-    right.legend(loc='lower right', frameon=False)
+    right.legend(loc='lower right')
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines[['top', 'right']].set_visible(False)
-  save(canvas, path)
+  save(figure, path)
 
 
-def accuracy_curve(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Accuracy under attack, and certified, over radii, to `path`.png."""
-  canvas = figure(5, 3.2)
-  axes = canvas.subplots()
-  names = {
-    'adv_train_acc_at': ('C0--', 'train, attacked'),
-    'adv_test_acc_at': ('C3--', 'test, attacked'),
-    'certified_test_acc_at': ('C3-', 'test, certified'),
-  }
-  for name, (style, label) in names.items():
-    if curve := record.get(name):
-      radii = [float(radius) for radius in curve]
-      axes.plot(radii, list(curve.values()), style, marker='.', label=label)
-  axes.set(xlabel='epsilon', ylabel='accuracy (%)', ylim=(0, 101))
-  axes.legend(frameon=False)
-  axes.spines[['top', 'right']].set_visible(False)
-  save(canvas, path)
+def of_g(curve: dict[str, list[float]], largest: float) -> dict[str, Any]:
+  """For `both_sides`, what the paper's g has certified up to a radius."""
+  points = zip(curve['epsilons'], curve['certified'], strict=True)
+  certified = {x: 100 * share for x, share in points if x <= largest}
+  return {'test_acc': certified[0.0], 'certified_test_acc_at': certified}
+
+
+def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Accuracies and Lipschitz constants over radii, to `path`.png.
+
+  Args:
+    runs: evaluations at several radii, with bounds or without, and a `label`.
+  """
+  kinds = ACCURACIES, CONSTANTS
+  kinds = [kind for kind in kinds if f'{kind[0]}_at' in runs[0]]
+  figure = drawing.figure(4.5 * len(kinds), 4.2)
+  left, *right = figure.subplots(1, len(kinds), squeeze=False)[0]
+  for index, run in enumerate(runs):
+    left.plot([], [], f'C{index}', label=run['label'])
+    for axes, names in zip((left, *right), kinds, strict=True):
+      start = {0.0: run['test_acc']} if axes is left else {}
+      for name, line in zip(names, ('--', '-'), strict=True):
+        curve = {float(x): y for x, y in run.get(f'{name}_at', {}).items()}
+        if curve:
+          points = zip(*(start | curve).items(), strict=True)
+          axes.plot(*points, line, color=f'C{index}', marker='.')
+  left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
+  left.set_title('dashed: under attack; full: certified')
+  for axes in right:
+    axes.set(xlabel='radius', ylabel='local Lipschitz constant', yscale='log')
+    axes.set_title('dashed: found; full: upper bound')
+  figure.legend(loc='outside lower center', ncols=6, frameon=False)
+  save(figure, path)

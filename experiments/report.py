@@ -186,16 +186,12 @@ def markdown(record: dict[str, Any]) -> str:
         f'{", ".join(texts)}.'
       )
   sources = [run for row in record['rows'] for run in row.get('runs', [record])]
-  lines += dict.fromkeys(made_by(run) for run in sources if 'command' in run)
-  return '\n\n'.join(lines) + '\n'
-
-
-def made_by(run: dict[str, Any]) -> str:
-  """The command of a run, its commit, day and machine."""
-  return (
-    f'Made by `{run["command"]}` at {run["commit"]} on {run["date"]}, '
-    f'{run["machine"]}.'
+  lines += dict.fromkeys(
+    'Made by `{command}` at {commit} on {date}, {machine}.'.format(**run)
+    for run in sources
+    if 'command' in run
   )
+  return '\n\n'.join(lines) + '\n'
 
 
 def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
@@ -316,18 +312,23 @@ def block(name: str, of: str) -> str:
   """
   if name not in BLOCKS:
     raise ValueError(f'there is no block {name}; {", ".join(BLOCKS)}')
-  pattern, formats = BLOCKS[name]
   lines = []
-  for path in common.RESULTS.glob(pattern.format(of=of)):
+  for path in common.RESULTS.glob(BLOCKS[name][0].format(of=of)):
     lines += described(common.read_json(path), path.stem)
   lines.sort(key=lambda line: line['place'])
+  text = shown(name, lines)
+  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
+
+
+def shown(name: str, lines: list[dict[str, Any]]) -> str:
+  """What a block has of records that are `described`."""
+  formats = BLOCKS[name][1]
   splits = ('train', 'test') if 'SPLIT' in formats.values() else ('',)
-  text = grid(
+  return grid(
     {h: filled(x.replace('SPLIT', split), line) for h, x in formats.items()}
     for line in lines
     for split in splits
   )
-  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
 
 
 def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
@@ -340,7 +341,8 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
     ]
   dataset = found.get('dataset') or found['data']['name']
   place = [*DATASETS, dataset].index(dataset), stem
-  more = {'name': DATASETS.get(dataset, dataset), 'place': place}
+  name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # of one's own file
+  more = {'name': name, 'place': place}
   more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
   if 'train_train_min' in found:
     more['name'] += stem.removeprefix(f'separation_{dataset}')

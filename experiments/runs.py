@@ -198,7 +198,6 @@ def best_record(
 
 def check(settings: Config, dataset: Dataset) -> None:
   """Raises ValueError for settings that cannot work; nothing is written yet."""
-  common.check_classes(dataset)
   training.check_batch_size(
     settings.batch_size,
     accumulate=settings.accumulate,

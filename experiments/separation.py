@@ -13,7 +13,6 @@ processes (`--coordinator`) divide the searches, process 0 does the rest.
 """
 
 import hashlib
-import os
 import pathlib
 import re
 import time
@@ -24,7 +23,7 @@ import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
-from experiments import common, paper, separation_figures
+from experiments import common, report, separation_figures
 from robustlip import progress, projections, separation
 
 FLAGS = flags.FLAGS
@@ -43,8 +42,8 @@ def define() -> None:
     'drop',
     None,
     'Training examples to leave out: "conflicts" (identical images with '
-    'different labels), indices "7,11", "@FILE" with indices in it, or '
-    '"closest:N" (both examples of each of the N closest pairs).',
+    'different labels), indices "7,11", or "closest:N" (both examples of each '
+    'of the N closest pairs).',
   )
   flags.DEFINE_bool(
     'random_labels', False, 'Draw all labels uniformly, by --seed: a control.'
@@ -89,6 +88,9 @@ def main() -> None:
     norm=FLAGS.norm,
     neighbors=found['train_train'],
   )
+  epsilon = FLAGS.epsilon
+  if epsilon is None and FLAGS.norm == 'linf':  # the paper's are of l-inf
+    epsilon = data.epsilon
   record = {
     **owner,
     'norm': FLAGS.norm,
@@ -96,7 +98,7 @@ def main() -> None:
     'dropped': np.delete(np.arange(len(data.train.labels)), kept).tolist(),
     'num_train': len(train[1]),
     'num_test': len(test[1]),
-    **summary(found, radius(data)),
+    **summary(found, epsilon),
     **listed('duplicates', repeated.groups),
     **listed('conflicts', repeated.conflicts),
     **listed('leaks', leaks),
@@ -121,7 +123,8 @@ def main() -> None:
   }
   for kind, (function, *arguments) in pictures.items():
     common.draw(function, folder / f'{kind}_{name}', *arguments)
-  print(sentence(record))
+  row = report.shown('separation', report.described(record, output.stem))
+  print(row.encode(errors='replace').decode())  # files may have any name
   common.print_json(record)
 
 
@@ -129,21 +132,17 @@ def parse_drop(text: str | None) -> str | list[int] | None:
   """What `--drop` says: None, a word, or ascending indices.
 
   Raises:
-    ValueError: for anything but the four forms, or a file that has none.
+    ValueError: for anything but the three forms.
   """
   if text is None or re.fullmatch(r'conflicts|closest:[1-9]\d*', text):
     return text
-  words = text
-  if text.startswith('@'):
-    words = pathlib.Path(text[1:]).expanduser().read_text(errors='replace')
   try:
-    indices = sorted({int(x) for x in re.split(r'[\s,]+', words.strip())})
+    return sorted({int(index) for index in text.split(',')})
   except ValueError:
     raise ValueError(
-      f'--drop={text}: expected conflicts, closest:N with N from 1, indices '
-      'such as 7,11 or @FILE with indices in it.'
+      f'--drop={text}: expected conflicts, closest:N with N from 1, or indices '
+      'such as 7,11.'
     ) from None
-  return indices
 
 
 def variant(name: str, drop: str | list[int] | None) -> str:
@@ -225,13 +224,6 @@ def search(
   return separation.Neighbors(*found)
 
 
-def radius(data) -> float | None:
-  """The radius to compare with; the paper's are of l-inf."""
-  if FLAGS.epsilon is None and FLAGS.norm == 'linf':
-    return data.epsilon
-  return FLAGS.epsilon
-
-
 def summary(found, epsilon: float | None) -> dict[str, Any]:
   """Minima, means and how they compare with the radius."""
   fields: dict[str, Any] = {'epsilon': epsilon}
@@ -279,30 +271,9 @@ def save_arrays(path, found, matrix, kept) -> None:
     for part, value in found.items()
     for field in value._fields
   }
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  with partial.open('wb') as file:
-    np.savez(file, class_matrix=matrix, kept=kept, **arrays)
+  partial = path.with_suffix('.partial.npz')
+  np.savez(partial, class_matrix=matrix, kept=kept, **arrays)
   partial.replace(path)
-
-
-def sentence(record: dict[str, Any]) -> str:
-  """What was found, and what the paper has, for people."""
-  name = record['dataset'].encode(errors='replace').decode()
-  smallest = record['train_train_min'], record['test_train_min']
-  if None in smallest:
-    return f'{name}: there are no two classes to compare.'
-  text = (
-    f'{name}: training examples of two classes are at least {smallest[0]:.4f} '
-    f'apart in {record["norm"]}, test examples at least {smallest[1]:.4f} from '
-    'training examples of another class'
-  )
-  if 'ratio_to_epsilon' in record:
-    text += f'; the first is {record["ratio_to_epsilon"]:.1f} times epsilon'
-  if published := paper.separation(record):
-    text += ' (paper: {train_train_min:.3f} and {test_train_min:.3f})'.format(
-      **published
-    )
-  return text + '.'
 
 
 if __name__ == '__main__':

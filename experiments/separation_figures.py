@@ -3,25 +3,23 @@
 import numpy as np
 
 from experiments import plots
-from robustlip import projections
+from robustlip import drawing, projections
 from robustlip.images import from_bytes
 
 MOST_COLUMNS = 6
-LONGEST_NAME = 20
+ABOVE_IMAGE = 11  # letters of a name
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
-def _text(name: str) -> str:
+def _text(name: str, longest: int = 20) -> str:
   """A name as a picture can show it: short and printable."""
   name = name.encode(errors='replace').decode().replace('\n', ' ')
-  if len(name) > LONGEST_NAME:
-    name = name[: LONGEST_NAME - 1] + '\u2026'
-  return name
+  return name if len(name) <= longest else f'{name[: longest - 1]}\u2026'
 
 
 def histograms(path, found, record) -> None:
   """Figure 3: distances to the nearest training example of another class."""
-  figure = plots.figure(8, 3.3)
+  figure = drawing.figure(8, 3.3)
   for axes, (part, neighbors) in zip(
     figure.subplots(1, 2), found.items(), strict=True
   ):
@@ -46,51 +44,41 @@ def histograms(path, found, record) -> None:
     axes.xaxis.label.set_size(8)
     if axes.get_legend_handles_labels()[0]:
       axes.legend(
-        frameon=False,
         loc='upper center',
         bbox_to_anchor=(0.5, -0.22),
         ncols=2,
         fontsize=8,
       )
-    axes.spines[['top', 'right']].set_visible(False)
   plots.save(figure, path)
 
 
 def closest(path, train, test, pairs, class_names) -> None:
-  """One column for each pair, one above the other; both comparisons."""
-  shown = {'train_train': (train, train), 'test_train': (test, train)}
-  count = min(MOST_COLUMNS, *(len(found.rows) for found in pairs.values()))
-  figure = plots.figure(1 + 1.5 * max(count, 1), 8)
-  halves = figure.subfigures(2, 1)
-  for half, (part, found) in zip(halves, pairs.items(), strict=True):
-    half.suptitle(f'Closest pairs, {PART_TITLES[part]}')
-    if not count:
-      continue
-    grid = half.subplots(2, count, squeeze=False)
-    for place in range(count):
-      indices = found.rows[place], found.cols[place]
-      for axes, side, index in zip(
-        grid[:, place], shown[part], indices, strict=True
-      ):
-        name = _text(class_names[side[1][index]])
-        if axes is grid[0, place]:
-          name = f'{found.distances[place]:.3f}\n{name}'
-        _show(axes, side[0][index], name)
-  plots.save(figure, path)
+  """The closest pairs of both comparisons, one image above the other.
+
+  Without two classes there is no picture.
+  """
+  rows, titles = {}, {}
+  for part, queries in {'train_train': train, 'test_train': test}.items():
+    found = pairs[part]
+    sides = {'image': (queries, found.rows), 'nearest': (train, found.cols)}
+    for side, ((images, labels), indices) in sides.items():
+      name, indices = f'{PART_TITLES[part]}\n{side}', indices[:MOST_COLUMNS]
+      rows[name] = _shown(images[indices])
+      chosen = labels[indices]
+      titles[name] = [_text(class_names[x], ABOVE_IMAGE) for x in chosen]
+    titles[name] = [  # of the nearest
+      f'{label}\n{distance:.3f}'
+      for label, distance in zip(titles[name], found.distances, strict=False)
+    ]
+  if any(map(len, rows.values())):
+    plots.save(drawing.images(rows, titles), path)
 
 
-def _show(axes, image, title):
-  """Three channels are colours; the mean of any other number is shown."""
-  gray = image.shape[-1] != 3
-  axes.imshow(
-    image.mean(axis=-1) if gray else image,
-    cmap='gray' if gray else None,
-    interpolation='nearest',
-    vmin=0,
-    vmax=255 if image.dtype == np.uint8 else 1,
-  )
-  axes.set_axis_off()
-  axes.set_title(title, fontsize=9)
+def _shown(images: np.ndarray) -> np.ndarray:
+  """One or three channels; any other number is averaged."""
+  if images.shape[-1] in (1, 3):
+    return images
+  return images.mean(axis=-1, keepdims=True).astype(images.dtype)
 
 
 def moved(path, train, record, class_names) -> None:
@@ -105,35 +93,31 @@ def moved(path, train, record, class_names) -> None:
     return
   images, labels = train
   present, firsts = np.unique(labels, return_index=True)
-  count = min(MOST_COLUMNS, len(present))
-  figure = plots.figure(1 + 1.5 * count, 7)
-  figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
   starts = from_bytes(images[firsts])
   ends = np.roll(starts, -1, axis=0)
   lengths = projections.norms(ends - starts, norm=norm)
   shares = distance / np.maximum(lengths, 1e-12)  # images may be equal
   shares = projections.per_example(shares, starts)
   rows = {
-    '{0}': starts,
-    'on the line\nto {1}': starts + shares * (ends - starts),
-    'as near {1}\nas it gets': projections.ball(
+    'image': starts,
+    'moved on the line': np.clip(starts + shares * (ends - starts), 0, 1),
+    'moved as near\nas it gets': projections.ball(
       ends, starts, epsilon=distance, norm=norm
     ),
-    '{1}': ends,
+    'towards': ends,
   }
-  names = [_text(class_names[label]) for label in present]
-  both = list(zip(names, np.roll(names, -1), strict=True))
-  grid = figure.subplots(len(rows), count, squeeze=False)
-  for line, (title, images) in zip(grid, rows.items(), strict=True):
-    for axes, image, pair in zip(line, images, both, strict=False):
-      _show(axes, np.asarray(image), title.format(*pair))
+  rows = {k: _shown(np.asarray(x))[:MOST_COLUMNS] for k, x in rows.items()}
+  names = [_text(class_names[label], ABOVE_IMAGE) for label in present]
+  titles = {'image': names, 'towards': np.roll(names, -1)}
+  figure = drawing.images(rows, titles)
+  figure.suptitle(f'Moved by 2r = {distance:.3f} ({norm})')
   plots.save(figure, path)
 
 
 def matrix(path, distances, class_names) -> None:
   """The smallest distance between each pair of classes."""
   size = len(class_names)
-  figure = plots.figure(7, 6)
+  figure = drawing.figure(7, 6)
   axes = figure.subplots()
   finite = np.where(np.isfinite(distances), distances, np.nan)
   image = axes.imshow(finite, cmap='viridis')

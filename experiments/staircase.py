@@ -13,14 +13,23 @@ stopped short, so its published rows are not comparable.
 Writes staircase.json and staircase.png. 40 s on 2 CPU cores.
 """
 
+import pathlib
 import time
 
+import numpy as np
 from absl import flags
 
-from experiments import common, staircase_figures
-from experiments.staircase_fits import methods
+from experiments import common, plots, report
+from experiments.staircase_fits import methods, splines
+from robustlip import drawing
 
 FLAGS = flags.FLAGS
+FAMILIES = {  # that share axes
+  'Gradients': ('Natural', 'GR', 'LLR', 'GR (released)', 'LLR (released)'),
+  'AT and RST': ('AT', 'RST(.5)', 'RST(1)', 'RST(2)'),
+  'TRADES': ('TRADES(1)', 'TRADES(3)', 'TRADES(6)'),
+}
+STYLES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
 
 
 def define() -> None:
@@ -35,23 +44,49 @@ def define() -> None:
   )
 
 
-def show(num_examples: int, rows: dict, average: dict | None) -> None:
-  """Prints the rows, measured above published above the mean over seeds."""
-  columns = methods.COLUMNS
-  print(f'\nn = {num_examples:<9}' + ''.join(f'{c:>15}' for c in columns))
+def table(num_examples: int, rows: dict, average: dict | None) -> str:
+  """The rows, each above the published one and the mean over seeds."""
+  lines = []
   for name, row in rows.items():
-    print(f'{name:16}' + ''.join(f'{row[c]:15.4f}' for c in columns))
-    published = methods.PUBLISHED[num_examples].get(name, ())
-    if published:
-      cells = ('-' if v is None else f'{v:g}' for v in published)
-      label = "  authors' code" if name.startswith('RST') else '  published'
-      print(f'{label:16}' + ''.join(f'{v:>15}' for v in cells))
+    cells = {name: {c: f'{row[c]:.4f}' for c in methods.COLUMNS}}
+    if published := methods.PUBLISHED[num_examples].get(name):
+      source = "authors' code" if name.startswith('RST') else 'published'
+      cells[source] = {c: f'{x:g}' for c, x in published.items()}
     if average:
-      cells = (average[name][c] for c in columns)
-      print(
-        f'{"  over seeds":16}'
-        + ''.join(f'{v["mean"]:8.4f}+-{v["std"]:.3f}' for v in cells)
-      )
+      found = {c: average[name][c] for c in methods.COLUMNS}
+      cells['over seeds'] = {
+        c: f'{x["mean"]:.4f} ± {x["std"]:.3f}' for c, x in found.items()
+      }
+    first = f'n = {num_examples:,}'
+    lines += [{first: source} | texts for source, texts in cells.items()]
+  return report.grid(lines)
+
+
+def draw(panels: dict[int, tuple], path: pathlib.Path) -> None:
+  """Writes all fits over the data to `path`.png, one row per training set.
+
+  Args:
+    panels: number of examples -> (coefficients by method, `splines.Data`).
+  """
+  grid = np.linspace(-splines.SHIFT, 9 + splines.SHIFT, 600)
+  features = splines.BASIS(grid)
+  figure = drawing.figure(12, 7)
+  axes = figure.subplots(len(panels), len(FAMILIES), sharex=True, sharey=True)
+  for row, (num_examples, (coefficients, data)) in zip(
+    axes, panels.items(), strict=True
+  ):
+    for axis, (family, names) in zip(row, FAMILIES.items(), strict=True):
+      axis.plot(data.inputs, data.targets, 'o', color='0.6', ms=3, zorder=0)
+      for name, style in zip(names, STYLES, strict=False):
+        axis.plot(grid, features @ coefficients[name], ls=style, label=name)
+      axis.set_title(f'{family}, n = {num_examples:,}')
+      axis.set_ylim(-1, 10)
+      axis.legend(loc='upper left')
+    row[0].set_ylabel('target y')
+  for axis in axes[-1]:
+    axis.set_xlabel('input x')
+    axis.set_xticks(range(10))
+  plots.save(figure, path)
 
 
 def main() -> None:
@@ -70,7 +105,7 @@ def main() -> None:
       'published': published,
       'equals_published': methods.agreements(rows, published, digits),
     }
-    show(num_examples, rows, averages.get(num_examples))
+    print(table(num_examples, rows, averages.get(num_examples)))
   record = {
     'seed': seed,
     'columns': methods.COLUMNS,
@@ -80,7 +115,7 @@ def main() -> None:
     **common.provenance(),
   }
   common.finish(record, folder / 'staircase.json')
-  common.draw(staircase_figures.draw, panels, folder / 'staircase')
+  common.draw(draw, panels, folder / 'staircase')
 
 
 if __name__ == '__main__':

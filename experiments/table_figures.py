@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots, report
+from experiments import findings, plots, report
+from robustlip import drawing
 
 # How the names of columns end -> the axes that they share.
 KINDS = {
@@ -34,7 +35,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]
   heights = [0.25 * len(rows) + 2.6 for rows in panels.values()]
-  figure = plots.figure(1.6 + 3.8 * len(kinds), sum(heights))
+  figure = drawing.figure(1.6 + 3.8 * len(kinds), sum(heights))
   axes = figure.subplots(
     len(panels), len(kinds), squeeze=False, height_ratios=heights
   )
@@ -61,7 +62,7 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
   panels = report.panels(record)
   methods = list(dict.fromkeys(_parts(row)[0] for row in record['rows']))
   names = dict.fromkeys(_parts(row)[1] for row in record['rows'])
-  figure = plots.figure(4 * len(methods) + 5, 3.8 * len(panels))
+  figure = drawing.figure(4 * len(methods) + 5, 3.8 * len(panels))
   colours = plots.colours([name for name in names if name])
   axes = figure.subplots(len(panels), len(methods) + 1, squeeze=False)
   for line, (title, rows) in zip(axes, panels.items(), strict=True):
@@ -69,11 +70,9 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
       shown = [row for row in rows if _parts(row)[0] == method]
       _arrows(line[i], shown, colours)
       line[i].set_title(f'{method}, {title}')
-      runs = (
-        [x for row in shown for x in row['ours'][column]]
-        for column in ('eq3_lipschitz', 'adv_gap')
-      )
-      line[-1].plot(*runs, 'osDv^P'[i % 6], c=f'C{i}', mfc='none', label=method)
+      runs = findings.runs(shown, ('eq3_lipschitz', 'adv_gap'))
+      style = dict(c=f'C{i}', mfc='none', label=method)
+      line[-1].plot(*np.reshape(runs, (-1, 2)).T, 'osDv^P'[i % 6], **style)
     line[-1].set(xlabel='local Lipschitz constant, Eq. (3)')
     line[-1].set(ylabel='gap under attack (points)')
     if 'adv_gap' in (found := record['correlations'][title]):
@@ -144,13 +143,11 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
     ax.set_xscale('log')
   ax.set_ylim(len(rows) - 0.5, -0.5)
   ax.grid(axis='y', color='0.9')
-  ax.spines[['top', 'right']].set_visible(False)
   if columns:
     ax.legend(
       loc='upper center',
       bbox_to_anchor=(0.5, 0),
       borderaxespad=5,
-      frameon=False,
       fontsize='small',
     )
 

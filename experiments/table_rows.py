@@ -162,9 +162,8 @@ def _with_tools(
   found: config.Config, tools: list[str], dataset: Dataset
 ) -> config.Config:
   """The settings with these tools and no others; all hold out as many."""
-  given = {name: getattr(found, name) for name in STRENGTHS}
   chosen: dict[str, Any] = {
-    name: (given[name] or strength) if name in tools else 0.0
+    name: (getattr(found, name) or strength) if name in tools else 0.0
     for name, strength in STRENGTHS.items()
   }
   chosen['dropout'] = 0.0

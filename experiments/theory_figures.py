@@ -1,4 +1,4 @@
-"""The paper's figures 2, 4 and 5 from computed functions, and two curves.
+"""The paper's figures 2, 4 and 5 from computed functions, and a curve.
 
 A function of a seed computes what a figure shows and returns the numbers that
 it states with a function that draws it: numbers go into the record before
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments import plots
-from robustlip import separation, theory
+from robustlip import drawing, separation, theory
 from robustlip.datasets import synthetic
 
 Figure = tuple[dict[str, Any], Callable[[pathlib.Path], None]]
@@ -44,7 +44,7 @@ def spirals(seed: int) -> Figure:
   }
 
   def draw(path):
-    figure = plots.figure(6.4, 5.6)
+    figure = drawing.figure(6.4, 5.6)
     axes = figure.subplots()
     mesh = _heat_map(axes, points, labels, radius, (-15, 15, -15, 15))
     figure.colorbar(mesh, label='f(x)', extend='both')
@@ -75,7 +75,7 @@ def existence(seed: int) -> Figure:
   numbers |= {f'certified_at_{x}r': share for x, share in certified.items()}
 
   def draw(path):
-    figure = plots.figure(9, 4.8)
+    figure = drawing.figure(9, 4.8)
     for axes, factor in zip(figure.subplots(1, 2), certified, strict=True):
       _heat_map(axes, points, labels, radius, (0, 1, 0, 1))
       _balls(axes, points, labels, factor * radius)
@@ -114,7 +114,7 @@ def two_classifiers(seed: int) -> Figure:
   }
 
   def draw(path):
-    figure = plots.figure(7, 6)
+    figure = drawing.figure(7, 6)
     axes = figure.subplots()
     _balls(axes, points, labels, radius)
     for label, color in enumerate(COLORS):
@@ -168,7 +168,7 @@ def not_separated(seed: int) -> Figure:
     curves[name] = np.mean(minima, axis=0)
 
   def draw(path):
-    figure = plots.figure(6.4, 4.2)
+    figure = drawing.figure(6.4, 4.2)
     axes = figure.subplots()
     for name, minima in curves.items():
       line = '--' if '100%' in name else '-'
@@ -176,7 +176,7 @@ def not_separated(seed: int) -> Figure:
     axes.set(xlabel='examples', ylabel='smallest distance between the classes')
     axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ['0.1', '0.2', '0.5', '1', '2'])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend()
     plots.save(figure, path)
 
   return {'sizes': sizes, 'num_draws': 3, **curves}, draw
@@ -188,32 +188,6 @@ FIGURES = {  # name of the picture and of its numbers in the record
   'figure_5': two_classifiers,
   'not_separated': not_separated,
 }
-
-
-def accuracies(name: str, test: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws the accuracy of g on attacked test images against the radius.
-
-  Args:
-    name: of the data set.
-    test: what `distance_classifier.test_table` returns.
-  """
-  figure = plots.figure(5.6, 3.8)
-  axes = figure.subplots()
-  subset = test['attacked_subset']
-  curve = subset['curve']
-  percent = 100 * np.asarray(curve['certified'])
-  axes.plot(curve['epsilons'], percent, label='certified')
-  axes.axhline(100 * subset['accuracy'], color='0.5', ls='--', label='clean')
-  axes.plot(test['epsilon'], 100 * subset['attacked'], 'vC3', label='attacked')
-  axes.axvline(test['epsilon'], color='0.8', lw=1, zorder=0)
-  axes.set(
-    xlabel=f'radius (l-inf); the line is at {test["epsilon"]:g}',
-    ylabel='accuracy of g (%)',
-    title=f'{name}, {subset["num_attacked"]:,} test images',
-    ylim=(0, 120 * subset['accuracy'] + 1),
-  )
-  axes.legend(frameon=False)
-  plots.save(figure, path)
 
 
 def _class_distances(inputs, points, labels):

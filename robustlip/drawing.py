@@ -4,31 +4,36 @@ Each function returns a matplotlib figure, which a notebook shows by itself;
 matplotlib is imported where one is drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import chex
 import numpy as np
 
 
-def _figure(width: float, height: float):
+def figure(width: float, height: float):
+  """An empty figure, in inches."""
   import matplotlib.figure
 
   return matplotlib.figure.Figure((width, height), layout='constrained')
 
 
-def images(rows: Mapping[str, chex.Array]):
+def images(
+  rows: Mapping[str, chex.Array],
+  titles: Mapping[str, Sequence[str]] | None = None,
+):
   """A row of images for each entry, its name at the left.
 
   Args:
     rows: name -> images [N, H, W, 1 or 3], uint8 or floats in [0, 1]; floats
       below 0 make the row one of perturbations, drawn from blue (most negative)
       over white to red, channels averaged.
+    titles: name -> what stands above each image of that row.
 
   Raises:
     ValueError: for images of another number of channels.
   """
   count = max(len(row) for row in rows.values())
-  canvas = _figure(0.9 * count + 1, 0.9 * len(rows))
+  canvas = figure(0.9 * count + 1, 0.9 * len(rows))
   grid = canvas.subplots(len(rows), count, squeeze=False)
   for axes in grid.flat:
     axes.axis('off')
@@ -45,6 +50,8 @@ def images(rows: Mapping[str, chex.Array]):
       style = dict(cmap='bwr', vmin=-largest, vmax=largest)
     for axes, image in zip(line, row, strict=False):
       axes.imshow(image.squeeze(), **style)
+    for axes, title in zip(line, (titles or {}).get(name, ()), strict=False):
+      axes.set_title(title, fontsize='small', parse_math=False)
     line[0].text(
       *(-0.1, 0.5, name),
       ha='right',
@@ -63,7 +70,7 @@ def curves(
   ylabel: str,
 ):
   """A line for each entry of `ys`, with a legend."""
-  canvas = _figure(5, 3.2)
+  canvas = figure(5, 3.2)
   axes = canvas.subplots()
   for name, values in ys.items():
     axes.plot(x, values, '.-', label=name)

@@ -9,7 +9,8 @@ import pytest
 import scripts
 
 from experiments.benchmarks import autoattack, cases, problem
-from experiments.benchmarks.timing import Candidate, Case, measure
+from experiments.benchmarks.timing import Candidate, Case
+from robustlip import datasets
 
 BENCHMARK = 'experiments.benchmark'
 
@@ -55,31 +56,29 @@ def test_a_peer_that_fails_is_left_out_and_nobody_else():
   ours = Candidate(lambda: None, work=1)
   peer = Candidate(fails_at_last, work=1, may_fail=True)
   case = Case('none', 'images', {'ours': ours, 'peer': peer})
-  (row,) = measure(case, repeats=3)['candidates']
+  (found,) = case(3)
+  (row,) = found['candidates']
   assert row['candidate'] == 'ours' and len(row['seconds']) == 3
   calls.clear()
   broken = Case('none', 'images', {'ours': peer._replace(may_fail=False)})
   with pytest.raises(RuntimeError, match='no such operation'):
-    measure(broken, repeats=3)
+    broken(3)
 
 
-def test_what_a_candidate_found_and_prepares():
-  calls = []
-
-  def run():
-    calls.append('run')
-    return 3
-
-  ours = Candidate(
-    run,
-    work=2,
-    prepare=lambda: calls.append('prepare'),
-    found=lambda result: {'robust': result},
-  )
-  case = Case('none', 'images', {'ours': ours})
-  (row,) = measure(case, repeats=2)['candidates']
-  assert calls == ['prepare', 'run', 'run']
+def test_what_a_candidate_found():
+  ours = Candidate(lambda: 3, work=2, found=lambda result: {'robust': result})
+  (found,) = Case('none', 'images', {'ours': ours})(2)
+  (row,) = found['candidates']
   assert row['robust'] == 3 and len(row['cpu_seconds']) == 2
+
+
+def test_a_large_set_is_the_set_and_then_itself_moved():
+  images = np.random.default_rng(0).integers(0, 255, (5, 20, 20, 1), np.uint8)
+  found = cases.enlarged(datasets.Split(images, np.arange(5)), 12)
+  assert found.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+  np.testing.assert_array_equal(found.images[:5], images)
+  moved, kept = found.images[5], images[0]
+  assert (moved != kept).any() and sorted(moved.flat) == sorted(kept.flat)
 
 
 def test_cpu_time_is_that_of_work_alone():
@@ -91,8 +90,8 @@ def test_cpu_time_is_that_of_work_alone():
       pass
 
   case = Case('none', 'runs', {'sleeps': sleeps, 'works': Candidate(spin, 1)})
-  rows = measure(case, repeats=1)['candidates']
-  (idle,), (busy,) = (row['cpu_seconds'] for row in rows)
+  (found,) = case(1)
+  (idle,), (busy,) = (row['cpu_seconds'] for row in found['candidates'])
   assert idle < 0.15 < busy
 
 

@@ -3,14 +3,15 @@
 import json
 
 import pytest
+import scripts
 
-from experiments import curves
+from experiments import curves, plots
 from experiments.config import Config
 
 
 def write(folder, name, **changes):
   of_radius = {'0.05': 90.0, '0.1': 80.0}
-  measured = {f'{x}_at': of_radius for x in curves.CURVES + curves.BRACKET}
+  measured = {f'{x}_at': of_radius for x in curves.COLUMNS}
   run = Config(**changes).to_json() | measured | {'test_acc': 99.0}
   path = folder / f'{name}.json'
   path.write_text(json.dumps(run))
@@ -26,7 +27,9 @@ def test_runs_are_joined_and_drawn(tmp_path):
   labels = [run['label'] for run in record['runs']]
   assert labels == ['Natural', 'TRADES(6)']
   g = {'epsilons': [0.0, 0.05, 0.5], 'certified': [0.7, 0.5, 0.1]}
-  curves.draw(record | {'g': g}, tmp_path / 'both')
+  g = plots.of_g(g, 0.1) | {'label': 'g'}
+  assert g['certified_test_acc_at'] == {0.0: 70.0, 0.05: 50.0}
+  plots.both_sides([*record['runs'], g], tmp_path / 'both')
   assert (tmp_path / 'both.png').stat().st_size > 10_000
 
 
@@ -37,3 +40,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
   other.write_text(json.dumps(Config().to_json()))
   with pytest.raises(ValueError, match='--certify'):
     curves.joined([other])
+
+
+def test_a_name_that_is_no_file_is_not_left_out(tmp_path, call):
+  there = write(tmp_path, 'a')
+  records = f'--records={there},{tmp_path}/*-linear.json'
+  refused = scripts.error(call('experiments.curves', records))
+  assert 'there is no' in refused and '*-linear.json' in refused

@@ -15,7 +15,9 @@ def test_a_row_of_images_for_each_name():
     'floats': rng.random((2, 4, 4, 1)),
     'perturbations': rng.uniform(-0.1, 0.1, (3, 4, 4, 3)),
   }
-  figure = drawing.images(rows)
+  figure = drawing.images(rows, {'floats': ['one', '$2']})
+  titles = [axes.get_title() for axes in figure.axes]
+  assert titles == [''] * 3 + ['one', '$2'] + [''] * 4
   shown = [axes.images for axes in figure.axes]
   assert [len(x) for x in shown] == [1, 1, 1, 1, 1, 0, 1, 1, 1]
   np.testing.assert_array_equal(shown[0][0].get_array(), rows['bytes $x$'][0])

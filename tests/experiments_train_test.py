@@ -391,7 +391,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--method=rst', '--lam='], 'lam'),
   (TRAIN, ['--method=rst', '--lam=1,1.00000001'], 'twice'),
   (TRAIN, ['--seed=4294967296'], 'seed'),
-  (TRAIN, ['--seed=4294967295', '--seeds=2'], 'seeds'),
+  (TRAIN, ['--seed=4294967295', '--seeds=2'], 'got 4294967296'),
   (TRAIN, ['--num_processes=2'], 'coordinator'),
   (TRAIN, ['--num_steps=3'], 'num_steps'),
   (EVALUATE, [], 'workdir'),

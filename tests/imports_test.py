@@ -25,7 +25,7 @@ LAYERS = {
   experiments: [
     {'common', 'findings', 'paper', 'plots'},
     {'config', 'distance_classifier', 'staircase_fits'},
-    {'separation_figures', 'staircase_figures', 'theory_figures'},
+    {'separation_figures', 'theory_figures'},
     {'measure', 'report', 'table_rows'},
     {'benchmarks', 'table_figures'},
     {'evaluate', 'runs'},

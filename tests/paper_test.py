@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments import config, paper, table_rows
+from experiments import common, config, paper, proof_of_concept, table_rows
+from robustlip import datasets
 from robustlip.datasets import catalogue
 
 TABLES = ('2', '3', '4', 'mt', 'svhn', 'no_augmentation')
@@ -131,3 +132,15 @@ def test_setups_can_be_trained_with(overrides):
   assert list(found.milestones) == sorted(found.milestones)
   if found.schedule == 'milestones':
     assert found.milestones[-1] < found.epochs
+
+
+def test_the_proof_of_concept_takes_its_flags_before_the_papers_settings():
+  common.define_flags(proof_of_concept.define)
+  flags = ['--dataset=mnist', '--preset=paper', '--epochs=7', '--milestones=6']
+  common.FLAGS(['proof_of_concept', *flags])
+  mnist = datasets.load('mnist5k')._replace(name='mnist')
+  found = proof_of_concept.settings(mnist)
+  assert (found.arch, found.train_on) == ('cnn2', 'train+test')
+  assert (found.epochs, found.milestones, found.lam) == (7, (6,), 4.0)
+  common.define_flags(lambda: None)
+  common.FLAGS.unparse_flags()

@@ -1,10 +1,11 @@
 """Pictures show the names that users give, whatever is in them."""
 
 from experiments import plots
+from robustlip import drawing
 
 
 def test_a_dollar_is_a_dollar_and_powers_of_ten_are_formulas(tmp_path):
-  figure = plots.figure(3, 3)
+  figure = drawing.figure(3, 3)
   axes = figure.subplots()
   axes.set_title('$broken_{ and \\frac{')
   axes.bar([0, 1], [1, 1000], log=True)

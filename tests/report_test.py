@@ -141,10 +141,12 @@ def test_a_block_has_a_line_for_each_record_and_split(results):
   run |= {'measured_train': 60000, 'measured_test': 10000, 'test_acc': 98.25}
   run |= {'eq3_lipschitz': 81.6, 'released_lipschitz': None}
   common.write_json(run, results / 'train_b.json')
-  common.write_json(run | {'dataset': 'mnist5k'}, results / 'train_c.json')
+  for name, dataset in (('c', 'mnist5k'), ('a', '/home/me/own.npz')):
+    path = results / f'train_{name}.json'
+    common.write_json(run | {'dataset': dataset}, path)
   text = report.block('training', '')
-  first, second = text.splitlines()[2:]
-  assert first.startswith('| mnist5k |')
+  first, second, third = text.splitlines()[2:]
+  assert first.startswith('| mnist5k |') and third.startswith('| own |')
   assert second == '| MNIST | cnn2 | rst | 3 | 60,000 + 10,000 | 98.2 | 82 |'
   assert 'Lipschitz, Eq. (3)' in text and 'released' not in text
   common.write_json(run | ORIGIN | {'seconds': 7.4}, results / 'train_b.json')

@@ -169,27 +169,24 @@ def test_released_llr_is_the_best_of_a_general_purpose_optimizer(data):
   assert found >= value - 1e-8
 
 
-def test_llr_gradient_is_the_derivative(data):
-  point = np.random.default_rng(0).standard_normal(34)
-
-  def value(coefficients):
-    return gradient_fits._llr_objective(coefficients, data, 4.0, 3.0, 0.1)[0]
-
-  def gradient(coefficients):
-    return gradient_fits._llr_objective(coefficients, data, 4.0, 3.0, 0.1)[1]
-
-  error = scipy.optimize.check_grad(value, gradient, point)
-  assert error < 1e-5 * np.linalg.norm(gradient(point))
-
-
 @pytest.mark.parametrize('name', CONVEX)
 def test_convex_rows_are_the_published_ones(name, rows):
-  published = methods.PUBLISHED[40][name]
+  published = [*methods.PUBLISHED[40][name].values()]
   got = [rows[name][column] for column in methods.COLUMNS]
   # The recorded RST(2) came from a solver that stopped early: 1e-4 off.
   tolerance = 1.1e-4 if name == 'RST(2)' else 5e-5
   np.testing.assert_allclose(got, published, atol=tolerance)
   assert abs(rows[name]['optimality_gap']) < 1e-9
+
+
+def test_descents_end_where_it_is_flat(data, rows):
+  fit = FITS['gr'](data)
+  slope = scipy.optimize.approx_fprime(
+    fit.coefficients, lambda x: brute_force('gr', x, data)
+  )
+  assert np.abs(slope).max() < 3e-6
+  # Stopped at a slope of 1e-5, it was 0.1729; from 1e-7 down it is this.
+  assert rows['LLR']['test'] == pytest.approx(0.17370, abs=1e-5)
 
 
 def test_train_and_test_are_drawn_in_turn():

@@ -227,6 +227,8 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
   table_figures.draw(record, tmp_path / 'tools')
   assert (tmp_path / 'tools.png').stat().st_size > 1000
   rows[0]['ours'].pop('eq3_lipschitz')  # it was not finite
+  table_figures.draw(record, tmp_path / 'others')
+  assert (tmp_path / 'others.png').exists()
   for row in rows[1:]:
     row['ours']['gap'] = [1.0]
   found = findings.rank_correlations(rows)

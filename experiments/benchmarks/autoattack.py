@@ -13,13 +13,13 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from experiments import common, config, measure
+from experiments import common, config, measure, report
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.timing import clocks
 from robustlip import attacks, checkpoints, evaluation, models
@@ -45,8 +45,8 @@ def cases(
   batch_size: int = 100,
   num_images: int = 100,
   num_queries: int = 5000,
-) -> list['Comparison']:
-  """One for each run.
+) -> list[Callable[[int], list[dict[str, Any]]]]:
+  """One for each run, see `compared`.
 
   Raises:
     ValueError: without runs, for one whose network has no twin, or an unknown
@@ -60,82 +60,70 @@ def cases(
     )
   paths = [pathlib.Path(x).expanduser() for x in workdir.split(',')]
   for path in paths:
-    settings = config.read(path)
-    network = settings.arch, settings.activation
-    if peers and not (
-      network[0].startswith(('cnn', 'wrn')) and network[1] == 'relu'
-    ):
-      raise ValueError(f'{path}: there is no twin of {network}')
+    run = config.read(path)
+    if peers and (run.arch.startswith('resnet') or run.activation != 'relu'):
+      raise ValueError(
+        f'{path}: there is no twin of {run.arch}, {run.activation}'
+      )
   if peers:
     import pyautoattack  # noqa: F401
+  sizes = batch_size, num_images, num_queries
+  return [partial(compared, path, peers, attack, *sizes) for path in paths]
+
+
+def compared(
+  path: pathlib.Path,
+  peers: bool,
+  chosen: Sequence[str],
+  batch_size: int,
+  num_images: int,
+  num_queries: int,
+  repeats: int,
+) -> list[dict[str, Any]]:
+  """A case for each attack on a saved run and one for all of the cascade."""
+  del repeats  # an evaluation is long
+  settings = config.read(path)
+  dataset = common.load_dataset(settings.dataset)
+  config.check_data(path, settings, dataset)
+  num_classes, epsilon = len(dataset.class_names), settings.epsilon
+  if peers and num_classes != 10:
+    raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
+  split = measure.subset(dataset.test, num_images)
+  module = measure.network(settings, dataset.class_names)
+  task = Problem(settings.arch, module, split, settings.precision)
+  step, variables = checkpoints.newest_variables(path / 'checkpoints')
+  folder = common.output_folder(
+    path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
+  )
+  twin = None
+  if peers:
+    from experiments.benchmarks import torch_peer
+
+    twin = torch_peer.twin(task, variables)
+  cascade = [name for name in chosen if name in THEIRS]
+  sizes = num_classes, num_queries, batch_size
+  mine = ours(task, variables, epsilon, *sizes, twin)
+  candidates = {'robustlip': (mine, cascade)} if cascade else {}
+  if peers and cascade:
+    theirs = original(task, twin, epsilon, num_queries)
+    candidates['pyautoattack'] = theirs, cascade
+  if 'strong' in chosen:
+    candidates['robustlip strong'] = mine, ['strong']
+  clean = Evaluator(partial(models.logits_fn, module), batch_size=batch_size)
+  correct = clean.accuracies(variables, split, jax.random.key(0)).correct
+  rows = {
+    who: through(folder / who.split()[0], work, names, correct, batch_size)
+    for who, (work, names) in candidates.items()
+  }
+  run = report.run_name(path)
   return [
-    Comparison(path, peers, attack, batch_size, num_images, num_queries)
-    for path in paths
-  ]
-
-
-class Comparison(NamedTuple):
-  """The attacks on a saved run."""
-
-  path: pathlib.Path
-  peers: bool
-  attacks: Sequence[str]
-  batch_size: int
-  num_images: int
-  num_queries: int
-
-  def results(self, repeats: int) -> list[dict[str, Any]]:
-    """A case for each attack of the cascade and one for all of it."""
-    del repeats  # an evaluation is long
-    path, peers, chosen, batch_size, num_images, num_queries = self
-    settings = config.read(path)
-    dataset = common.load_dataset(settings.dataset)
-    config.check_data(path, settings, dataset)
-    if peers and len(dataset.class_names) != 10:
-      raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
-    split = measure.subset(dataset.test, num_images)
-    module = measure.network(settings, dataset.class_names)
-    task = Problem(settings.arch, module, split, settings.precision)
-    step, variables = checkpoints.newest_variables(path / 'checkpoints')
-    folder = common.output_folder(
-      path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
-    )
-    twin = None
-    if peers:
-      from experiments.benchmarks import torch_peer
-
-      twin = torch_peer.twin(task, variables)
-    cascade = [name for name in chosen if name in THEIRS]
-    mine = ours(
-      task,
-      variables,
-      settings.epsilon,
-      len(dataset.class_names),
-      num_queries,
-      batch_size,
-      twin,
-    )
-    candidates = {'robustlip': (mine, cascade)} if cascade else {}
-    if peers and cascade:
-      theirs = original(task, twin, settings.epsilon, num_queries)
-      candidates['pyautoattack'] = theirs, cascade
-    if 'strong' in chosen:
-      candidates['robustlip strong'] = mine, ['strong']
-    clean = Evaluator(partial(models.logits_fn, module), batch_size=batch_size)
-    correct = clean.accuracies(variables, split, jax.random.key(0)).correct
-    rows = {
-      who: through(folder / who.split()[0], work, names, correct, batch_size)
-      for who, (work, names) in candidates.items()
+    {
+      'case': f'{run}, {name}, {len(split.labels)} images',
+      'unit': 'images',
+      'candidates': _beside(name, rows),
     }
-    run = f'{dataset.name} {settings.arch} {settings.method}'
-    return [
-      {
-        'case': f'{run}, {name}, {len(split.labels)} images',
-        'unit': 'images',
-        'candidates': _beside(name, rows),
-      }
-      for name in (*cascade, 'all')
-    ]
+    for name in (*cascade, 'all')
+  ]
 
 
 def _beside(name, rows) -> list[dict[str, Any]]:
@@ -177,7 +165,10 @@ def through(
       for first in range(0, len(indices), batch_size):
         given = indices[first : first + batch_size]
         file = prefix.with_name(f'{prefix.name}-{attack}{part}-{first}.json')
-        found = piece(file, partial(work, attack), given)
+        found = common.read_json(file) if file.exists() else {}
+        if found.get('given') != given.tolist():
+          found = work(attack, given) | {'given': given.tolist()}
+          common.write_json(found, file)
         robust[found['broken']] = False
         unconfirmed += found['unconfirmed']
         if not part:
@@ -206,19 +197,6 @@ def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
     'taken': np.flatnonzero(~robust).tolist(),
     'unconfirmed': unconfirmed,
   }
-
-
-def piece(
-  file: pathlib.Path, work: Callable[..., dict[str, Any]], given: np.ndarray
-) -> dict[str, Any]:
-  """What the file has of these images, else what the work finds."""
-  if file.exists():
-    found = common.read_json(file)
-    if found['given'] == given.tolist():
-      return found
-  found = work(given) | {'given': given.tolist()}
-  common.write_json(found, file)
-  return found
 
 
 def ours(

@@ -1,7 +1,7 @@
 """The suites: functions of some of the flags to the cases to time.
 
-A suite has an argument for each flag that it reads, see `SUITES`. Those of
-autoattack are no `timing.Case`s, but have `results` too.
+A suite has an argument for each flag that it reads, see `SUITES`. A case is
+called with the number of turns, and returns what the record has of it.
 """
 
 import os
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
+from absl import flags, logging
 
 from experiments.benchmarks import autoattack, bounds, problem, timing
 from experiments.benchmarks.timing import Candidate, Case
@@ -31,6 +31,7 @@ from robustlip import (
 )
 from robustlip.feed import Feed, replicate
 
+FLAGS = flags.FLAGS
 ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
 STEPS = 4  # to one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
@@ -193,17 +194,23 @@ def _evaluated(task, measure, batch_size) -> Candidate:
   return Candidate(run, len(task.split.labels))
 
 
-def nearest(*, peers: bool, data_dir: str | None = None) -> list[Case]:
+def nearest(*, peers: bool, num_images: int | None = None) -> list[Case]:
   """Pairs a second of the exact train-train search: a whole set, ours.
 
   The peers search for the queries of a sample among all examples of other
   classes, as the paper's code does with scikit-learn. MNIST and CIFAR-10 if
   they are on disk, else the MNIST subset.
+
+  Args:
+    num_images: of a set as large as one cannot have at hand, see `enlarged`,
+      in their place.
   """
+  if num_images:
+    return [_large_search(num_images)]
   found = []
   for name in ('mnist', 'cifar10'):
     try:
-      found.append(datasets.load(name, data_dir=data_dir, download=False))
+      found.append(datasets.load(name, data_dir=FLAGS.data_dir, download=False))
     except OSError as error:
       logging.warning('%s', error)
   return [_search(data, peers) for data in found or [datasets.load('mnist5k')]]
@@ -219,39 +226,51 @@ def _search(data: datasets.Dataset, peers: bool) -> Case:
     others = flat[labels != labels[0]]
     # Our work counts all pairs, so theirs counts those of one class too.
     work = len(queries) * len(labels)
-    for name, build in SEARCHES.items():
-      candidates[name] = Candidate(build(queries, others), work)
+    for name, run in _peers_searches(queries, others).items():
+      candidates[name] = Candidate(run, work)
   return Case(f'{data.name}, {len(labels)} examples', 'pairs', candidates)
 
 
-def _scikit_learn(queries, others):
+def _large_search(num_images: int) -> Case:
+  """A tenth of a large set searches all of it."""
+  data = datasets.load(
+    'restricted_imagenet', data_dir=FLAGS.data_dir, download=False
+  )
+  images, labels = enlarged(data.train, num_images)
+  count = num_images // 10
+  search = partial(
+    separation.nearest_opposite, images[:count], labels[:count], images, labels
+  )
+  title = f'{data.name}, {count} of {num_images} examples'
+  candidate = Candidate(search, count * num_images)
+  return Case(title, 'pairs', {'robustlip': candidate})
+
+
+def enlarged(split: datasets.Split, count: int) -> datasets.Split:
+  """So many images: those of the split, then again moved by up to 8 pixels."""
+  chosen = np.arange(count) % len(split.labels)
+  images, rng = split.images[chosen], np.random.default_rng(0)
+  for image in images[len(split.labels) :]:
+    image[:] = np.roll(image, rng.integers(-8, 9, 2), (0, 1))
+  return datasets.Split(images, split.labels[chosen])
+
+
+def _peers_searches(queries, others):
+  import faiss
   from sklearn import neighbors
+
+  from experiments.benchmarks import torch_peer
 
   model = neighbors.NearestNeighbors(
     n_neighbors=1, metric='chebyshev', algorithm='brute', n_jobs=-1
   ).fit(others)
-  return partial(model.kneighbors, queries)
-
-
-def _torch(queries, others):
-  from experiments.benchmarks import torch_peer
-
-  return torch_peer.search(queries, others)
-
-
-def _faiss(queries, others):
-  import faiss
-
   index = faiss.IndexFlat(others.shape[1], faiss.METRIC_Linf)
   index.add(others)
-  return partial(index.search, queries, 1)
-
-
-SEARCHES = {
-  'scikit-learn brute': _scikit_learn,
-  'torch.cdist': _torch,
-  'faiss flat l-inf': _faiss,
-}
+  return {
+    'scikit-learn brute': partial(model.kneighbors, queries),
+    'torch.cdist': torch_peer.search(queries, others),
+    'faiss flat l-inf': partial(index.search, queries, 1),
+  }
 
 
 def startup() -> list[Case]:

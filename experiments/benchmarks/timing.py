@@ -1,11 +1,11 @@
 """Candidates that do the same work take turns, and are compared in pairs."""
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from robustlip import progress
@@ -18,7 +18,6 @@ class Candidate(NamedTuple):
   work: float  # units of the case that one run does
   memory: float | None = None  # MiB that its program holds at most, if known
   may_fail: bool = False  # a peer that need not work here: left out if it fails
-  prepare: Callable[[], object] | None = None  # untimed; None: `run`
   # What `run` returned, as the record has it.
   found: Callable[[Any], dict[str, Any]] | None = None
 
@@ -30,73 +29,51 @@ class Case(NamedTuple):
   unit: str  # what `work` counts: images, pairs, ...
   candidates: dict[str, Candidate]
 
-  def results(self, repeats: int) -> list[dict[str, Any]]:
-    """What the record of a suite has of it."""
-    return [measure(self, repeats=repeats)]
+  def __call__(self, repeats: int) -> list[dict[str, Any]]:
+    """Rates of every candidate, and how ours compares with each of the rest.
 
-
-def measure(case: Case, *, repeats: int) -> dict[str, Any]:
-  """Rates of every candidate, and how ours compares with each of the rest.
-
-  Each candidate runs once untimed (or what it has to prepare), then in
-  `repeats` turns. A ratio is the median over turns, so that what else the
-  machine does slows both alike; CPU seconds, of all threads and of finished
-  child processes, depend on it less.
-  """
-  times = {name: [] for name in case.candidates}
-  facts = {}
-  with progress.bar((repeats + 1) * len(times), case.name, unit='run') as bar:
-    for turn in range(repeats + 1):
-      for name in list(times):
-        candidate = case.candidates[name]
-        work = candidate.run
-        if not turn and candidate.prepare:
-          work = candidate.prepare
-        elapsed, result = _measured(name, work, candidate.may_fail)
-        bar.update(1)
-        if elapsed is None:
+    Each candidate runs once untimed, then in `repeats` turns. A ratio is the
+    median over turns, so that what else the machine does slows both alike; CPU
+    seconds, of all threads and of finished child processes, depend on it less.
+    """
+    times, facts = {name: [] for name in self.candidates}, {}
+    turns = [(i, name) for i in range(repeats + 1) for name in times]
+    with progress.bar(len(turns), self.name, unit='run') as bar:
+      for turn, name in turns:
+        candidate = self.candidates[name]
+        if name not in times:  # left out
+          continue
+        start = clocks()
+        try:
+          result = candidate.run()
+        except Exception as error:
+          if not candidate.may_fail:
+            raise
+          logging.warning('%s left out: %s', name, str(error).split('\n')[0])
           del times[name]
-        elif turn:
-          times[name].append([x / candidate.work for x in elapsed])
+          continue
+        if turn:
+          spent = np.subtract(clocks(), start)
+          times[name].append(spent / candidate.work)
           facts[name] = candidate.found(result) if candidate.found else {}
-  ours = next(iter(times.values()))
-  rows = []
-  for name, taken in times.items():
-    seconds, cpu_seconds = zip(*taken, strict=True)
-    rate = statistics.median(1 / x for x in seconds)
-    ratio, cpu_ratio = (
-      statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
-      for mine, theirs in zip(
-        zip(*ours, strict=True), (seconds, cpu_seconds), strict=True
-      )
-    )
-    row = {
-      'candidate': name,
-      'per_second': rate,
-      'ratio_of_ours': ratio,
-      'cpu_ratio_of_ours': cpu_ratio,
-      'program_mib': case.candidates[name].memory,
-      'seconds': list(seconds),
-      'cpu_seconds': list(cpu_seconds),
-      **facts[name],
-    }
-    rows.append(row)
-  return {'case': case.name, 'unit': case.unit, 'candidates': rows}
-
-
-def _measured(
-  name: str, work: Callable[[], object], may_fail: bool
-) -> tuple[list[float] | None, object]:
-  """Seconds of wall and of CPU time, None if it failed and may; the result."""
-  start = clocks()
-  try:
-    result = work()
-  except Exception as error:
-    if not may_fail:
-      raise
-    logging.warning('%s left out: %s', name, str(error).split('\n')[0])
-    return None, None
-  return [b - a for a, b in zip(start, clocks(), strict=True)], result
+        bar.update(1)
+    ours = np.array(next(iter(times.values())))
+    rows = []
+    for name, taken in times.items():
+      seconds, cpu_seconds = np.transpose(taken)
+      ratio, cpu_ratio = np.median(taken / ours, axis=0)
+      row = {
+        'candidate': name,
+        'per_second': np.median(1 / seconds),
+        'ratio_of_ours': ratio,
+        'cpu_ratio_of_ours': cpu_ratio,
+        'program_mib': self.candidates[name].memory,
+        'seconds': seconds,
+        'cpu_seconds': cpu_seconds,
+        **facts[name],
+      }
+      rows.append(row)
+    return [{'case': self.name, 'unit': self.unit, 'candidates': rows}]
 
 
 def memory(program: Any) -> float:

@@ -82,7 +82,7 @@ def robust(data: splines.Data, *, clean: float, attacked: float) -> Fit:
     return total + splines.penalty(coefficients)
 
   num_points, num_examples = len(data.counts), len(data.targets)
-  around = np.concatenate([data.left, data.center, data.right])
+  around = np.concatenate(data.around)
   three = np.tile(np.eye(num_points), (3, 1))
   pick = scipy.sparse.csr_matrix(
     (np.ones(num_examples), (np.arange(num_examples), data.groups))
@@ -120,7 +120,7 @@ def trades(data: splines.Data, *, beta: float) -> Fit:
     moves = ((errors - errors[1]) ** 2).max(axis=0).sum()
     return (errors[1] ** 2).sum() + beta * moves + splines.penalty(coefficients)
 
-  steps = np.concatenate([data.left - data.center, data.right - data.center])
+  steps = np.concatenate(data.around[::2] - data.center)
   two = np.tile(np.eye(len(data.counts)), (2, 1))
   return minimize(
     objective,

@@ -6,6 +6,8 @@ of one example, the papers' penalties are made of l'(x) = 2 (f(x) - y) f'(x),
 the gradient with respect to the input.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.sparse
@@ -72,7 +74,8 @@ def _released_sides(data: splines.Data, beta: float):
       gradient + beta * (features.T @ sums - shift * slopes.T @ sums),
     )
 
-  return side(data.left, -splines.SHIFT), side(data.right, splines.SHIFT)
+  left, _, right = data.around
+  return side(left, -splines.SHIFT), side(right, splines.SHIFT)
 
 
 def llr_released(data: splines.Data, *, beta: float) -> Fit:
@@ -115,36 +118,30 @@ def gr(data: splines.Data, *, beta: float) -> Fit:
   Not convex: a local minimum. Source: Finlay & Oberman 2021,
   arXiv:1905.11468.
   """
-  weights = np.sqrt(data.counts)
-  means = np.bincount(data.groups, data.targets) / data.counts
-  spreads = data.targets - means[data.groups]
-  spreads = np.sqrt(np.bincount(data.groups, spreads**2))
-  center = weights[:, None] * data.center
-  slope = np.sqrt(2 * beta) * data.slope  # sqrt(beta / 2) * the 2 of l'
-  difference = np.sqrt(splines.PENALTY) * splines.DIFFERENCES.T
-
-  # Targets enter by their mean and their spread at each distinct input.
-  def residuals(coefficients):
-    errors = center @ coefficients - weights * means
-    slopes = slope @ coefficients
-    roughness = difference @ coefficients
-    return np.concatenate(
-      [errors, errors * slopes, spreads * slopes, roughness]
-    )
-
-  def jacobian(coefficients):
-    errors = center @ coefficients - weights * means
-    slopes = slope @ coefficients
-    product = slopes[:, None] * center + errors[:, None] * slope
-    return np.concatenate(
-      [center, product, spreads[:, None] * slope, difference]
-    )
-
   start = convex_fits.natural(data).coefficients
-  solution = scipy.optimize.least_squares(
-    residuals, start, jacobian, ftol=1e-12, xtol=1e-12, gtol=1e-12
-  )
-  return Fit(solution.x, None)
+  return Fit(_descend(_gr_objective, start, data, beta), None)
+
+
+@jax.jit
+@jax.value_and_grad
+def _gr_objective(coefficients, data, beta):
+  error = splines.errors(coefficients, data)[1]
+  slope = (data.slope @ coefficients)[data.groups]
+  squares = error**2 + beta / 2 * (2 * error * slope) ** 2
+  return squares.sum() + splines.penalty(coefficients)
+
+
+def _descend(objective, coefficients, data, *numbers) -> np.ndarray:
+  """A local minimum from a start, in double precision."""
+  with jax.enable_x64(True):
+    return scipy.optimize.minimize(
+      objective,
+      coefficients,
+      (jax.device_put(data), *numbers),
+      method='BFGS',
+      jac=True,
+      options={'gtol': 1e-8},  # some directions are flat
+    ).x
 
 
 def llr(data: splines.Data, *, linearity: float, gradient: float) -> Fit:
@@ -157,45 +154,27 @@ def llr(data: splines.Data, *, linearity: float, gradient: float) -> Fit:
   """
   coefficients = convex_fits.natural(data).coefficients
   for smoothing in 10.0 ** -np.arange(1, 6):
-    coefficients = scipy.optimize.minimize(
-      _llr_objective,
-      coefficients,
-      (data, linearity, gradient, smoothing),
-      method='BFGS',
-      jac=True,
-    ).x
+    coefficients = _descend(
+      _llr_objective, coefficients, data, linearity, gradient, smoothing
+    )
   return Fit(coefficients, None)
 
 
+@jax.jit
+@jax.value_and_grad
 def _llr_objective(coefficients, data, linearity, gradient, smoothing):
-  """Value and derivative of LLR's objective with smoothed absolute values."""
-
   def absolute(values):
-    sizes = np.sqrt(values**2 + smoothing**2)
-    return sizes.sum(), values / sizes
+    return jnp.sqrt(values**2 + smoothing**2).sum()
 
   left, center, right = splines.errors(coefficients, data)
   slope = (data.slope @ coefficients)[data.groups]
   change = 2 * splines.SHIFT * center * slope  # d l'(x), d = 1/3
   # max(|a|, |b|) = (|a + b| + |a - b|) / 2
-  curvature, by_curvature = absolute(left**2 + right**2 - 2 * center**2)
-  asymmetry, by_asymmetry = absolute(right**2 - left**2 - 2 * change)
-  size, by_change = absolute(change)
-  value = (center**2).sum() + linearity / 2 * (curvature + asymmetry)
-  by_change = gradient * by_change - linearity * by_asymmetry
-  derivatives = (
-    (data.left, linearity * (by_curvature - by_asymmetry) * left),
-    (data.right, linearity * (by_curvature + by_asymmetry) * right),
-    (
-      data.center,
-      2 * (1 - linearity * by_curvature) * center
-      + 2 * splines.SHIFT * by_change * slope,
-    ),
-    (data.slope, 2 * splines.SHIFT * by_change * center),
+  largest = absolute(left**2 + right**2 - 2 * center**2)
+  largest += absolute(right**2 - left**2 - 2 * change)
+  return (
+    (center**2).sum()
+    + linearity / 2 * largest
+    + gradient * absolute(change)
+    + splines.penalty(coefficients)
   )
-  roughness = splines.PENALTY * splines.ROUGHNESS @ coefficients
-  total = 2 * roughness + sum(
-    features.T @ np.bincount(data.groups, derivative)
-    for features, derivative in derivatives
-  )
-  return value + gradient * size + coefficients @ roughness, total

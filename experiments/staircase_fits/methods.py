@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from experiments import paper
 from experiments.staircase_fits import convex_fits, gradient_fits, splines
 from robustlip.datasets import synthetic
 
@@ -20,32 +21,9 @@ COLUMNS = (
   'gap',
   'attacked_gap',
 )
-# The authors' notebook; RST: their code run once more, by an inexact solver.
+# As published; RST: the authors' code run once more, by an inexact solver.
 PUBLISHED = {
-  40: {
-    'Natural': (0.0059, 0.0192, 0.1926, 1.2872, 0.0133, 0.0326),
-    'GR (released)': (0.0059, 0.2186, 0.4119, 1.4519, 0.2127, 0.2453),
-    'LLR (released)': (0.0059, 0.2235, 0.3693, 1.2712, 0.2175, 0.2521),
-    'AT': (0.0064, 0.3360, 0.3720, 0.5396, 0.3296, 0.3653),
-    'RST(.5)': (0.0060, 0.2469, 0.2669, 0.5104, 0.2409, 0.2589),
-    'RST(1)': (0.0060, 0.1954, 0.2057, 0.4633, 0.1894, 0.1991),
-    'RST(2)': (0.0060, 0.1463, 0.1525, 0.4303, 0.1403, 0.1463),
-    'TRADES(1)': (0.0060, 0.1571, 0.1679, 0.5148, 0.1511, 0.1569),
-    'TRADES(3)': (0.0060, 0.0786, 0.0968, 0.4193, 0.0725, 0.0892),
-    'TRADES(6)': (0.0061, 0.0554, 0.0748, 0.3870, 0.0493, 0.0680),
-  },
-  30000: {
-    'Natural': (0.010, 0.010, 0.027, 0.341),
-    'GR (released)': (0.010, 0.010, 0.050, 0.377),
-    'LLR (released)': (0.010, 0.010, 0.015, 0.272),
-    'AT': (0.010, 0.010, 0.014, 0.251),
-    'RST(.5)': (None, None, 0.014, 0.251),
-    'RST(1)': (None, None, 0.014, 0.251),
-    'RST(2)': (None, None, 0.014, 0.251),
-    'TRADES(1)': (0.010, 0.010, 0.015, 0.277),
-    'TRADES(3)': (0.010, 0.010, 0.015, 0.279),
-    'TRADES(6)': (0.011, 0.011, 0.016, 0.284),
-  },
+  count: paper.panels('staircase')[f'{count}', ''] for count in NUM_TEST
 }
 
 
@@ -107,10 +85,7 @@ def fit_all(num_examples: int, seed: int) -> tuple[dict, dict, splines.Data]:
 def agreements(rows: dict, published: dict, digits: int) -> dict[str, bool]:
   """Whether every published number of a row is ours, rounded as printed."""
   return {
-    name: all(
-      theirs is None or round(rows[name][column], digits) == theirs
-      for column, theirs in zip(COLUMNS, numbers, strict=False)
-    )
+    name: all(round(rows[name][c], digits) == x for c, x in numbers.items())
     for name, numbers in published.items()
   }
 

@@ -4,7 +4,6 @@ A spline is its coefficients [34] on the knots {i, i +- 1/3}. The perturbed
 inputs of x are x - 1/3, x and x + 1/3.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -36,18 +35,20 @@ DIFFERENCES = np.diff(np.eye(NUM_COEFFICIENTS), n=2)  # [34, 32]
 ROUGHNESS = DIFFERENCES @ DIFFERENCES.T
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
   """Examples, and the features of their inputs where those are distinct."""
 
   inputs: np.ndarray  # [N]
   targets: np.ndarray  # [N]
   groups: np.ndarray  # [N], which distinct input
   counts: np.ndarray  # [K], examples per distinct input
-  left: np.ndarray  # [K, 34], features of x - 1/3
-  center: np.ndarray  # [K, 34]
-  right: np.ndarray  # [K, 34]
-  slope: np.ndarray  # [K, 34], derivatives of `center` by the input
+  around: np.ndarray  # [3, K, 34], features of x - 1/3, x and x + 1/3
+  slope: np.ndarray  # [K, 34], derivatives of the features by the input
+
+  @property
+  def center(self) -> np.ndarray:
+    """Features of the inputs themselves, [K, 34]."""
+    return self.around[1]
 
 
 class Scores(NamedTuple):
@@ -67,9 +68,7 @@ def observe(inputs: np.ndarray, targets: np.ndarray) -> Data:
     targets=targets,
     groups=groups,
     counts=np.bincount(groups),
-    left=BASIS(points - SHIFT),
-    center=BASIS(points),
-    right=BASIS(points + SHIFT),
+    around=np.stack([BASIS(points + s) for s in (-SHIFT, 0, SHIFT)]),
     slope=SLOPE(points),
   )
 
@@ -81,9 +80,7 @@ def penalty(coefficients: np.ndarray) -> float:
 
 def errors(coefficients: np.ndarray, data: Data) -> np.ndarray:
   """f(x - 1/3) - y, f(x) - y and f(x + 1/3) - y, [3, N]."""
-  features = (data.left, data.center, data.right)
-  values = np.stack([f @ coefficients for f in features])
-  return values[:, data.groups] - data.targets
+  return (data.around @ coefficients)[:, data.groups] - data.targets[None]
 
 
 def evaluate(coefficients: np.ndarray, data: Data) -> Scores:
