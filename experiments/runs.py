@@ -238,10 +238,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   key = jax.random.key(settings.seed)
   watched = watch(settings, dataset, held_out)
   feed = Feed(split, stream=FLAGS.stream)
-  fresh = training.initial_state(
-    make_recipe(numbers), key, split.images.shape[1:]
-  )
-  fresh = started(settings, fresh)
+  recipe = make_recipe(numbers)
+  fresh = training.initial_state(recipe, key, split.images.shape[1:])
+  fresh = started(settings, fresh, recipe.optimizer)
   with (
     Store(path / 'checkpoints') as newest,
     Store(path / 'best') as best,
@@ -300,9 +299,13 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
 
 
 def started(
-  settings: Config, fresh: training.TrainState
+  settings: Config,
+  fresh: training.TrainState,
+  optimizer: optax.GradientTransformation,
 ) -> training.TrainState:
   """The fresh state with the weights of the run that `--start` names.
+
+  The optimizer begins with them too: it may average them.
 
   Raises:
     ValueError: if they are of another network.
@@ -314,7 +317,7 @@ def started(
   if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, fresh.variables):
     raise ValueError(f'--start={settings.start} is of another network')
   logging.info('Starting from step %d in %s', step, folder)
-  return fresh._replace(**found)
+  return fresh._replace(**found, opt_state=optimizer.init(found['params']))
 
 
 def watch(
