@@ -355,8 +355,9 @@ def test_steps_may_be_written_out():
   chex.assert_trees_all_close(looped, unrolled, atol=1e-6)
 
 
-def test_a_cascade_of_other_classes_than_the_network_is_refused():
-  stages = attacks.cascade('multi_targeted', epsilon=0.1, num_classes=2)
+@pytest.mark.parametrize('name', ['multi_targeted', 'apgd_dlr'])
+def test_a_cascade_of_other_classes_than_the_network_is_refused(name):
+  stages = attacks.cascade(name, epsilon=0.1, num_classes=2)
   evaluator = evaluation.Evaluator(lambda _: linear, cascade=stages)
   with pytest.raises(ValueError, match='num_classes is 2, the network has 3'):
     evaluator.accuracies({}, SPLIT, KEY)

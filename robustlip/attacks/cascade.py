@@ -167,10 +167,10 @@ def _run(attack, num_targets, num_classes):
   """The attack of a stage; without targets, `num_targets` is 0."""
 
   def run(logits_fn, batch, keys, *, epsilon, number):
+    gradient.check_num_classes(logits_fn, batch, num_classes)
     keys = projections.other_keys(keys, len(batch.inputs), number)
     settings = {'epsilon': epsilon}
     if num_targets:
-      gradient.check_num_classes(logits_fn, batch, num_classes)
       settings['targets'] = gradient.likely_wrong(
         logits_fn(batch.inputs), batch.labels, number % num_targets
       )
