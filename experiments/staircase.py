@@ -10,7 +10,7 @@ as their papers define them, with the gradient of the loss with respect to the
 input, and ("released") as the authors' code has them; that code's optimizer
 stopped short, so its published rows are not comparable.
 
-Writes staircase.json and staircase.png. 40 s on 2 CPU cores.
+Writes staircase.json and staircase.png. 20 s on 2 CPU cores.
 """
 
 import pathlib
