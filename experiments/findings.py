@@ -52,12 +52,13 @@ def runs(
 def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
   """Spearman's, of the constant of Eq. (3) with each gap, over all runs.
 
-  There is none of two runs, nor of numbers that are all equal.
+  There is none of two runs, nor of numbers that are all equal. A network that
+  stands in two rows, as the best and as the last of a run, counts once.
   """
   from scipy import stats
 
   columns = ('eq3_lipschitz', 'gap', 'adv_gap')
-  known = runs(rows, columns)
+  known = list(dict.fromkeys(runs(rows, columns)))
   if len(known) < 3:
     return {}
   constants, *gaps = zip(*known, strict=True)

@@ -226,6 +226,9 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
   assert '0.97 with the adv. gap' in text and 'at most 0.5 points' in text
   table_figures.draw(record, tmp_path / 'tools')
   assert (tmp_path / 'tools.png').stat().st_size > 1000
+  again = rows + [rows[0] | {'row': 'at-early'}]  # the network of another row
+  known = findings.rank_correlations(rows)
+  assert findings.rank_correlations(again) == known
   rows[0]['ours'].pop('eq3_lipschitz')  # it was not finite
   table_figures.draw(record, tmp_path / 'others')
   assert (tmp_path / 'others.png').exists()
