@@ -51,9 +51,10 @@ SPLIT, BATCH = Split(IMAGES, LABELS), Batch(INPUTS, jnp.asarray(LABELS))
 
 def measure(network, epsilon=0.1, split=SPLIT, key=KEY, batch_size=40):
   """(robust [N], ratios [N]) of a network without variables."""
+  num_classes = jax.eval_shape(network, INPUTS).shape[-1]
   evaluator = evaluation.Evaluator(
     lambda _: network,
-    cascade=attacks.cascade('pgd', epsilon=epsilon, num_classes=3),
+    cascade=attacks.cascade('pgd', epsilon=epsilon, num_classes=num_classes),
     ratios={
       'eq3': lambda *args: lipschitz.estimate(*args, epsilon=epsilon).ratios
     },
