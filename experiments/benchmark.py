@@ -23,7 +23,6 @@ It keeps each batch under each attack in a folder of the run, and goes on there.
 """
 
 import inspect
-import pathlib
 import resource
 import sys
 import time
@@ -151,8 +150,7 @@ def main() -> None:
   """Measures one suite."""
   start = time.perf_counter()
   name = f'benchmark_{FLAGS.suite}.json'
-  path = pathlib.Path(FLAGS.output or f'runs/benchmarks/{name}')
-  common.output_folder(path.parent)
+  path = common.output_file(FLAGS.output or f'runs/benchmarks/{name}')
   results = []
   for case in chosen():
     results += case(FLAGS.repeats)

@@ -289,6 +289,19 @@ def output_folder(folder: str | os.PathLike) -> pathlib.Path:
     ) from error
 
 
+def output_file(path: str | os.PathLike) -> pathlib.Path:
+  """A file of results whose folder can be written, see `output_folder`.
+
+  Raises:
+    ValueError: if no file can be written there.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise ValueError(f'--output={path} is a folder; name a file')
+  output_folder(path.parent)
+  return path
+
+
 def write_text(text: str, path: str | os.PathLike) -> None:
   """Writes a file under a temporary name and moves it in place."""
   path = pathlib.Path(path)

@@ -91,8 +91,7 @@ def main() -> None:
   record['g'] = None
   if FLAGS.theory or theory.exists():
     record['g'] = common.read_json(theory)['data']['test']['curve']
-  output = pathlib.Path(FLAGS.output or f'runs/curves_{name}.json')
-  common.output_folder(output.parent)
+  output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
   common.finish(record | common.provenance(), output)
   drawn = list(record['runs'])
   if record['g']:

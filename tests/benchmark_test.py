@@ -45,6 +45,11 @@ def test_wrong_networks_are_one_line(flag, message, tmp_path, call):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_refused_before_anything_is_timed(tmp_path, call):
+  refused = scripts.error(call(BENCHMARK, f'--output={tmp_path}'))
+  assert 'is a folder; name a file' in refused
+
+
 def test_a_peer_that_fails_is_left_out_and_nobody_else():
   calls = []
 
