@@ -146,15 +146,15 @@ def _mapped(arguments, axes, *, padding):
     outputs = _convolution.bind(flat, kernel, padding=padding)
     return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:]), 0
   kernels = jnp.moveaxis(kernel, kernel_axis, 0)
-  if inputs_axis is None:
-    inputs = jnp.broadcast_to(inputs, (len(kernels), *inputs.shape))
-  else:
-    inputs = jnp.moveaxis(inputs, inputs_axis, 0)
-
-  def one(pair):
-    return _convolution.bind(*pair, padding=padding)
-
-  return lax.map(one, (inputs, kernels)), 0
+  if inputs_axis is None:  # shared, and so not copied for each kernel
+    return lax.map(
+      lambda kernel: _convolution.bind(inputs, kernel, padding=padding),
+      kernels,
+    ), 0
+  return lax.map(
+    lambda pair: _convolution.bind(*pair, padding=padding),
+    (jnp.moveaxis(inputs, inputs_axis, 0), kernels),
+  ), 0
 
 
 ad.defbilinear(_convolution, _inputs_gradient, _kernel_gradient)
