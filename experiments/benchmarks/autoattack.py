@@ -131,10 +131,11 @@ def _beside(name, rows) -> list[dict[str, Any]]:
   rows = {who: found[name] for who, found in rows.items() if name in found}
   mine = next(iter(rows.values()))
   for who, row in rows.items():
+    ratio = mine['per_second'] / row['per_second']
     row |= {
       'candidate': who,
-      'ratio_of_ours': mine['per_second'] / row['per_second'],
-      'cpu_ratio_of_ours': mine['per_second'] / row['per_second'],
+      'ratio_of_ours': ratio,  # of CPU seconds both, see `through`
+      'cpu_ratio_of_ours': ratio,
       'program_mib': None,
       'not_ours': sorted({*row['taken']} - {*mine['taken']}),
       'only_ours': sorted({*mine['taken']} - {*row['taken']}),
