@@ -24,8 +24,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
   ]
-  # Compiles in a third of the time what runs up to ten times as long, such as
-  # the search for separation. Later versions end at a flag that they lack.
+  # Compiles faster what runs slower, most of all the search for separation.
+  # Later versions end at a flag that they lack.
   + ['--xla_cpu_use_fusion_emitters=false'] * (jax.__version_info__ < (0, 11))
 )
 convolution.enable_fast_cpu()
