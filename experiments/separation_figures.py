@@ -120,7 +120,7 @@ def matrix(path, distances, class_names) -> None:
   figure = drawing.figure(7, 6)
   axes = figure.subplots()
   finite = np.where(np.isfinite(distances), distances, np.nan)
-  image = axes.imshow(finite, cmap='viridis')
+  image = axes.imshow(finite, cmap='viridis', aspect='auto')  # else cut
   figure.colorbar(image, ax=axes, label='smallest distance, train - train')
   names = [_text(name) for name in class_names]
   axes.set_xticks(range(size), names, rotation=45, ha='right')
