@@ -85,9 +85,12 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
       start = {0.0: run['test_acc']} if axes is left else {}
       for name, line in zip(names, ('--', '-'), strict=True):
         curve = {float(x): y for x, y in run.get(f'{name}_at', {}).items()}
+        marker = 'v'  # one radius is a point: beside it nothing is known
+        if len(curve) > 1:
+          curve, marker = start | curve, '.'
         if curve:
-          points = zip(*(start | curve).items(), strict=True)
-          axes.plot(*points, line, color=f'C{index}', marker='.')
+          points = zip(*curve.items(), strict=True)
+          axes.plot(*points, line, color=f'C{index}', marker=marker)
   left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
   left.set_title('dashed: under attack; full: certified')
   for axes in right:

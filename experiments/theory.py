@@ -94,7 +94,7 @@ def main() -> None:
     common.draw(draw, folder / figure)
   found = record['data']['test']['attacked_subset']
   g = plots.of_g(found['curve'], math.inf)
-  g['label'] = f'{name}, {found["num_attacked"]:,} test images'
+  g['label'] = f'{name}, {found["num_attacked"]:,} images; triangle: attacked'
   g['adv_test_acc_at'] = {epsilon: 100 * found['attacked']}
   common.draw(plots.both_sides, [g], folder / f'accuracies_{name}')
 
