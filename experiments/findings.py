@@ -90,8 +90,9 @@ def decided(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
       compare(f'smoother_with_beta_{kind}', (row, column), (other, column))
   for row in ROBUST:
     compare('gap_widens', (row, 'adv_gap'), (row, 'gap'))
-  for row, column in itertools.product(DROPOUT, ('gap', 'adv_gap')):
-    larger, smaller = (row, column), (f'{row}_dropout', column)
+  ends = '_dropout', '-dropout'  # of rows of Table 4 and of Table 5
+  for row, column, end in itertools.product(DROPOUT, ('gap', 'adv_gap'), ends):
+    larger, smaller = (row, column), (row + end, column)
     compare(f'dropout_narrows_{column}', larger, smaller, abs)
   for alone in ROBUST:
     tooled = [row for row in rows if row.split('-')[0] == alone]

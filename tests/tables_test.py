@@ -95,10 +95,11 @@ def test_a_finding_names_the_closest_pair_and_all_that_fail():
   }
 
 
-def test_a_gap_that_changes_sign_may_grow():
+@pytest.mark.parametrize('dropout', ['natural_dropout', 'natural-dropout'])
+def test_a_gap_that_changes_sign_may_grow(dropout):
   rows = {
     'natural': {'gap': -0.25, 'adv_gap': 0.5},
-    'natural_dropout': {'gap': -1.05, 'adv_gap': -0.2},
+    dropout: {'gap': -1.05, 'adv_gap': -0.2},
   }
   found = findings.decided(rows)
   assert not found['dropout_narrows_gap']['holds']

@@ -50,10 +50,11 @@ def train(
 ) -> list[Case]:
   """Images a second of the RST step, with PGD-10, at 64 or (wrn) 32 a batch."""
   cases = []
-  for name in arch:
-    size = batch_size or (64 if name.startswith('cnn') else 32)
-    task = problem.make(name, STEPS * size, precision)
-    title, one = f'{name}, batch {size}', trained(task, size)
+  sizes = {x: batch_size or (64 if x.startswith('cnn') else 32) for x in arch}
+  tasks = [problem.make(x, STEPS * n, precision) for x, n in sizes.items()]
+  for task in tasks:
+    size = sizes[task.arch]
+    title, one = f'{task.arch}, batch {size}', trained(task, size)
     candidates = {'robustlip': one}
     if num_runs > 1:
       title += f', {num_runs} runs'
@@ -146,8 +147,7 @@ def per_image(
 ) -> list[Case]:
   """Images a second of the work named: one of `WORKS`, right or wrong ones."""
   cases = []
-  for name in arch:
-    task = problem.make(name, num_images, precision)
+  for task in [problem.make(name, num_images, precision) for name in arch]:
     candidates = {'robustlip': _evaluated(task, WORKS[work], batch_size)}
     if peers:
       from experiments.benchmarks import foolbox_peer, torch_peer
@@ -158,7 +158,8 @@ def per_image(
       )
       if work == 'attack':
         candidates |= foolbox_peer.candidates(task, size)
-    cases.append(Case(f'{name}, {num_images} images', 'images', candidates))
+    title = f'{task.arch}, {num_images} images'
+    cases.append(Case(title, 'images', candidates))
   return cases
 
 

@@ -74,13 +74,15 @@ def linear(
     weights = jnp.broadcast_to(weights, (len(lower), classes, classes))
   sides = jnp.concatenate([weights, -weights], axis=1)
   settings = dict(tighten=tighten, num_steps=num_steps)
-  least = _least(logits_fn, (lower, upper), sides, **settings)
+  least = _lower_bounds(logits_fn, (lower, upper), sides, **settings)
   below, above = jnp.split(least, 2, axis=1)
   bound = below, -above
   return _exact_at_points(logits_fn, lower, upper, bound, weights)
 
 
-def _least(logits_fn, boxes, weights, *, lines=True, tighten=0, num_steps=0):
+def _lower_bounds(
+  logits_fn, boxes, weights, *, lines=True, tighten=0, num_steps=0
+):
   """Lower bounds [B, K] of `weights` [B, K, C] times the logits.
 
   Args:
@@ -131,7 +133,7 @@ def margins(
     settings = dict(tighten=tighten, num_steps=steps)
   boxes = ball(batch.inputs, epsilon=epsilon)
   weights = own[:, None] - classes[None]
-  least = _least(logits_fn, boxes, weights, **settings)
+  least = _lower_bounds(logits_fn, boxes, weights, **settings)
   return jnp.where(own > 0, 0.0, least)
 
 
