@@ -11,7 +11,6 @@ Coordinates reach the device tile by tile.
 """
 
 import concurrent.futures
-import functools
 import itertools
 import os
 import threading
@@ -173,12 +172,13 @@ class Sets:
         self._add(lambda images: filters.project(images, center, directions))
         self.error = filters.projection_error(*directions.shape)
     elif num_features > FEATURES[0] and jax.default_backend() == 'cpu':
-      chosen = filters.telling_features(*sides, limits, FEATURES[1])
-      for count in FEATURES[::-1]:
-        self._add(functools.partial(np.take, indices=chosen[:count], axis=1))
+      few, many = FEATURES
+      chosen = filters.telling_features(*sides, limits, many)
+      self._add(lambda images: np.take(images, chosen, axis=1))
+      self._add(lambda features: features[:, :few].copy())
 
   def _add(self, coordinates):
-    queries, refs = self.stages[-1]
+    queries, refs = self.stages[0]
     mine = coordinates(queries)
     theirs = mine if refs is queries else coordinates(refs)
     self.stages.insert(0, (mine, theirs))
