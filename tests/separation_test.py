@@ -10,6 +10,7 @@ from absl.testing import parameterized
 from hypothesis import strategies
 
 from robustlip import separation
+from robustlip.separation import search
 
 
 def all_distances(inputs, labels, refs, ref_labels, norm='linf'):
@@ -88,7 +89,8 @@ class ManyTiles(parameterized.TestCase):
     for size in (len(images), 1700):  # with itself, with other examples
       refs = images[:size], labels[:size]
       others = () if size == len(images) else refs
-      found = separation.nearest_opposite(images, labels, *others, norm=norm)
+      with mock.patch.object(search, 'BLOCK', 512):
+        found = separation.nearest_opposite(images, labels, *others, norm=norm)
       part = slice(None, None, 17)
       check(
         separation.Neighbors(*(side[part] for side in found)),
@@ -132,7 +134,7 @@ def test_progress_counts_queries():
   images = np.zeros((2100, 1), np.uint8)
   labels = np.arange(2100)
   separation.nearest_opposite(images, labels, progress=done.append)
-  assert done == [1024, 1024, 52]
+  assert sum(done) == 2100 and len(done) > 1
 
 
 def test_labels_of_two_integer_types_are_compared_exactly():

@@ -23,8 +23,9 @@ import numpy as np
 from robustlip.separation import filters, kernels
 
 SAMPLE = {'linf': 128, 'l2': 1024}  # first examples; as many in turn by class
-FEATURES = 96, 512  # of l-inf: for the device, for the host at first
+FEATURES = 128, 512  # of l-inf: for the device, for the host at first
 DIRECTIONS = 191  # of l2
+BLOCK = 2048  # examples of either side of a tile on a CPU, else twice as many
 UNKNOWN = np.iinfo(np.int64).max  # index that loses every tie
 
 
@@ -193,8 +194,9 @@ class Sets:
       kernels.Side(refs[cols], self.refs.labels[cols], col_limits),
     )
     sides = [[padded(x, block) for x in side] for side in sides]
-    sides = (kernels.Side(*jax.device_put(side, device)) for side in sides)
-    near = kernels.candidates(*sides, self.error, norm=self.norm)
+    sides = [kernels.Side(*side) for side in sides]
+    with jax.default_device(device):
+      near = kernels.candidates(*sides, self.error, norm=self.norm)
     i, j = np.divmod(np.flatnonzero(near), block)
     inside = (i < len(rows)) & (j < len(cols))
     i, j, gaps = i[inside], j[inside], np.zeros(0)
@@ -220,7 +222,7 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
   once = rows is None and sets.refs is sets.queries
   if rows is None:
     rows, cols = (np.arange(len(s.labels)) for s in (sets.queries, sets.refs))
-  largest = 1024 if jax.default_backend() == 'cpu' else 4096
+  largest = BLOCK if jax.default_backend() == 'cpu' else 2 * BLOCK
   block = min(largest, power_of_two(max(len(rows), len(cols))))
   lock = threading.Lock()
 
@@ -233,7 +235,8 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       keep(*found)
 
   devices = itertools.cycle(jax.local_devices())
-  workers = max(os.cpu_count() or 1, jax.local_device_count())
+  # One more than compute: some wait for the device.
+  workers = max(os.cpu_count() or 1, jax.local_device_count()) + 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     for row in range(0, len(rows), block):
       columns = range(row if once else 0, len(cols), block)
