@@ -182,8 +182,8 @@ def markdown(record: dict[str, Any]) -> str:
     if found := record.get('correlations', {}).get(title):
       texts = (f'{x:.2f} with the {HEADINGS[c]}' for c, x in found.items())
       lines.append(
-        f'Rank correlation of the {HEADINGS["eq3_lipschitz"]} over these runs: '
-        f'{", ".join(texts)}.'
+        f'Rank correlation of the {HEADINGS["eq3_lipschitz"]} over these runs '
+        f'of robust methods: {", ".join(texts)}.'
       )
   sources = [run for row in record['rows'] for run in row.get('runs', [record])]
   lines += dict.fromkeys(

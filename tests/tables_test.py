@@ -230,6 +230,9 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
   again = rows + [rows[0] | {'row': 'at-early'}]  # the network of another row
   known = findings.rank_correlations(rows)
   assert findings.rank_correlations(again) == known
+  rough = {'gap': [9.0], 'adv_gap': [0.0], 'eq3_lipschitz': [999.0]}
+  natural = {'row': 'natural', 'ours': rough}
+  assert findings.rank_correlations([*rows, natural]) == known
   rows[0]['ours'].pop('eq3_lipschitz')  # it was not finite
   table_figures.draw(record, tmp_path / 'others')
   assert (tmp_path / 'others.png').exists()
