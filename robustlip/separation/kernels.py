@@ -127,9 +127,9 @@ def exact_gaps(
     if norm == 'linf':
       gaps[part] = apart.max(axis=1)
     else:
-      squares = wide[: len(apart)]
-      squares[:] = apart
-      gaps[part] = np.vecdot(squares, squares)
+      exact = wide[: len(apart)]
+      exact[:] = apart
+      gaps[part] = np.vecdot(exact, exact)
   if norm == 'l2' and queries.dtype != np.uint8:
     gaps = np.square(np.sqrt(gaps).astype(np.float32), dtype=np.float64)
   return gaps
