@@ -76,7 +76,8 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
     line[-1].set(xlabel='local Lipschitz constant, Eq. (3)')
     line[-1].set(ylabel='gap under attack (points)')
     if 'adv_gap' in (found := record['correlations'][title]):
-      line[-1].set_title(f'rank correlation {found["adv_gap"]:.2f}')
+      correlation = f'rank correlation {found["adv_gap"]:.2f}'
+      line[-1].set_title(f'{correlation}, robust methods')
     line[-1].legend(fontsize='small')
   for name, colour in colours.items():
     axes[0, 0].plot([], [], color=colour, label=name)

@@ -50,10 +50,12 @@ def train(
 ) -> list[Case]:
   """Images a second of the RST step, with PGD-10, at 64 or (wrn) 32 a batch."""
   cases = []
-  sizes = {x: batch_size or (64 if x.startswith('cnn') else 32) for x in arch}
-  tasks = [problem.make(x, STEPS * n, precision) for x, n in sizes.items()]
-  for task in tasks:
-    size = sizes[task.arch]
+
+  def size_of(name):
+    return batch_size or (64 if name.startswith('cnn') else 32)
+
+  for task in [problem.make(x, STEPS * size_of(x), precision) for x in arch]:
+    size = size_of(task.arch)
     title, one = f'{task.arch}, batch {size}', trained(task, size)
     candidates = {'robustlip': one}
     if num_runs > 1:

@@ -115,12 +115,13 @@ def exact_gaps(
   gaps = np.empty(len(rows))
   step = max(CHUNK // queries.shape[1], 1)
   shape = min(step, len(rows)), queries.shape[1]
-  # Threads that ask for memory at every step wait for one another.
+  # Threads that ask for memory at every step wait for one another: what is
+  # read and `differences` take their room once.
   room = np.empty((3, *shape), queries.dtype)
   wide = np.empty(shape) if norm == 'l2' else None
   for first in range(0, len(rows), step):
-    part = slice(first, min(first + step, len(rows)))
-    a, b, apart = room[:, : part.stop - first]
+    part = slice(first, first + step)
+    a, b, apart = room[:, : len(rows[part])]
     queries.take(rows[part], axis=0, out=a, mode='clip')
     refs.take(cols[part], axis=0, out=b, mode='clip')
     np.subtract(np.maximum(a, b, out=apart), np.minimum(a, b, out=b), out=apart)

@@ -190,11 +190,10 @@ class Sets:
       col_limits = np.full(len(cols), -1, np.float32)
     queries, refs = self.stages[0]
     sides = (
-      kernels.Side(queries[rows], self.queries.labels[rows], row_limits),
-      kernels.Side(refs[cols], self.refs.labels[cols], col_limits),
+      (queries[rows], self.queries.labels[rows], row_limits),
+      (refs[cols], self.refs.labels[cols], col_limits),
     )
-    sides = [[padded(x, block) for x in side] for side in sides]
-    sides = [kernels.Side(*side) for side in sides]
+    sides = (kernels.Side(*(padded(x, block) for x in side)) for side in sides)
     with jax.default_device(device):
       near = kernels.candidates(*sides, self.error, norm=self.norm)
     i, j = np.divmod(np.flatnonzero(near), block)
