@@ -303,11 +303,18 @@ def output_file(path: str | os.PathLike) -> pathlib.Path:
 
 
 def write_text(text: str, path: str | os.PathLike) -> None:
-  """Writes a file under a temporary name and moves it in place."""
+  """Writes a file under a temporary name and moves it in place.
+
+  It is on disk before it is moved: a machine that goes down leaves the old file
+  or the new one, not an empty one.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_text(text, encoding='utf-8')
+  with open(partial, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   partial.replace(path)
 
 
