@@ -1,6 +1,7 @@
 """The claims of the paper, and of ours, by the numbers of a table."""
 
 import itertools
+import statistics
 from typing import Any
 
 ROBUST = ('at', 'rst0.5', 'rst1', 'rst2', 'trades1', 'trades3', 'trades6')
@@ -69,6 +70,25 @@ def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
     for column, values in zip(columns[1:], gaps, strict=True)
     if len(set(values)) > 1 and len(set(constants)) > 1
   }
+
+
+def by_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Whether more training examples narrow each gap, row for row.
+
+  Args:
+    rows: of one network, by method and then by number of training examples.
+  """
+  claims: dict[str, list] = {}
+  for fewer, more in itertools.pairwise(rows):
+    if fewer['row'] != more['row']:
+      continue
+    sizes = [x['settings']['train_examples'] for x in (fewer, more)]
+    name = f'{fewer["row"]} of {sizes[0]} and of {sizes[1]}'
+    for column in ('gap', 'adv_gap'):
+      means = [statistics.mean(x['ours'][column]) for x in (fewer, more)]
+      pairs = claims.setdefault(f'examples_narrow_{column}', [])
+      pairs.append((name, *means))
+  return {claim: finding(pairs) for claim, pairs in claims.items()}
 
 
 def decided(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,10 @@ FINDINGS = {
   'gap_widens': 'the gap is wider under attack',
   'dropout_narrows_gap': 'dropout narrows the gap',
   'dropout_narrows_adv_gap': 'dropout narrows the gap under attack',
+  'examples_narrow_gap': 'more training examples narrow the gap',
+  'examples_narrow_adv_gap': (
+    'more training examples narrow the gap under attack'
+  ),
   'a_tool_halves_adv_gap': (
     'a tool halves the gap under attack at no loss of test accuracy'
   ),

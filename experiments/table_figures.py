@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import findings, plots, report
+from experiments import findings, plots, report, table_rows
 from robustlip import drawing
 
 # How the names of columns end -> the axes that they share.
@@ -31,6 +31,8 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   """
   if 'correlations' in record:
     return tools(record, path)
+  if record['table'] == 'sizes':
+    return sizes(record, path)
   panels = report.panels(record)
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]
@@ -87,6 +89,38 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
   plots.save(figure, path)
 
 
+def sizes(record: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes to `path`.png accuracy and gap over numbers of training examples.
+
+  A line of axes for each network and data set, a colour for each method; full
+  lines are of clean images, dashed ones of attacked images, bars the range
+  over seeds.
+  """
+  panels = report.panels(record)
+  figure = drawing.figure(9, 3.8 * len(panels))
+  axes = figure.subplots(len(panels), 2, squeeze=False)
+  for line, (title, rows) in zip(axes, panels.items(), strict=True):
+    for i, method in enumerate(dict.fromkeys(row['row'] for row in rows)):
+      shown = [row for row in rows if row['row'] == method]
+      counts = [row['settings']['train_examples'] for row in shown]
+      label = table_rows.label(method)
+      for ax, clean in zip(line, ('test_acc', 'gap'), strict=True):
+        for column, style in ((clean, '-'), (f'adv_{clean}', '--')):
+          means, ends = _spread([row['ours'][column] for row in shown])
+          name = label if style == '-' else None
+          ax.errorbar(counts, means, ends, fmt=f'C{i}.{style}', label=name)
+    counts = sorted({row['settings']['train_examples'] for row in rows})
+    for ax in line:
+      ax.set(xscale='log', xlabel='training examples')
+      ax.set_xticks(counts, [f'{count:,}' for count in counts])
+      ax.minorticks_off()
+    line[0].set(ylabel='test accuracy (%)')
+    line[0].set_title(f'{title}; dashed: under attack', loc='left')
+    line[1].set(ylabel='training minus test (points)')
+    line[0].legend()
+  plots.save(figure, path)
+
+
 def _parts(row: dict[str, Any]) -> tuple[str, str]:
   """What a method and its tools are called."""
   method, _, names = row['label'].partition(' + ')
@@ -123,9 +157,7 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
   positive, known = True, any(row['paper'] for row in rows)
   for index, column in enumerate(columns):
     lines = [y for y, row in enumerate(rows) if column in row['ours']]
-    ours = [rows[y]['ours'][column] for y in lines]
-    means = np.array([np.mean(values) for values in ours])
-    ends = [means - [min(x) for x in ours], [max(x) for x in ours] - means]
+    means, ends = _spread([rows[y]['ours'][column] for y in lines])
     style = dict(color=f'C{index}', zorder=3)
     ax.errorbar(
       means, lines, xerr=ends, fmt='o', label=report.heading(column), **style
@@ -151,6 +183,15 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
       borderaxespad=5,
       fontsize='small',
     )
+
+
+def _spread(values: list[list[float]]) -> tuple[Any, Any]:
+  """Means over seeds, and how far from them the ends of the range are."""
+  means = np.array([np.mean(x) for x in values])
+  return means, [
+    means - [min(x) for x in values],
+    [max(x) for x in values] - means,
+  ]
 
 
 def _verdicts(ax: Any, findings: dict[str, dict[str, Any]]) -> None:

@@ -15,7 +15,9 @@ Finished runs are reused and a stopped one goes on where it was. The record,
 its Markdown and its picture are `<workdir>/table_<table>-<preset>.*`, with the
 data set and the network in the name where the flags give them; `--render_only`
 makes them again from the record. CIFAR-10 with `--augment=none` is held against
-the appendix. Table 1 is made of the records of `experiments.separation`.
+the appendix. Table 1 is made of the records of `experiments.separation`, and
+`sizes`, accuracy and gap against the number of training examples, of those of
+tables with `--train_examples` and the same `--preset` in `--workdir`.
 """
 
 import dataclasses
@@ -50,6 +52,7 @@ TITLES = {
   '5': 'Table 5: tools of generalisation, not in the paper',
   'mt': 'Appendix: multi-targeted attack',
   'svhn': 'Appendix: SVHN',
+  'sizes': 'Numbers of training examples, not in the paper',
 }
 CAPTION = (  # of Table 5
   'Of each method, first come the rows whose test accuracies, clean and under '
@@ -78,7 +81,8 @@ def define() -> None:
     '2',
     TITLES,
     '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
-    '`svhn`; 5, generalisation tools, is ours.',
+    '`svhn`; 5, generalisation tools, and `sizes`, which joins tables with '
+    '--train_examples, are ours.',
   )
   flags.DEFINE_list(
     'rows',
@@ -120,9 +124,10 @@ def finished(
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  panel, found = root / f'{dataset.name}-{base.arch}', []
+  panel, found = '-'.join([dataset.name, base.arch, *_part()]), []
   for seed in config.seeds():
-    path, checkpoint = panel / table_rows.folder(row) / f'seed{seed}', 'newest'
+    path = root / panel / table_rows.folder(row) / f'seed{seed}'
+    checkpoint = 'newest'
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     if row.endswith('-early'):
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
@@ -276,10 +281,7 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: for settings of networks.
   """
-  if given := config.given():
-    raise ValueError(f'--{next(iter(given))} means nothing to --table=1')
   rows = {}
   for path in sorted(root.glob('separation_*.json')):
     record = common.read_json(path)
@@ -326,6 +328,48 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
   }
 
 
+def sizes(root: pathlib.Path) -> dict[str, Any]:
+  """The record of accuracy and gap over numbers of training examples.
+
+  It joins the rows of the tables 2 to 4 with `--train_examples` and the same
+  preset in `root`.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  rows = []
+  for path in root.glob(f'table_[234]-{FLAGS.preset}-*examples.json'):
+    for row in common.read_json(path)['rows']:
+      size, epochs = (row['settings'][k] for k in ('train_examples', 'epochs'))
+      label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
+      rows.append(row | {'label': label, 'paper': {}, 'paper_settings': {}})
+  if not rows:
+    raise FileNotFoundError(
+      f'{root} has no table of a part of a training set; run python -m '
+      f'experiments.tables --table=2 --preset={FLAGS.preset} '
+      f'--train_examples=500 --workdir={root}'
+    )
+  rows.sort(
+    key=lambda row: (
+      row['dataset'],
+      row['arch'],
+      _place(row['row'], {}),
+      row['settings']['train_examples'],
+    )
+  )
+  record = {'table': 'sizes', 'title': TITLES['sizes'], 'rows': rows}
+  record['findings'] = {
+    title: findings.by_size(panel)
+    for title, panel in report.panels(record).items()
+  }
+  record['seconds'] = sum(row['seconds'] for row in rows)
+  return record | common.provenance()
+
+
+# Tables that are made of records which other commands have written.
+JOINED = {'1': separations, 'sizes': sizes}
+
+
 def location() -> pathlib.Path:
   """The record of the table; its Markdown and its picture are beside it."""
   root = pathlib.Path(FLAGS.workdir or f'runs/{FLAGS.preset}')
@@ -336,9 +380,13 @@ def location() -> pathlib.Path:
     parts.append(pathlib.Path(FLAGS.dataset).stem)
   if FLAGS.arch:
     parts.append(FLAGS.arch)
-  if FLAGS.train_examples:
-    parts.append(f'{FLAGS.train_examples}examples')
-  return root / f'{"-".join(parts)}.json'
+  return root / f'{"-".join(parts + _part())}.json'
+
+
+def _part() -> list[str]:
+  """What part of the training set the flags ask for, in names of files."""
+  count = FLAGS.train_examples
+  return [f'{count}examples'] if count else []
 
 
 def write(record: dict[str, Any], output: pathlib.Path) -> str:
@@ -367,8 +415,14 @@ def main() -> None:
     )
   if FLAGS.render_only:
     record = common.read_json(output)
-  elif FLAGS.table == '1':
-    record = separations(pathlib.Path(FLAGS.workdir or common.RESULTS))
+  elif FLAGS.table in JOINED:
+    if given := config.given():
+      raise ValueError(
+        f'--{next(iter(given))} means nothing to --table={FLAGS.table}, which '
+        'is made of records'
+      )
+    root = pathlib.Path(FLAGS.workdir or common.RESULTS)
+    record = JOINED[FLAGS.table](root)
   else:
     record = networks(output)
   print(write(record, output))

@@ -47,7 +47,8 @@ def record():
     'numbers': [1.0, 2.5],
   }
   findings = {'cnn1 on mnist5k': {'gap_widens': decided}}
-  return {'title': 'Table 2', 'rows': rows, 'findings': findings}
+  named = {'table': '2', 'title': 'Table 2'}
+  return named | {'rows': rows, 'findings': findings}
 
 
 def test_a_table_has_means_spread_and_the_papers_numbers(record):

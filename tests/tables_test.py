@@ -292,6 +292,7 @@ def test_bad_requests_are_one_line(call):
     (['--rows='], '--rows names none'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
+    (['--table=sizes', '--workdir=/nowhere'], 'has no table of a part'),
     (['--table=4', '--arch=cnn1'], 'has it already'),
   ):
     assert message in scripts.error(call('experiments.tables', *words))
@@ -323,6 +324,34 @@ def test_table_1_from_separation_records(given, tmp_path):
   assert row['ours']['train_train_min'] == [0.1]
   assert row['paper_settings'] == {'num_train': 73255}
   assert found['findings']['']['separated']['holds']
+
+
+def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
+  given('--table=sizes', '--preset=short')
+  with pytest.raises(FileNotFoundError, match='--train_examples=500'):
+    tables.sizes(tmp_path)
+  gaps = {1000: ([2.0, 4.0], [8.0, 8.0]), 500: ([3.5, 4.5], [7.0, 7.0])}
+  for size, (gap, adv_gap) in gaps.items():
+    ours = {'gap': gap, 'adv_gap': adv_gap}
+    ours |= {'test_acc': [90.0, 92.0], 'adv_test_acc': [80.0, 80.0]}
+    settings = {'epsilon': 0.1, 'train_examples': size, 'epochs': 2}
+    row = {'dataset': 'mnist', 'arch': 'cnn1', 'row': 'at', 'label': 'AT'}
+    row |= {'settings': settings, 'ours': ours, 'seconds': 1.0, 'runs': []}
+    path = tmp_path / f'table_2-short-{size}examples.json'
+    common.write_json({'rows': [row]}, path)
+  record = tables.sizes(tmp_path)
+  assert [row['label'] for row in record['rows']] == [
+    'AT, 500 examples, 2 epochs',
+    'AT, 1,000 examples, 2 epochs',
+  ]
+  found = record['findings']['cnn1 on mnist']
+  assert found['examples_narrow_gap']['holds']
+  assert found['examples_narrow_gap']['numbers'] == [4.0, 3.0]
+  assert found['examples_narrow_adv_gap']['failing'] == [
+    'at of 500 and of 1000'
+  ]
+  assert '80.00 ± 0.00' in tables.write(record, tmp_path / 'table_sizes.json')
+  assert (tmp_path / 'table_sizes.png').stat().st_size > 10_000
 
 
 def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
