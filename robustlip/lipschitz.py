@@ -5,11 +5,13 @@ should be in inference mode; `key` is one PRNG key or one per example; `norm` is
 that of the ball and of x - x', the paper's 'linf' or 'l2'.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from robustlip import attacks, bounds, losses, projections
 from robustlip.bounds import change, walk
@@ -118,7 +120,11 @@ def estimate(
 
 
 def upper_bound(
-  logits_fn: LogitsFn, inputs: chex.Array, *, epsilon: chex.Numeric
+  logits_fn: LogitsFn,
+  inputs: chex.Array,
+  *,
+  epsilon: chex.Numeric,
+  tighten: bool = False,
 ) -> chex.Array:
   """Upper bounds of Eq. (3), in l-inf: no point has a larger ratio, [B].
 
@@ -128,6 +134,7 @@ def upper_bound(
 
   Args:
     epsilon: radius of the ball in units of the pixel range.
+    tighten: bounds the units of the network by lines, see `bounds.linear`.
 
   Raises:
     ValueError: if a primitive of the network has no rule, see `bounds`.
@@ -135,10 +142,12 @@ def upper_bound(
   inputs = check_images(inputs)
   lower, upper = bounds.ball(inputs, epsilon=epsilon)
 
-  def one(image, lower, upper):
+  def one(image_and_box):
+    image, *box = image_and_box
     network = walk.trace_one(logits_fn, image.shape)
-    return change.rate(network, image, (lower, upper))
+    return change.rate(network, image, tuple(box), tighten=tighten)
 
-  values = jax.vmap(one)(inputs, lower, upper)
+  over_examples = partial(lax.map, one) if tighten else jax.vmap(one)
+  values = over_examples((inputs, lower, upper))
   unknown = jnp.isnan(lower).any(axis=tuple(range(1, lower.ndim)))
   return jnp.where(unknown, jnp.nan, values)

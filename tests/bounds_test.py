@@ -18,7 +18,7 @@ from robustlip.types import Batch
 KEY = jax.random.key(0)
 SHAPE = (6, 6, 2)
 EPSILONS = (0.0, 1e-6, 1e-3, 0.03, 0.3, 1.0)
-METHODS = ('interval', 'linear')
+METHODS = ('interval', 'linear', 'crown')
 
 
 class Small(nn.Module):
@@ -86,11 +86,15 @@ def everything(variables, inputs, labels, key, epsilon, *, kind):
     'outputs': jnp.stack([logits_fn(x) for x in (inputs, *found)]),
     'interval': bounds.interval(logits_fn, *box),
     'linear': bounds.linear(logits_fn, *box),
+    'crown': bounds.linear(logits_fn, *box, tighten=True),
     'certified': bounds.certified(logits_fn, batch, epsilon=epsilon),
     'entropy': bounds.cross_entropy(
       logits_fn, batch, epsilon=epsilon, lines=0.5
     ),
     'upper': lipschitz.upper_bound(logits_fn, inputs, epsilon=epsilon),
+    'tightened': lipschitz.upper_bound(
+      logits_fn, inputs, epsilon=epsilon, tighten=True
+    ),
     'lower': ratios.ratios,
   }
 
@@ -123,7 +127,8 @@ def test_no_point_is_outside_of_any_bound(kind):
     assert (kept >= both['certified']).all()
     # The bound is of exact arithmetic; logits rounded apart have slopes too.
     rounding = 1e-6 * (1 + jnp.abs(outputs).max()) / max(epsilon, 1e-6)
-    assert (both['lower'] <= both['upper'] + rounding).all()
+    assert (both['lower'] <= both['tightened'] + rounding).all()
+    assert (both['tightened'] <= both['upper'] * (1 + 1e-6)).all()
     for logits in outputs:
       entropy = losses.cross_entropy(logits, labels)
       assert (entropy <= both['entropy'] + 1e-4 + 1e-4 * entropy).all()
@@ -161,8 +166,11 @@ def test_bounds_of_affine_networks_are_exact():
   np.testing.assert_allclose(upper, norm, rtol=1e-4)
 
 
-def numpy_bounds(layers, x, epsilon):
-  """IBP and CROWN-IBP of ReLU layers (W, b), float64, as in the papers."""
+def numpy_bounds(layers, x, epsilon, *, tighten):
+  """IBP, and CROWN of ReLU layers (W, b), float64, as in the papers.
+
+  With `tighten` CROWN is the whole of it, without it CROWN-IBP.
+  """
   lower = [x - epsilon]
   upper = [x + epsilon]
   for index, (weights, biases) in enumerate(layers):
@@ -172,6 +180,15 @@ def numpy_bounds(layers, x, epsilon):
     middle, spread = (low + high) / 2, (high - low) / 2
     lower.append(weights @ middle + biases - np.abs(weights) @ spread)
     upper.append(weights @ middle + biases + np.abs(weights) @ spread)
+    below, above = numpy_lines(layers[: index + 1], lower, upper, x, epsilon)
+    if tighten:
+      lower[-1] = np.maximum(lower[-1], below)
+      upper[-1] = np.minimum(upper[-1], above)
+  return (lower[-1], upper[-1]), (below, above)
+
+
+def numpy_lines(layers, lower, upper, x, epsilon):
+  """CROWN of the last layer, given the inputs' bounds of each ReLU."""
   rows, offset = layers[-1]
   lines = []
   for sign in (1, -1):
@@ -189,7 +206,7 @@ def numpy_bounds(layers, x, epsilon):
       total = total + a @ biases
       a = a @ weights
     lines.append(total + a @ x - epsilon * np.abs(a).sum(1))
-  return (lower[-1], upper[-1]), (lines[0], -lines[1])
+  return lines[0], -lines[1]
 
 
 def dense_layers(key, sizes):
@@ -220,24 +237,32 @@ def apply_dense(layers, x):
 @jax.jit
 def dense_bounds(layers, box, weights):
   logits_fn = partial(apply_dense, layers)
-  by_interval = bounds.interval(logits_fn, *box)
-  by_lines = bounds.linear(logits_fn, *box)
-  return by_interval, by_lines, bounds.linear(logits_fn, *box, weights=weights)
+  return (
+    bounds.interval(logits_fn, *box),
+    bounds.linear(logits_fn, *box),
+    bounds.linear(logits_fn, *box, tighten=True),
+    bounds.linear(logits_fn, *box, weights=weights),
+  )
 
 
 def test_bounds_are_those_of_the_papers():
   weights = jnp.asarray([[[1.0, -1.0, 0.0]]])
   for key in jax.random.split(KEY, 3):
-    layers = dense_layers(key, (12, 20, 15, 3))
+    layers = dense_layers(key, (12, 15, 66, 3))  # 66: two rounds
     inputs = jax.random.uniform(key, (1, 2, 2, 3), minval=0.3, maxval=0.7)
     box = inputs - 0.05, inputs + 0.05
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), layers)
-    expected = numpy_bounds(exact, np.asarray(inputs, np.float64).ravel(), 0.05)
+    x = np.asarray(inputs, np.float64).ravel()
+    expected = [
+      *numpy_bounds(exact, x, 0.05, tighten=False),
+      numpy_bounds(exact, x, 0.05, tighten=True)[1],
+    ]
     *found, difference = dense_bounds(layers, box, weights)
     for ours, theirs in zip(found, expected, strict=True):
       np.testing.assert_allclose(np.stack(ours)[:, 0], theirs, atol=1e-4)
-    (lower, upper), lines = *found[1:], expected[1]
-    assert (np.ptp(lines, axis=0) < np.ptp(expected[0], axis=0)).all()
+    for wider, narrower in itertools.pairwise(expected):
+      assert (np.ptp(narrower, axis=0) < np.ptp(wider, axis=0)).all()
+    lower, upper = found[1]
     assert difference[0][0, 0] >= lower[0, 0] - upper[0, 1]
 
 
@@ -253,7 +278,7 @@ def test_optimised_slopes_and_tighter_layers_only_help():
 
   outputs = jax.vmap(logits_fn)(found)
   widths = []
-  for options in ({}, {'num_steps': 15}, {'tighten': 20}):
+  for options in ({}, {'num_steps': 15}, {'tighten': True}):
     function = jax.jit(partial(bounds.linear, logits_fn, **options))
     bound = function(inputs - 0.1, inputs + 0.1)
     assert contained(bound, outputs)

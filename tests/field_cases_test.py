@@ -428,7 +428,7 @@ def test_bounds_are_float32_in_a_session_of_doubles():
   def bounded(inputs):
     batch = BATCH._replace(inputs=inputs)
     found = [
-      bounds.margins(linear, batch, epsilon=0.1, method=method, tighten=9)
+      bounds.margins(linear, batch, epsilon=0.1, method=method)
       for method in bounds.METHODS
     ]
     found += bounds.linear(linear, inputs, inputs + 0.1)

@@ -12,6 +12,8 @@ arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
 (CROWN, Zhang et al. 2018, arXiv:1811.00866), so that what cancels cancels.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from robustlip.images import check_images
 from robustlip.losses import check_labels, correct
 from robustlip.types import Batch, LogitsFn
 
-METHODS = ('interval', 'linear', 'alpha')
+METHODS = ('interval', 'linear', 'alpha', 'crown')  # cheapest first
 
 
 def interval(
@@ -51,16 +53,16 @@ def linear(
   upper: chex.Array,
   *,
   weights: chex.Array | None = None,
-  tighten: int = 0,
+  tighten: bool = False,
   num_steps: int = 0,
 ) -> Bound:
   """Bounds [B, K] of `weights` times the logits by lines.
 
   Args:
     weights: [B, K, C]; None bounds the logits themselves.
-    tighten: nonlinearities of at most so many inputs per example are bounded
-      by lines themselves, the others by intervals; 0 is CROWN-IBP (Zhang et
-      al. 2020, arXiv:1906.06316).
+    tighten: what intervals leave undecided at the nonlinearities is bounded by
+      lines too, one example after the other, each unit on its own: CROWN as
+      published. Without it is CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316).
     num_steps: of Adam on the slopes of the lines below undecided maxima, for
       each output its own (alpha-CROWN, Xu et al. 2021, arXiv:2011.13824).
 
@@ -81,7 +83,7 @@ def linear(
 
 
 def _lower_bounds(
-  logits_fn, boxes, weights, *, lines=True, tighten=0, num_steps=0
+  logits_fn, boxes, weights, *, lines=True, tighten=False, num_steps=0
 ):
   """Lower bounds [B, K] of `weights` [B, K, C] times the logits.
 
@@ -89,7 +91,8 @@ def _lower_bounds(
     lines: False takes the intervals before the last layer alone.
   """
 
-  def one(box, weights):
+  def one(box_and_weights):
+    box, weights = box_and_weights
     network = walk.trace_one(logits_fn, box[0].shape)
     bounds = walk.forward(network, box, tighten=tighten)
     if lines:
@@ -97,7 +100,8 @@ def _lower_bounds(
     output = {network.output: weights}
     return walk.backward(network, bounds, output, lines=False)
 
-  return jax.vmap(one)(boxes, weights)
+  over_examples = partial(lax.map, one) if tighten else jax.vmap(one)
+  return over_examples((boxes, weights))
 
 
 def margins(
@@ -106,7 +110,6 @@ def margins(
   *,
   epsilon: chex.Numeric,
   method: str = 'linear',
-  tighten: int = 0,
   num_steps: int = 20,
 ) -> chex.Array:
   """Lower bounds [B, C] of the label's logit minus each, 0 at the label.
@@ -115,8 +118,9 @@ def margins(
   is applied to the difference.
 
   Args:
-    method: 'interval', 'linear' or 'alpha' (linear with `num_steps` of Adam).
-    tighten: as in `linear`.
+    method: 'interval', 'linear', 'alpha' (with `num_steps`) or 'crown' (with
+      `tighten` as well), see `linear`.
+    num_steps: of Adam.
 
   Raises:
     ValueError: if the method is unknown, labels do not fit, or as `interval`.
@@ -129,8 +133,8 @@ def margins(
   own = jax.nn.one_hot(batch.labels, len(classes), dtype=jnp.float32)
   settings = dict(lines=False)
   if method != 'interval':
-    steps = num_steps if method == 'alpha' else 0
-    settings = dict(tighten=tighten, num_steps=steps)
+    steps = 0 if method == 'linear' else num_steps
+    settings = dict(tighten=method == 'crown', num_steps=steps)
   boxes = ball(batch.inputs, epsilon=epsilon)
   weights = own[:, None] - classes[None]
   least = _lower_bounds(logits_fn, boxes, weights, **settings)

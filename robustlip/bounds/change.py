@@ -22,15 +22,18 @@ _EXACT = 12  # classes up to which all sign vectors are tried
 _BLOCK = 512  # columns at a time
 
 
-def rate(network: Network, inputs: chex.Array, box: Bound) -> chex.Array:
+def rate(
+  network: Network, inputs: chex.Array, box: Bound, *, tighten: bool = False
+) -> chex.Array:
   """Upper bound of ||f(x) - f(x')||_1 / ||x - x'||_inf over x' in a box.
 
   Args:
     network: of one example.
     inputs: x, in the box.
+    tighten: see `walk.forward`.
   """
   here = walk.forward(network, (inputs, inputs))
-  there = walk.forward(network, box)
+  there = walk.forward(network, box, tighten=tighten)
   slopes = {
     step.outputs[0]: rules.slopes(
       step,

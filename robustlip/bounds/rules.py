@@ -364,6 +364,14 @@ def _max_lines(a, b, alpha):
   return low, high, jnp.where(undecided, shift, 0.0)
 
 
+def undecided(step: Step, bounds: Sequence[Bound]) -> chex.Array:
+  """How far tighter bounds of the variables could matter to a step, 0: not."""
+  if step.name != 'max':
+    return sum(upper - lower for lower, upper in bounds)
+  lower, upper = _difference(*step.fill(bounds, lambda array: (array, array)))
+  return jnp.maximum(jnp.minimum(-lower, upper), 0.0)
+
+
 def _derivatives(step, lower, upper) -> Bound:
   """Least and largest derivative of a smooth step over an interval."""
 

@@ -24,37 +24,57 @@ def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
   return trace(lambda inputs: logits_fn(inputs[None])[0], shape)
 
 
-def forward(network: Network, box: Bound, *, tighten: int = 0) -> Bounds:
-  """Bounds of every variable, each from those before it."""
+def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
+  """Bounds of every variable, each from those before it.
+
+  Args:
+    tighten: where sums have lost how their terms depend on each other, what
+      the next nonlinearity leaves undecided is bounded by lines.
+  """
   bounds = {network.input: box}
+  dependent, loose = set(), set()  # components that do; and were summed
   for step in network.steps:
+    variables = step.variables
     if tighten and not rules.is_affine(step):
-      for variable in step.variables:
-        if math.prod(variable.shape) <= tighten:
-          bounds[variable] = _tightened(network, bounds, variable)
-    outputs = rules.interval(step, [bounds[v] for v in step.variables])
+      gaps = rules.undecided(step, [bounds[v] for v in variables])
+      for variable in loose.intersection(variables):
+        bounds[variable] = _tightened(network, bounds, variable, gaps)
+        loose.remove(variable)
+    outputs = rules.interval(step, [bounds[v] for v in variables])
     bounds |= dict(zip(step.outputs, outputs, strict=True))
+    sums = step.name != 'max' and max(rules.terms(step), len(variables)) > 1
+    if sums or dependent.intersection(variables):
+      dependent.update(step.outputs)
+    if (dependent if sums else loose).intersection(variables):
+      loose.update(step.outputs)
   return bounds
 
 
-_ROWS = 256  # outputs that are bounded together
+_UNITS = 64  # of one variable, that are bounded together
 
 
-def _tightened(network, bounds, variable) -> Bound:
-  size = math.prod(variable.shape)
+def _tightened(network, bounds, variable, gaps) -> Bound:
+  """Bounds by lines of the units with a gap, the widest first."""
+  lower, upper = (end.reshape(-1) for end in bounds[variable])
+  gaps, size = gaps.reshape(-1), math.prod(variable.shape)
+  count = min(_UNITS, size)
+  order = jnp.pad(jnp.argsort(-gaps), (0, -size % count))
 
-  def least(row):
-    weights = row.reshape(1, *variable.shape)
-    return backward(network, bounds, {variable: weights})[0]
+  def open_(carry):
+    first, _, _ = carry
+    return (first < size) & (gaps[order[first]] > 0)
 
-  eye = jnp.eye(size, dtype=jnp.float32)
-  rows = jnp.concatenate([eye, -eye])
-  values = lax.map(least, rows, batch_size=min(_ROWS, 2 * size))
-  below, above = jnp.split(values.reshape(-1, *variable.shape), 2)
-  lower, upper = bounds[variable]
-  return jnp.maximum(lower, below.reshape(lower.shape)), jnp.minimum(
-    upper, -above.reshape(upper.shape)
-  )
+  def bounded(carry):
+    first, lower, upper = carry
+    units = lax.dynamic_slice_in_dim(order, first, count)
+    rows = jax.nn.one_hot(units, size, dtype=jnp.float32)
+    rows = jnp.concatenate([rows, -rows]).reshape(-1, *variable.shape)
+    least = backward(network, bounds, {variable: rows})
+    lower = lower.at[units].max(least[:count])
+    return first + count, lower, upper.at[units].min(-least[count:])
+
+  _, lower, upper = lax.while_loop(open_, bounded, (0, lower, upper))
+  return lower.reshape(variable.shape), upper.reshape(variable.shape)
 
 
 def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
