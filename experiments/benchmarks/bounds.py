@@ -22,7 +22,9 @@ from robustlip.models import layers
 
 EPSILON = 0.01
 ARCHS = ('cnn2', 'plain_2_16', 'plain_4_16', 'plain_8_16', 'plain_4_32')
-TOLERANCE = 0.01  # of the width: ours leave room for rounding, theirs do not
+# Of the width: ours leave room for rounding, theirs do not. The narrower the
+# bounds, the larger a share it is; without it both agree to 1e-5.
+TOLERANCES = {'interval': 0.01, 'linear': 0.01, 'crown': 0.02}
 
 
 def _steepness(logits_fn, lower, upper):
@@ -33,6 +35,7 @@ OURS = {
   'interval': bounds.interval,
   'linear': bounds.linear,
   'alpha': partial(bounds.linear, num_steps=20),
+  'crown': partial(bounds.linear, tighten=True),
   'lipschitz': _steepness,
 }
 
@@ -76,12 +79,14 @@ def cases(
   for name in arch:
     task, variables = make(name, num_images)
     for method in OURS:
+      if method == 'crown' and name == 'cnn2':
+        continue  # minutes
       kept: dict[str, Any] = {}
       candidates = {'robustlip': _ours(task, variables, method, kept)}
-      if peers and method in ('interval', 'linear'):
+      if peers and method in TOLERANCES:
         same = method == 'interval' or name.startswith('plain_')
         candidates['auto_LiRPA'] = _theirs(
-          task, variables, method, kept, TOLERANCE if same else np.inf
+          task, variables, method, kept, TOLERANCES[method] if same else np.inf
         )
       title = f'{method}, {name}, {num_images} images'
       found.append(Case(title, 'images', candidates))

@@ -25,7 +25,7 @@ torch._C.Node.__getitem__ = lambda node, name: getattr(node, node.kindOf(name))(
 )
 import auto_LiRPA  # noqa: E402
 
-METHODS = {'interval': 'IBP', 'linear': 'CROWN-IBP'}
+METHODS = {'interval': 'IBP', 'linear': 'CROWN-IBP', 'crown': 'CROWN'}
 
 
 def bounding(
