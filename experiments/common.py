@@ -7,6 +7,7 @@ printed as one line and the exit code is 1 (`--verbosity=1` shows where it was
 raised). Anything else is a bug and keeps its traceback.
 """
 
+import contextlib
 import datetime
 import fractions
 import json
@@ -19,10 +20,10 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from logging import WARNING, Formatter
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -302,8 +303,9 @@ def output_file(path: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def write_text(text: str, path: str | os.PathLike) -> None:
-  """Writes a file under a temporary name and moves it in place.
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file under a temporary name, moved in place when all is written.
 
   It is on disk before it is moved: a machine that goes down leaves the old file
   or the new one, not an empty one.
@@ -311,11 +313,17 @@ def write_text(text: str, path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(text)
+  with open(partial, 'wb') as file:
+    yield file
     file.flush()
     os.fsync(file.fileno())
   partial.replace(path)
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+  """Writes a text, see `whole`."""
+  with whole(path) as file:
+    file.write(text.encode())
 
 
 def plain(value: Any) -> Any:

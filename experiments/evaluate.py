@@ -172,7 +172,7 @@ def evaluate(
   return found
 
 
-def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
+def _write_examples(path, norm: str, outcome: measure.Outcome) -> None:
   """Adversarial images, as floats and as bytes inside the largest ball."""
   split, by_radius = outcome
   epsilon, attacked = max(by_radius.items())
@@ -184,9 +184,10 @@ def _write_examples(file, norm: str, outcome: measure.Outcome) -> None:
   else:
     moved = np.trunc(moved)  # towards the image: no longer than before
   rounded = np.uint8(images + moved)
-  np.savez_compressed(
-    file, bytes=rounded, labels=split.labels, **attacked._asdict()
-  )
+  with common.whole(path) as file:
+    np.savez_compressed(
+      file, bytes=rounded, labels=split.labels, **attacked._asdict()
+    )
 
 
 def main() -> None:

@@ -223,9 +223,8 @@ def _save(file: pathlib.Path, place: int, attacked) -> None:
   if jax.process_index():
     return  # process 0 has it all
   arrays = {k: v for k, v in attacked._asdict().items() if v is not None}
-  scratch = file.with_suffix('.writing.npz')
-  np.savez(scratch, place=place, **arrays)
-  scratch.replace(file)
+  with common.whole(file) as opened:
+    np.savez(opened, place=place, **arrays)
 
 
 def _saved(file: pathlib.Path | None, keep_points: bool):

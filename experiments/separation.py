@@ -265,15 +265,14 @@ def pair_rows(pairs, rows, cols) -> list[dict[str, Any]]:
 
 
 def save_arrays(path, found, matrix, kept) -> None:
-  """Writes all distances and indices, moved in place when complete."""
+  """Writes all distances and indices."""
   arrays = {
     f'{part}_{field}': getattr(value, field)
     for part, value in found.items()
     for field in value._fields
   }
-  partial = path.with_suffix('.partial.npz')
-  np.savez(partial, class_matrix=matrix, kept=kept, **arrays)
-  partial.replace(path)
+  with common.whole(path) as file:
+    np.savez(file, class_matrix=matrix, kept=kept, **arrays)
 
 
 if __name__ == '__main__':
