@@ -250,7 +250,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     begun = Progress(fresh, np.zeros(()))
     state, seconds = newest.newest(begun) or begun
     done, saved_at = int(state.step), time.monotonic()
-    curve, states = rewound_curve(path, done), replicate(state)
+    states = replicate(state)
+    # What was written after the checkpoint is made again.
+    curve = [line for line in read_curve(path) if line['step'] <= done]
     bar.update(done)
 
     def save_if_due(last: bool = False) -> None:
@@ -288,7 +290,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
       ):
         best.save(done, Progress(state, seconds))
       curve.append(line)
-      append_curve(path, line)
+      write_curve(path, curve)
       if done < total:
         save_if_due()
     check_finite(states, newest, weights=True)
@@ -450,26 +452,14 @@ def check_settings(path: pathlib.Path, settings: Config) -> None:
 
 
 def read_curve(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of the curve; a torn last line is left out."""
-  file, lines = path / 'metrics.jsonl', []
-  if file.exists():
-    for line in file.read_text().splitlines():
-      with contextlib.suppress(json.JSONDecodeError):
-        lines.append(json.loads(line))
-  return lines
+  """The lines of the curve, if there are any."""
+  file = path / 'metrics.jsonl'
+  lines = file.read_text().splitlines() if file.exists() else []
+  return [json.loads(line) for line in lines]
 
 
-def rewound_curve(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-  """The curve up to `step`; what was written after it is dropped."""
-  lines = [line for line in read_curve(path) if line['step'] <= step]
+def write_curve(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+  """Writes the curve anew, so that no line of it is ever torn."""
   if jax.process_index() == 0:
-    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    text = ''.join(json.dumps(common.plain(line)) + '\n' for line in lines)
     common.write_text(text, path / 'metrics.jsonl')
-  return lines
-
-
-def append_curve(path: pathlib.Path, line: dict[str, Any]) -> None:
-  """Adds one line to the curve."""
-  if jax.process_index() == 0:
-    with open(path / 'metrics.jsonl', 'a') as file:
-      file.write(json.dumps(common.plain(line)) + '\n')
