@@ -244,24 +244,20 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
   return next(differing, None)
 
 
-def check_owner(path: pathlib.Path, owner: dict[str, Any]) -> None:
-  """Refuses to replace a record that is of something else.
-
-  Args:
-    owner: keys and values that the record must have; None also accepts a
-      missing key.
+def owner(dataset: datasets.Dataset, path: pathlib.Path) -> dict[str, Any]:
+  """Whose record `path` is to have, as the record says it.
 
   Raises:
-    ValueError: if `path` has a record of other values.
+    ValueError: if it has one of another data set.
   """
-  if not path.exists():
-    return
-  found = read_json(path)
-  if name := difference(found, owner):
+  wanted = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
+  found = read_json(path) if path.exists() else wanted
+  if name := difference(found, wanted):
     raise ValueError(
-      f'{path} is of {name}={found.get(name)}, not {owner[name]}; name another '
-      'folder'
+      f'{path} is of {name}={found.get(name)}, not {wanted[name]}; name '
+      'another folder'
     )
+  return wanted
 
 
 def draw(function: Callable[..., Any], *args: Any) -> None:

@@ -60,8 +60,7 @@ def main() -> None:
   drop = parse_drop(FLAGS.drop)
   name, folder = variant(data.name, drop), pathlib.Path(FLAGS.workdir)
   output = folder / f'separation_{name}.json'
-  owner = {'dataset': data.name, 'fingerprint': data.fingerprint}
-  common.check_owner(output, owner)
+  owner = common.owner(data, output)
   common.output_folder(folder)
   start = time.perf_counter()
   train, test = labelled(data)

@@ -76,13 +76,8 @@ def main() -> None:
     raise ValueError(f'{name} has one class; a classifier needs two')
   folder = common.output_folder(FLAGS.workdir)
   output = folder / f'theory_{name}.json'
-  owner = {'dataset': name, 'fingerprint': dataset.fingerprint}
-  common.check_owner(output, owner)
-  record = {
-    **owner,
-    'seed': seed,
-    'data': on_data(dataset, epsilon, seed),
-  }
+  record = common.owner(dataset, output) | {'seed': seed}
+  record['data'] = on_data(dataset, epsilon, seed)
   figures = {}
   if FLAGS.figures:
     for figure, compute in theory_figures.FIGURES.items():
