@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import distance_classifier, theory_figures
+from experiments import theory, theory_figures
 from robustlip import datasets, separation
 
 
@@ -17,7 +17,7 @@ def dataset(tmp_path_factory):
 
 @pytest.mark.parametrize('epsilon', [0.0, 0.02, 0.05, 0.2])
 def test_certified_attacked_clean_are_ordered(dataset, epsilon):
-  table = distance_classifier.test_table(
+  table = theory.test_table(
     dataset, num_test=30, num_attacked=20, epsilon=epsilon, seed=0
   )
   subset = table['attacked_subset']
@@ -33,7 +33,7 @@ def test_certificate_on_the_training_set(dataset):
   brute = np.abs(images[:, None] - images[None]).max(axis=(2, 3, 4)) / 255
   labels = dataset.train.labels
   brute[labels[:, None] == labels[None]] = np.inf
-  result = distance_classifier.train_certificate(distances)
+  result = theory.train_certificate(distances)
   assert result['r'] == pytest.approx(brute.min() / 2)
   assert result['accuracy'] == result['astute_in_open_ball'] == 1
   # The closest pair itself ties on the boundary.
@@ -44,9 +44,7 @@ def test_certificate_on_the_training_set(dataset):
 def test_lemma_4_1_holds_around_training_images(dataset):
   distances = separation.nearest_opposite(*dataset.train).distances
   radius = distances.min() / 2
-  result = distance_classifier.lemma_checks(
-    dataset, radius=radius, num_examples=20, seed=0
-  )
+  result = theory.lemma_checks(dataset, radius=radius, num_examples=20, seed=0)
   for name in ('sampled', 'attacked'):
     assert result[name]['astute'] == 1
     assert 0 < result[name]['largest_ratio_times_r'] <= 1 + 1e-5

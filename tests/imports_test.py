@@ -24,7 +24,7 @@ LAYERS = {
   ],
   experiments: [
     {'common', 'findings', 'paper', 'plots'},
-    {'config', 'distance_classifier', 'staircase_fits'},
+    {'config', 'staircase_fits'},
     {'separation_figures', 'theory_figures'},
     {'measure', 'report', 'table_rows'},
     {'benchmarks', 'table_figures'},
