@@ -10,13 +10,6 @@ ACCURACIES = ('adv_test_acc', 'certified_test_acc')
 CONSTANTS = ('eq3_lipschitz', 'upper_lipschitz')
 
 
-def colours(names: list[str]) -> dict[str, Any]:
-  """A colour for each name; twenty differ."""
-  import matplotlib
-
-  return {n: matplotlib.colormaps['tab20'](i % 20) for i, n in enumerate(names)}
-
-
 def save(figure, path: pathlib.Path) -> None:
   """Writes `path`.png, the same bytes whenever it is drawn, without frames.
 

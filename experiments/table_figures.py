@@ -1,5 +1,6 @@
 """The picture of a table of the paper: ours, the paper's, and the findings."""
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -61,11 +62,14 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
   attack on training and test examples, the gap the same along the dotted line.
   Last, every run: smoothness and gap.
   """
+  import matplotlib
+
   panels = report.panels(record)
   methods = list(dict.fromkeys(_parts(row)[0] for row in record['rows']))
   names = dict.fromkeys(_parts(row)[1] for row in record['rows'])
   figure = drawing.figure(4 * len(methods) + 5, 3.8 * len(panels))
-  colours = plots.colours([name for name in names if name])
+  twenty = itertools.cycle(matplotlib.colormaps['tab20'].colors)
+  colours = dict(zip(filter(None, names), twenty, strict=False))
   axes = figure.subplots(len(panels), len(methods) + 1, squeeze=False)
   for line, (title, rows) in zip(axes, panels.items(), strict=True):
     for i, method in enumerate(methods):
