@@ -269,12 +269,10 @@ def within(points, images, epsilon) -> np.ndarray:
 
 def fools(twin, points, labels) -> np.ndarray:
   """Whom the points fool in PyTorch."""
-  import torch
-
   from experiments.benchmarks import torch_peer
 
-  moved = torch.from_numpy(points).permute(0, 3, 1, 2).contiguous()
-  return twin(moved.to(torch_peer.device())).argmax(1).cpu().numpy() != labels
+  predicted = twin(torch_peer.on_device(points)).argmax(1)
+  return predicted.cpu().numpy() != labels
 
 
 def original(task, twin, epsilon, num_queries) -> Work:

@@ -32,11 +32,7 @@ def bounding(
   task: Problem, variables, lower: np.ndarray, upper: np.ndarray, *, method: str
 ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
   """Bounds of all logits in boxes [B, H, W, C], of which one is a program."""
-  low, high = (
-    torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
-    for x in (lower, upper)
-  )
-  low, high = low.to(torch_peer.device()), high.to(torch_peer.device())
+  low, high = (torch_peer.on_device(np.array(x)) for x in (lower, upper))
   network = torch_peer.twin(task, variables)
   program = auto_LiRPA.BoundedModule(network, torch.empty_like(low))
   program.eval()  # it takes dropout for on

@@ -51,11 +51,16 @@ def computing(precision: str):
     torch.cuda.synchronize()
 
 
+def on_device(images: np.ndarray) -> torch.Tensor:
+  """Images [B, H, W, C] as [B, C, H, W] on the device."""
+  moved = torch.from_numpy(images).permute(0, 3, 1, 2)
+  return moved.contiguous().to(device())
+
+
 def examples(task: Problem) -> tuple[torch.Tensor, torch.Tensor]:
   """The images as [N, C, H, W] in [0, 1], and the labels."""
-  images = torch.from_numpy(task.split.images).permute(0, 3, 1, 2).contiguous()
   labels = torch.from_numpy(task.split.labels).long()
-  return images.to(device()).float() / 255, labels.to(device())
+  return on_device(task.split.images).float() / 255, labels.to(device())
 
 
 class _Block(nn.Module):
