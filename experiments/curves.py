@@ -87,7 +87,8 @@ def main() -> None:
   """Joins the records, writes and draws."""
   record = joined(named())
   name = pathlib.Path(record['dataset']).stem
-  theory = pathlib.Path(FLAGS.theory or common.RESULTS / f'theory_{name}.json')
+  published = f'theory_{record["dataset"]}.json'  # none of a file of one's own
+  theory = pathlib.Path(FLAGS.theory or common.RESULTS / published)
   record['g'] = None
   if FLAGS.theory or theory.exists():
     record['g'] = common.read_json(theory)['data']['test']['curve']

@@ -47,3 +47,10 @@ def test_a_name_that_is_no_file_is_not_left_out(tmp_path, call):
   records = f'--records={there},{tmp_path}/*-linear.json'
   refused = scripts.error(call('experiments.curves', records))
   assert 'there is no' in refused and '*-linear.json' in refused
+
+
+def test_beside_ones_own_file_stands_no_published_set(tmp_path, call):
+  path = write(tmp_path, 'a', dataset='/own/mnist.npz')
+  output = f'--output={tmp_path}/curves.json'
+  finished = call('experiments.curves', f'--records={path}', output)
+  assert scripts.last_json(finished)['g'] is None

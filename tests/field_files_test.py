@@ -168,6 +168,14 @@ def test_what_a_full_disk_does_not_take_is_printed(tmp_path, capsys):
   assert json.loads(capsys.readouterr().out) == {'test_acc': 12.5}
 
 
+def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
+  path = tmp_path / 'examples.npz'
+  with pytest.raises(KeyboardInterrupt), common.whole(path) as file:
+    file.write(b'half of it')
+    raise KeyboardInterrupt
+  assert not path.exists()
+
+
 def test_a_file_system_without_locks_is_no_obstacle(
   call, trained, monkeypatch, caplog
 ):
