@@ -143,10 +143,8 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   if not methods.has_radius(factory):
     chosen['epsilon_warmup'] = 0.0
   if FLAGS.table == '4':
-    rate = FLAGS.dropout
-    if rate is None:
-      rate = paper.DROPOUT.get(dataset.name, 0.2)
-    chosen['dropout'] = rate if row.endswith('_dropout') else None
+    rate = _dropout_rate(dataset) if row.endswith('_dropout') else None
+    chosen['dropout'] = rate
   found = config.from_flags(dataset, **chosen)
   if FLAGS.table == '5':
     return _with_tools(found, tools, dataset)
@@ -156,6 +154,12 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
       'resnet'
     )
   return found
+
+
+def _dropout_rate(dataset: Dataset) -> float:
+  if FLAGS.dropout is None:
+    return paper.DROPOUT.get(dataset.name, 0.2)
+  return FLAGS.dropout
 
 
 def _with_tools(
@@ -168,10 +172,8 @@ def _with_tools(
   }
   chosen['dropout'] = 0.0
   if 'dropout' in tools:
-    usual = paper.DROPOUT.get(dataset.name, 0.2)
-    chosen['dropout'] = None if found.arch.startswith('cnn') else usual
-    if FLAGS.dropout is not None:
-      chosen['dropout'] = FLAGS.dropout
+    its_own = found.arch.startswith('cnn') and FLAGS.dropout is None
+    chosen['dropout'] = None if its_own else _dropout_rate(dataset)
   more = [tool for tool in tools if tool in AUGMENTATIONS]
   names = [name for name in (found.augment, *more) if name != 'none']
   chosen['augment'] = ','.join(names) or 'none'
