@@ -151,9 +151,8 @@ def row_record(
   dataset: Dataset, base: config.Config, row: str, found: list[dict[str, Any]]
 ) -> dict[str, Any]:
   """Runs of a row, one for each seed, beside the paper's."""
-  headings = set(report.HEADINGS) - {'train_seconds'}
-  if FLAGS.table == '5':
-    headings.add('train_seconds')
+  left_out = {'epsilon'} if FLAGS.table == '5' else {'epsilon', 'train_seconds'}
+  headings = report.HEADINGS.keys() - left_out
   columns = [
     column
     for column in found[0]
@@ -170,7 +169,7 @@ def row_record(
     'seeds': [run['seed'] for run in found],
     'settings': table_rows.settings_of(base) | measured,
     'paper_settings': table_rows.paper_settings(base, dataset, row),
-    'ours': {c: [run[c] for run in found] for c in columns if c != 'epsilon'},
+    'ours': {c: [run[c] for run in found] for c in columns},
     'paper': {c: x for c, x in theirs.items() if c in columns},
     'seconds': sum(run['seconds'] for run in found),
     'runs': [{key: run[key] for key in PROVENANCE} for run in found],
