@@ -217,25 +217,19 @@ def _layers(module: nn.Module):
     counts[kind] += 1
 
 
-@contextlib.contextmanager
-def _frozen(module: nn.Module):
-  """Weights without gradients, which a compiled network would compute."""
-  module.requires_grad_(False)
-  yield
-  module.requires_grad_(True)
-
-
 def _ascend(module, objective, inputs) -> torch.Tensor:
   """Ten sign steps of EPSILON / 5 up the sum of `objective`, from anywhere."""
   noise = torch.empty_like(inputs).uniform_(-EPSILON, EPSILON)
   points = (inputs + noise).clamp(0, 1)
-  with _frozen(module):
-    for _ in range(10):
-      points.requires_grad_(True)
-      (gradient,) = torch.autograd.grad(objective(points).sum(), points)
-      points = points.detach() + EPSILON / 5 * gradient.sign()
-      points = torch.min(torch.max(points, inputs - EPSILON), inputs + EPSILON)
-      points = points.clamp(0, 1)
+  # A compiled network would compute the gradients of its weights too.
+  module.requires_grad_(False)
+  for _ in range(10):
+    points.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(objective(points).sum(), points)
+    points = points.detach() + EPSILON / 5 * gradient.sign()
+    points = torch.min(torch.max(points, inputs - EPSILON), inputs + EPSILON)
+    points = points.clamp(0, 1)
+  module.requires_grad_(True)
   return points.detach()
 
 
