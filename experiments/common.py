@@ -10,6 +10,7 @@ raised). Anything else is a bug and keeps its traceback.
 import contextlib
 import datetime
 import fractions
+import functools
 import json
 import math
 import os
@@ -173,6 +174,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   for name in ('workdir', 'output'):  # no shell expands --workdir=~/runs
     if name in FLAGS and FLAGS[name].value:
       FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
+  commit()  # of the code that runs, whatever is committed meanwhile
   try:
     _start_jax()
     main()
@@ -402,10 +404,11 @@ def command() -> str:
   return shlex.join(['python', '-m', f'experiments.{script}', *words])
 
 
+@functools.cache
 def commit() -> str | None:
-  """The commit of the working tree; None outside of a checkout.
+  """The commit that a script began with; None outside of a checkout.
 
-  It ends in `-dirty` if tracked files but the published results differ.
+  It ends in `-dirty` if tracked files but the published results differed.
   """
   root = pathlib.Path(__file__).resolve().parents[1]
 
