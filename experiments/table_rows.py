@@ -145,6 +145,8 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   if FLAGS.table == '4':
     rate = _dropout_rate(dataset) if row.endswith('_dropout') else None
     chosen['dropout'] = rate
+  if FLAGS.table == '5':  # flags of the tools say how strong, not whether
+    chosen |= dict.fromkeys(STRENGTHS, 0.0)
   found = config.from_flags(dataset, **chosen)
   if FLAGS.table == '5':
     return _with_tools(found, tools, dataset)
@@ -166,11 +168,9 @@ def _with_tools(
   found: config.Config, tools: list[str], dataset: Dataset
 ) -> config.Config:
   """The settings with these tools and no others; all hold out as many."""
-  chosen: dict[str, Any] = {
-    name: (getattr(found, name) or strength) if name in tools else 0.0
-    for name, strength in STRENGTHS.items()
-  }
-  chosen['dropout'] = 0.0
+  chosen: dict[str, Any] = {'dropout': 0.0}
+  for name in STRENGTHS.keys() & tools:
+    chosen[name] = FLAGS[name].value or STRENGTHS[name]
   if 'dropout' in tools:
     its_own = found.arch.startswith('cnn') and FLAGS.dropout is None
     chosen['dropout'] = None if its_own else _dropout_rate(dataset)

@@ -180,6 +180,11 @@ def test_a_row_of_table_5_is_a_method_with_tools(given):
   assert table_rows.settings(dataset, None, 'at-dropout').dropout is None
   assert table_rows.label(tooled_name := names[1]) == 'AT + EMA + AWP + cutout'
   assert table_rows.folder(tooled_name) == tooled_name
+  given('--table=5', '--ema=.99', '--swa=.5')  # two averages, of two rows
+  ema, swa = (
+    table_rows.settings(dataset, None, f'at-{tool}') for tool in ('ema', 'swa')
+  )
+  assert (ema.ema, ema.swa, swa.ema, swa.swa) == (0.99, 0.0, 0.0, 0.5)
   given('--table=5', '--rows=at-magic')
   with pytest.raises(ValueError, match="no row 'at-magic'"):
     table_rows.row_names({})
