@@ -56,6 +56,14 @@ def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return images.check_labels(labels, *logits.shape)
 
 
+def is_class(labels: chex.Array, num_classes: int) -> chex.Array:
+  """Which class each label is, [B] -> bool [B, C].
+
+  `jax.nn.one_hot` numbers classes in the labels' type: bytes repeat at 256.
+  """
+  return jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
+
+
 def shares_of_classes(
   labels: chex.Array,
   num_classes: int,
@@ -78,7 +86,7 @@ def shares_of_classes(
 
   def one_hot(labels):
     valid = (labels >= 0) & (labels < num_classes)
-    hot = jax.nn.one_hot(labels, num_classes)
+    hot = is_class(labels, num_classes).astype(jnp.float32)
     return jnp.where(valid[:, None], hot, jnp.nan)
 
   shares = one_hot(labels)
@@ -128,7 +136,7 @@ def right_and_wrong(
     ValueError: for labels that do not fit the logits, see `check_labels`.
   """
   valid = check_labels(logits, labels)
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  is_label = is_class(labels, logits.shape[-1])
   right = jnp.where(is_label, logits, 0.0).sum(axis=-1)
   right = jnp.where(valid, right, jnp.nan)
   return right, jnp.where(is_label, -jnp.inf, logits)

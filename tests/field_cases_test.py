@@ -348,6 +348,18 @@ def test_labels_may_be_a_list_and_of_any_integer_type():
   np.testing.assert_array_equal(others[:, 0], np.arange(199))
 
 
+def test_a_byte_is_one_class_of_300():
+  label, logits = np.array([5], np.uint8), jnp.arange(300.0)[None]
+  assert losses.margins(logits, label) == 299 - 5
+  assert losses.shares_of_classes(label, 300).sum() == 1
+  assert attacks.gradient.likely_wrong(logits, label, 298) == 0
+  batch = Batch(jnp.array([[0.55, 0.5]]), label)
+  pair = jnp.zeros((2, 300)).at[0, 5].set(1.0).at[1, 5 + 256].set(1.0)
+  for epsilon, safe in ((0.02, True), (0.03, False)):
+    found = bounds.certified(lambda x: x @ pair, batch, epsilon=epsilon)
+    assert found == safe
+
+
 def test_steps_may_be_written_out():
   looped, unrolled = (
     attacks.pgd(linear, BATCH, KEY, epsilon=0.1, unroll=unroll)

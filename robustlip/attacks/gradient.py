@@ -213,7 +213,7 @@ def likely_wrong(
   logits: chex.Array, labels: chex.Array, rank: chex.Numeric
 ) -> chex.Array:
   """The wrong class of the given rank, 0 that of the highest logit: [B]."""
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  is_label = losses.is_class(labels, logits.shape[-1])
   # The label is the last: its logit may be as low as that of another.
   order = jnp.lexsort((-logits, is_label.astype(jnp.int32)))
   return jnp.take(order, rank, axis=1)

@@ -23,7 +23,7 @@ from robustlip import projections
 from robustlip.bounds import walk
 from robustlip.bounds.rules import UNIT, Bound
 from robustlip.images import check_images
-from robustlip.losses import check_labels, correct
+from robustlip.losses import check_labels, correct, is_class
 from robustlip.types import Batch, LogitsFn
 
 METHODS = ('interval', 'linear', 'alpha', 'crown')  # cheapest first
@@ -130,7 +130,7 @@ def margins(
   logits = jax.eval_shape(logits_fn, batch.inputs)
   check_labels(logits, batch.labels)
   classes = jnp.eye(logits.shape[-1], dtype=jnp.float32)
-  own = jax.nn.one_hot(batch.labels, len(classes), dtype=jnp.float32)
+  own = is_class(batch.labels, len(classes))
   settings = dict(lines=False)
   if method != 'interval':
     steps = 0 if method == 'linear' else num_steps
@@ -138,7 +138,7 @@ def margins(
   boxes = ball(batch.inputs, epsilon=epsilon)
   weights = own[:, None] - classes[None]
   least = _lower_bounds(logits_fn, boxes, weights, **settings)
-  return jnp.where(own > 0, 0.0, least)
+  return jnp.where(own, 0.0, least)
 
 
 def certified(
@@ -150,7 +150,7 @@ def certified(
   prediction is the label.
   """
   least = margins(logits_fn, batch, epsilon=epsilon, **settings)
-  own = jax.nn.one_hot(batch.labels, least.shape[-1], dtype=bool)
+  own = is_class(batch.labels, least.shape[-1])
   safe = (own | (least > 0)).all(axis=-1)
   logits = logits_fn(check_images(batch.inputs))
   right = correct(logits, batch.labels)
