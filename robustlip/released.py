@@ -41,7 +41,12 @@ def _walk(
   Args:
     direction: of each step, [B, ...] -> [B, ...].
     project: (points, inputs) -> points, after each step.
+
+  Raises:
+    ValueError: if images or a number are out of range.
   """
+  inputs = check_images(inputs)
+  step_size = projections.check_numbers(step_size, inputs, name='step_size')
 
   def move(_, points):
     return project(points + step_size * direction(points), inputs)
@@ -59,10 +64,11 @@ def _sign_of(objective):
 
 def _shrunk(points, inputs, *, epsilon):
   """Cut to the box, then scaled as a whole to the radius."""
+  radius = projections.check_radius(epsilon, inputs)
   deltas = jnp.clip(points, 0.0, 1.0) - inputs
   sizes = jnp.maximum(projections.norms(deltas), 1e-30)
-  shares = jnp.minimum(1.0, epsilon / sizes)
-  return inputs + projections.per_example(shares, deltas) * deltas
+  shares = jnp.minimum(1.0, radius / projections.per_example(sizes, deltas))
+  return inputs + shares * deltas
 
 
 def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:

@@ -272,6 +272,23 @@ class ReleasedTest(chex.TestCase):
       expected = jnp.clip(expected, 0.0, 0.1)
     chex.assert_trees_all_close(points, expected, atol=1e-6)
 
+  @parameterized.parameters('llr_released', 'trades_released')
+  def test_an_inner_problem_has_a_radius_for_each_example(self, name):
+    radii = np.array([0.0, 0.01, 0.1], np.float32)
+    inputs = jnp.full((3, 2, 1, 3), 0.5)  # as many channels as examples
+
+    def points(inputs, epsilon):
+      maximize = released.METHODS[name](epsilon=epsilon).maximize
+      return maximize(
+        linear, Batch(inputs, BATCH.labels[:3]), jax.random.key(0)
+      )
+
+    moved = jnp.abs(points(inputs, radii) - inputs).max(axis=(1, 2))
+    np.testing.assert_allclose(moved.max(axis=1), radii, atol=2e-3)
+    for bad in ((inputs, 8.0), (inputs, -0.1), (inputs * 3, 0.1)):
+      with pytest.raises(ValueError, match='must be'):
+        points(*bad)
+
   def test_losses_call_the_network_as_the_released_code_does(self):
     called = []
 
