@@ -220,8 +220,8 @@ class Evaluator:
       save: called with the same after each stage.
 
     Raises:
-      ValueError: if a label is no class of the network, if points were not
-        kept in what is done, or see `per_example`.
+      ValueError: if a label is no class of the network or a radius none of a
+        ball, if points were not kept in what is done, or see `per_example`.
     """
     measure = partial(
       per_example,
@@ -250,9 +250,10 @@ class Evaluator:
         break
       settings = dict(stage.settings)
       if epsilon is not None:
-        one = np.zeros(1, np.float32)
-        projections.check_radius(epsilon, one, norm=stage.norm)
         settings['epsilon'] = epsilon
+      if 'epsilon' in settings:  # compiled, it could not be refused
+        one = np.zeros(1, np.float32)
+        projections.check_radius(settings['epsilon'], one, norm=stage.norm)
       found = measure(
         self._attacks[stage.attack, keep_points],
         indices=standing,

@@ -154,6 +154,12 @@ class EvaluationTest(chex.TestCase):
     with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
       evaluator().accuracies_at({}, SPLIT, KEY, [8])
 
+  def test_a_stage_of_ones_own_with_no_radius_of_a_ball_is_refused(self):
+    stage = attacks.Stage('mine', attacks.pgd, {'epsilon': 8})
+    measure = evaluation.Evaluator(lambda _: linear, cascade=[stage])
+    with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
+      measure.accuracies({}, SPLIT, KEY)
+
   def test_images_that_are_scaled_already_are_refused(self):
     scaled = SPLIT._replace(images=SPLIT.images / np.float32(255))
     with pytest.raises(ValueError, match='expected uint8'):
