@@ -274,7 +274,13 @@ def step(
     labels: int32 [B].
     key: that of the run, the same at every step.
     axis_name: the mapped axis over devices, `DEVICES`; None without one.
+
+  Raises:
+    ValueError: for an axis of another name, over which BatchNorm would not
+      average.
   """
+  if axis_name not in (None, DEVICES):
+    raise ValueError(f'axis_name must be {DEVICES!r}, got {axis_name!r}.')
   key = jax.random.fold_in(projections.threefry(key), state.step + 1)
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
   places = first * len(labels) + jnp.arange(len(labels))

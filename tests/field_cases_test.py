@@ -248,6 +248,8 @@ def test_shard_map_trains_as_one_device_does(check_vma):
   )
   two = jax.jit(step)(state, IMAGES, BATCH.labels)
   chex.assert_trees_all_close(two, one, rtol=1e-4, atol=1e-6)
+  with pytest.raises(ValueError, match="axis_name must be 'devices', got 'i'"):
+    training.step(RECIPE, state, IMAGES, BATCH.labels, KEY, axis_name='i')
 
 
 def test_training_draws_from_threefry_whatever_the_key():
