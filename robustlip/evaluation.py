@@ -70,7 +70,7 @@ def per_example(
     batch_size: examples to a dispatch of this process, rounded up so that its
       devices share them evenly; all of a smaller split, whatever the indices,
       so that one program serves any of them.
-    indices: None is all examples.
+    indices: or a mask, bool [N]; None is all examples.
     settings: numbers that the measure takes beside the batch.
     short_tail: whether the last examples go in a half, a quarter, ... of a
       dispatch, which is worth one more program where that takes long.
@@ -83,7 +83,8 @@ def per_example(
   check_layout(split)
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-  indices = np.arange(len(split.labels)) if indices is None else indices
+  every = np.arange(len(split.labels))
+  indices = every if indices is None else every[indices]
   if not len(indices):
     raise ValueError('there are no examples to measure.')
   key, settings = projections.threefry(key), dict(settings or {})

@@ -96,6 +96,19 @@ class EvaluationTest(chex.TestCase):
       assert attacked.robust.sum() == robust
       sizes.clear()
 
+  def test_a_mask_chooses_examples_as_their_indices_do(self):
+    def mean(variables, batch, keys):
+      return batch.inputs.mean(axis=(1, 2, 3))
+
+    mask = SPLIT.labels == 1
+    found = evaluation.per_example(
+      *(evaluation.over_devices(mean), {}, SPLIT, KEY),
+      batch_size=8,
+      indices=mask,
+    )
+    expected = SPLIT.images[mask].mean(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
   def test_the_batch_size_changes_nothing(self):
     measured = []
     for batch_size in (8, 3):
