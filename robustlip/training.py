@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
   params: Any
   batch_stats: Any  # {} for a network without BatchNorm
   opt_state: Any
-  loss_sum: chex.Array  # float32, over the steps of this epoch
+  loss_sum: chex.Array  # float32, over the steps since it was set to 0
   bad_step: chex.Array  # int32, the first with a loss not finite, or -1
 
   @property
