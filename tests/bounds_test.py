@@ -37,6 +37,7 @@ class Small(nn.Module):
         x = jnp.concatenate([x, -x[:, ::-1]], axis=-1).mean((1, 2))
       case 'flax':
         x = nn.relu(nn.Conv(5, (3, 3), strides=2)(x))
+        x = x * nn.sigmoid(x.mean((1, 2), keepdims=True))  # one gate a channel
         x = nn.avg_pool(nn.max_pool(x, (2, 2), padding='SAME'), (2, 2))
         x = nn.relu(nn.Dense(7)(x.reshape(len(x), -1)))
       case 'smooth':

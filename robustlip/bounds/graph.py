@@ -119,6 +119,10 @@ _CALLS = set(
   'custom_vjp_call_jaxpr remat remat2 checkpoint'.split()
 )
 
+# Steps whose operands may have axes of length 1 that stand for longer ones;
+# written out, their cotangents are summed over these axes.
+_BROADCAST = {'add', 'sub', 'mul', 'div', 'max'}
+
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
 
 
@@ -164,6 +168,14 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
       f'in {where}.'
     )
   avals = [v.aval for v in equation.outvars]
+  shapes = {v.shape for v in inputs if isinstance(v, Variable)}
+  if name in _BROADCAST and shapes != {avals[0].shape}:
+
+    def spread(*values):
+      same = (jnp.broadcast_to(x, avals[0].shape) for x in values)
+      return equation.primitive.bind(*same, **params)
+
+    return _rewritten(spread, {}, inputs, steps, where)
   if any(aval.dtype != jnp.float32 for aval in avals):
     raise ValueError(
       f'bounds need float32 features; {name!r} gives {avals[0].dtype}, '
