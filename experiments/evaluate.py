@@ -147,11 +147,14 @@ def evaluate(
       raise
     logging.warning('%s; the record is printed alone', error)
     scratch = None
+  else:
+    began -= measure.seconds_before(scratch)
   outcomes = measure.under_attack(
     settings,
     dataset,
     variables,
     attack,
+    began=began,
     partial_file=scratch,
     keep_points=save_examples,
   )

@@ -8,6 +8,7 @@ be compared. Both are means over test examples.
 
 import functools
 import pathlib
+import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -186,12 +187,14 @@ def under_attack(
   variables: Any,
   attack: Attack,
   *,
+  began: float = 0.0,
   partial_file: pathlib.Path | None = None,
   keep_points: bool = False,
 ) -> dict[str, Outcome]:
   """What became of the examples that are measured, at each radius.
 
   Args:
+    began: when, by `time.monotonic`; earlier if it was interrupted.
     partial_file: where stages are kept until all are done, so that an
       interrupted cascade goes on; its name tells one network from another.
     keep_points: whether to keep the adversarial images.
@@ -213,18 +216,25 @@ def under_attack(
         epsilon=epsilon,
         keep_points=keep_points,
         done=_saved(file, keep_points) or done,
-        save=partial(_save, file) if file else None,
+        save=partial(_save, file, began) if file else None,
       )
       outcomes[name].by_radius[epsilon], done = outcome, (0, outcome)
   return outcomes
 
 
-def _save(file: pathlib.Path, place: int, attacked) -> None:
+def _save(file: pathlib.Path, began: float, place: int, attacked) -> None:
   if jax.process_index():
     return  # process 0 has it all
   arrays = {k: v for k, v in attacked._asdict().items() if v is not None}
+  arrays |= {'place': place, 'seconds': time.monotonic() - began}
   with common.whole(file) as opened:
-    np.savez(opened, place=place, **arrays)
+    np.savez(opened, **arrays)
+
+
+def seconds_before(partial_file: pathlib.Path) -> float:
+  """What was spent on an interrupted cascade up to its last saved stage."""
+  files = partial_file.parent.glob(f'{partial_file.name}-*.npz')
+  return max((float(np.load(file)['seconds']) for file in files), default=0.0)
 
 
 def _saved(file: pathlib.Path | None, keep_points: bool):
@@ -232,7 +242,7 @@ def _saved(file: pathlib.Path | None, keep_points: bool):
   if file is None or not file.exists():
     return None
   arrays = dict(np.load(file))
-  place = int(arrays.pop('place'))
+  place, _ = int(arrays.pop('place')), arrays.pop('seconds')
   if keep_points and 'points' not in arrays:
     return None
   logging.info('Going on after %d stages in %s', place, file)
@@ -276,10 +286,11 @@ def certificates(
   programs['Lipschitz'] = evaluation.over_devices(slopes)
 
   def bounded(name, epsilon, indices=None):
+    slowest = attack.certify == 'crown' and name in ('crown', 'Lipschitz')
     return evaluation.per_example(
       programs[name],
       *(variables, split, key(config)),
-      batch_size=FLAGS.eval_batch_size,
+      batch_size=1 if slowest else FLAGS.eval_batch_size,
       indices=indices,
       settings={'epsilon': epsilon},
       description=f'{name} bounds at {epsilon:g}',

@@ -87,8 +87,8 @@ def main() -> None:
     raise ValueError('the proof of concept is one run: drop --seeds')
   dataset = common.load_dataset()
   root = pathlib.Path(FLAGS.workdir or f'runs/{FLAGS.preset}')
-  name = f'proof_of_concept-{dataset.name}'
-  found = record(dataset, root / f'{name}-seed{settings(dataset).seed}')
+  name = f'proof_of_concept-{dataset.name}-seed{settings(dataset).seed}'
+  found = record(dataset, root / name)
   common.finish(found, root / f'{name}.json')
 
 

@@ -415,9 +415,10 @@ def main() -> None:
   if FLAGS.render_only:
     record = common.read_json(output)
   elif FLAGS.table in JOINED:
-    if given := config.given():
+    given = [*config.given(), 'rows', 'attacks', 'certify', 'seeds']
+    if given := [name for name in given if FLAGS[name].present]:
       raise ValueError(
-        f'--{next(iter(given))} means nothing to --table={FLAGS.table}, which '
+        f'--{given[0]} means nothing to --table={FLAGS.table}, which '
         'is made of records'
       )
     root = pathlib.Path(FLAGS.workdir or common.RESULTS)

@@ -401,6 +401,7 @@ class CascadeTest(chex.TestCase):
     (dict(num_classes=1), 'num_classes must be at least 2'),
     (dict(num_steps=0), 'num_steps must be at least 1'),
     (dict(num_restarts=0), 'num_restarts must be at least 1'),
+    (dict(names='fab_targeted', num_restarts=2), 'draws nothing'),
     (dict(norm='l1'), "got 'l1'"),
     (dict(epsilon=8), 'epsilon must be at least 0 and at most 1, got 8'),
   )

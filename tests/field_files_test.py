@@ -15,7 +15,7 @@ import pytest
 import scripts
 from PIL import Image
 
-from experiments import common, config, runs
+from experiments import common, config, measure, runs
 from robustlip import checkpoints, datasets
 from robustlip.datasets import imagenet
 
@@ -174,6 +174,14 @@ def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
     file.write(b'half of it')
     raise KeyboardInterrupt
   assert not path.exists()
+
+
+def test_an_interrupted_cascade_keeps_its_time(tmp_path):
+  assert measure.seconds_before(tmp_path / 'pgd-partial') == 0
+  for name, seconds in (('pgd', 3.0), ('pgd', 5.0), ('square', 9.0)):
+    file = tmp_path / f'{name}-partial-{seconds:g}.npz'
+    np.savez(file, place=1, seconds=seconds)
+  assert measure.seconds_before(tmp_path / 'pgd-partial') == 5
 
 
 def test_a_file_system_without_locks_is_no_obstacle(

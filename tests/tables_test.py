@@ -297,6 +297,7 @@ def test_bad_requests_are_one_line(call):
     (['--rows='], '--rows names none'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
+    (['--table=sizes', '--seeds=2'], '--seeds means nothing'),
     (['--table=sizes', '--workdir=/nowhere'], 'has no table of a part'),
     (['--table=4', '--arch=cnn1'], 'has it already'),
   ):

@@ -134,9 +134,11 @@ def cascade(
     if value < least:
       raise ValueError(f'{name} must be at least {least}, got {value}.')
   steps = {} if num_steps is None else {'num_steps': num_steps}
-  stages = []
-  for name in _expanded(names):
-    found = ATTACKS[name](num_classes, norm, **steps)
+  names, stages = _expanded(names), []
+  every = [ATTACKS[name](num_classes, norm, **steps) for name in names]
+  if num_restarts > 1 and not any(found.draws for found in every):
+    raise ValueError(f'{names[0]} draws nothing: it cannot have restarts.')
+  for name, found in zip(names, every, strict=True):
     run = _run(found.attack, found.targets, num_classes)
     count = max(found.targets, 1) * (num_restarts if found.draws else 1)
     for number in range(count):
