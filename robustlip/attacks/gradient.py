@@ -254,4 +254,4 @@ def highest(candidates: chex.Array, scores: chex.Array) -> chex.Array:
   """
   scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
   chosen = scores.argmax(axis=0)
-  return jax.vmap(lambda c, k: c[k], (1, 0))(candidates, chosen)
+  return candidates[chosen, jnp.arange(len(chosen))]

@@ -134,8 +134,8 @@ def _window(key, height, width, side):
 
 
 def _sides(height: int, width: int, num_queries: int) -> np.ndarray:
-  """The side of the square of every query, int32."""
-  halvings = np.searchsorted(HALVED_AFTER, np.arange(num_queries))
+  """The side of the square of every query after the start, int32."""
+  halvings = np.searchsorted(HALVED_AFTER, np.arange(1, num_queries + 1))
   sides = np.sqrt(FIRST_SHARE / 2.0**halvings * height * width)
   return np.clip(np.rint(sides), 1, min(height, width)).astype(np.int32)
 
