@@ -154,6 +154,18 @@ def test_a_tie_is_not_certified_however_it_is_rounded():
   assert theory.certified(margins + np.float32(1 / 255), 0.1).all()
 
 
+def test_nothing_is_certified_beyond_the_exact_radius_in_l2():
+  rng = np.random.default_rng(0)  # distances of about 158, as of 224 x 224 x 3
+  image, *refs = rng.random((61, 150_528), np.float32)
+  exact = np.linalg.norm(np.float64(refs) - image, axis=1).reshape(30, 2)
+  own = exact.argmin(axis=1)
+  margins = theory.margins(np.float32(exact), own)
+  half = np.ptp(exact, axis=1) / 2
+  for margin, radius in zip(margins, half, strict=True):
+    assert not theory.certified(margin[None], radius + 1e-9)[0]
+    assert theory.certified(margin[None], max(radius - 1e-3, 0))[0]
+
+
 def test_certified_radius_is_half_the_margin_or_nothing():
   distances = np.array([[0.1, 0.5, 0.9], [0.5, 0.1, 0.9], [0.3, 0.3, 0.4]])
   radii = theory.certified_radius(distances, np.zeros(3, int))
