@@ -92,9 +92,9 @@ def compared(
   module = measure.network(settings, dataset.class_names)
   task = Problem(settings.arch, module, split, settings.precision)
   step, variables = checkpoints.newest_variables(path / 'checkpoints')
-  folder = common.output_folder(
-    path / f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
-  )
+  pieces = f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
+  # What was measured without peers has not been confirmed by a twin.
+  folder = common.output_folder(path / (pieces + '-peers' * peers))
   twin = None
   if peers:
     from experiments.benchmarks import torch_peer
