@@ -28,18 +28,20 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
   """Bounds of every variable, each from those before it.
 
   Args:
-    tighten: where sums have lost how their terms depend on each other, what
-      the next nonlinearity leaves undecided is bounded by lines.
+    tighten: where intervals are not exact, what a nonlinearity leaves
+      undecided is bounded by lines.
   """
   bounds = {network.input: box}
-  dependent, loose = set(), set()  # components that do; and were summed
+  dependent = set()  # variables whose components cannot move apart
+  loose = set()  # sums of such components, of which an interval says too much
   for step in network.steps:
     variables = step.variables
     if tighten and not rules.is_affine(step):
       gaps = rules.undecided(step, [bounds[v] for v in variables])
-      for variable in loose.intersection(variables):
-        bounds[variable] = _tightened(network, bounds, variable, gaps)
-        loose.remove(variable)
+      for variable in variables:
+        if variable in loose:
+          bounds[variable] = _tightened(network, bounds, variable, gaps)
+          loose.remove(variable)
     outputs = rules.interval(step, [bounds[v] for v in variables])
     bounds |= dict(zip(step.outputs, outputs, strict=True))
     sums = step.name != 'max' and max(rules.terms(step), len(variables)) > 1
