@@ -121,6 +121,7 @@ def sizes(record: dict[str, Any], path: pathlib.Path) -> None:
     line[0].set(ylabel='test accuracy (%)')
     line[0].set_title(f'{title}; dashed: under attack', loc='left')
     line[1].set(ylabel='training minus test (points)')
+    line[1].axhline(0, color='0.8', zorder=0)
     line[0].legend()
   plots.save(figure, path)
 

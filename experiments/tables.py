@@ -52,7 +52,7 @@ TITLES = {
   '5': 'Table 5: tools of generalisation, not in the paper',
   'mt': 'Appendix: multi-targeted attack',
   'svhn': 'Appendix: SVHN',
-  'sizes': 'Numbers of training examples, not in the paper',
+  'sizes': 'More training examples, not in the paper',
 }
 CAPTION = (  # of Table 5
   'Of each method, first come the rows whose test accuracies, clean and under '
