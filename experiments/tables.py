@@ -421,7 +421,9 @@ def main() -> None:
         f'--{given[0]} means nothing to --table={FLAGS.table}, which '
         'is made of records'
       )
-    root = pathlib.Path(FLAGS.workdir or common.RESULTS)
+    root = output.parent
+    if FLAGS.table == '1' and not FLAGS.workdir:
+      root = common.RESULTS
     record = JOINED[FLAGS.table](root)
   else:
     record = networks(output)
