@@ -344,9 +344,9 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
       rows.append(row | {'label': label, 'paper': {}, 'paper_settings': {}})
   if not rows:
     raise FileNotFoundError(
-      f'{root} has no table of a part of a training set; run python -m '
-      f'experiments.tables --table=2 --preset={FLAGS.preset} '
-      f'--train_examples=500 --workdir={root}'
+      f'{root} has no table of a part of a training set by this --preset; run '
+      'python -m experiments.tables --table=2 --train_examples=500 '
+      f'--workdir={root} with it'
     )
   rows.sort(
     key=lambda row: (
