@@ -234,7 +234,8 @@ def _save(file: pathlib.Path, began: float, place: int, attacked) -> None:
 def seconds_before(partial_file: pathlib.Path) -> float:
   """What was spent on an interrupted cascade up to its last saved stage."""
   files = partial_file.parent.glob(f'{partial_file.name}-*.npz')
-  return max((float(np.load(file)['seconds']) for file in files), default=0.0)
+  spent = (np.load(file).get('seconds', 0.0) for file in files)
+  return max(map(float, spent), default=0.0)
 
 
 def _saved(file: pathlib.Path | None, keep_points: bool):
@@ -242,7 +243,8 @@ def _saved(file: pathlib.Path | None, keep_points: bool):
   if file is None or not file.exists():
     return None
   arrays = dict(np.load(file))
-  place, _ = int(arrays.pop('place')), arrays.pop('seconds')
+  place = int(arrays.pop('place'))
+  arrays.pop('seconds', None)  # version 0.2 began to keep them
   if keep_points and 'points' not in arrays:
     return None
   logging.info('Going on after %d stages in %s', place, file)
@@ -286,11 +288,12 @@ def certificates(
   programs['Lipschitz'] = evaluation.over_devices(slopes)
 
   def bounded(name, epsilon, indices=None):
-    slowest = attack.certify == 'crown' and name in ('crown', 'Lipschitz')
+    # CROWN takes one example after the other anyway: each shows progress.
+    in_turn = attack.certify == 'crown' and name in ('crown', 'Lipschitz')
     return evaluation.per_example(
       programs[name],
       *(variables, split, key(config)),
-      batch_size=1 if slowest else FLAGS.eval_batch_size,
+      batch_size=1 if in_turn else FLAGS.eval_batch_size,
       indices=indices,
       settings={'epsilon': epsilon},
       description=f'{name} bounds at {epsilon:g}',

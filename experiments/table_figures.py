@@ -30,10 +30,9 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   range over seeds, hollow ones the paper's. Above the axes stand the findings
   that they decide.
   """
-  if 'correlations' in record:
-    return tools(record, path)
-  if record['table'] == 'sizes':
-    return sizes(record, path)
+  others = {'5': tools, 'sizes': sizes}
+  if other := others.get(record['table']):
+    return other(record, path)
   panels = report.panels(record)
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]

@@ -5,13 +5,10 @@ should be in inference mode; `key` is one PRNG key or one per example; `norm` is
 that of the ball and of x - x', the paper's 'linf' or 'l2'.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from robustlip import attacks, bounds, losses, projections
 from robustlip.bounds import change, walk
@@ -147,7 +144,7 @@ def upper_bound(
     network = walk.trace_one(logits_fn, image.shape)
     return change.rate(network, image, tuple(box), tighten=tighten)
 
-  over_examples = partial(lax.map, one) if tighten else jax.vmap(one)
-  values = over_examples((inputs, lower, upper))
+  examples = inputs, lower, upper
+  values = walk.over_examples(one, examples, tighten=tighten)
   unknown = jnp.isnan(lower).any(axis=tuple(range(1, lower.ndim)))
   return jnp.where(unknown, jnp.nan, values)

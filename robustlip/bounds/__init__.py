@@ -12,8 +12,6 @@ arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
 (CROWN, Zhang et al. 2018, arXiv:1811.00866), so that what cancels cancels.
 """
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,8 +98,7 @@ def _lower_bounds(
     output = {network.output: weights}
     return walk.backward(network, bounds, output, lines=False)
 
-  over_examples = partial(lax.map, one) if tighten else jax.vmap(one)
-  return over_examples((boxes, weights))
+  return walk.over_examples(one, (boxes, weights), tighten=tighten)
 
 
 def margins(

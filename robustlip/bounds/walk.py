@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -22,6 +23,16 @@ LANES = 64  # sums that a processor adds up side by side
 def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
   """The network of one example, [...] -> [C]; nothing else can enter."""
   return trace(lambda inputs: logits_fn(inputs[None])[0], shape)
+
+
+def over_examples(
+  one: Callable[[Any], chex.Array], examples: Any, *, tighten: bool
+) -> chex.Array:
+  """`one` of each example: one after the other if it tightens bounds.
+
+  Each then takes as many rounds, and they as much memory, as it needs alone.
+  """
+  return lax.map(one, examples) if tighten else jax.vmap(one)(examples)
 
 
 def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
