@@ -339,11 +339,14 @@ def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
     raise
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, *needed: str) -> dict[str, Any]:
   """The record in `path`.
 
+  Args:
+    needed: keys that a record of its kind has.
+
   Raises:
-    ValueError: if the file is not one JSON object.
+    ValueError: if the file is not one JSON object, or lacks one of these.
     FileNotFoundError: if there is no such file.
   """
   try:
@@ -352,6 +355,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(f'{path} is not JSON: {error}') from None
   if not isinstance(record, dict):
     raise ValueError(f'{path} does not hold a JSON object')
+  if missing := [key for key in needed if key not in record]:
+    raise ValueError(f'{path} is another record: it has no {missing[0]!r}')
   return record
 
 

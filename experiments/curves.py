@@ -91,7 +91,7 @@ def main() -> None:
   theory = pathlib.Path(FLAGS.theory or common.RESULTS / published)
   record['g'] = None
   if FLAGS.theory or theory.exists():
-    record['g'] = common.read_json(theory)['data']['test']['curve']
+    record['g'] = common.read_json(theory, 'data')['data']['test']['curve']
   output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
   common.finish(record | common.provenance(), output)
   drawn = list(record['runs'])

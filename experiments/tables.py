@@ -66,6 +66,8 @@ ATTACKS = {
   'mt': ['multi_targeted_released', 'multi_targeted'],
 }
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
+# What Table 1 reads of the record of a search.
+SEARCH = 'dataset norm random_labels dropped num_train num_test epsilon'.split()
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
@@ -213,7 +215,7 @@ def kept(
       would be lost.
   """
   loaded = {dataset.name: dataset for dataset, *_ in asked}
-  rows = common.read_json(output)['rows'] if output.exists() else []
+  rows = common.read_json(output, 'rows')['rows'] if output.exists() else []
   for row in (row for row in rows if row['dataset'] in loaded):
     dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
     wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
@@ -283,7 +285,7 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
   """
   rows = {}
   for path in sorted(root.glob('separation_*.json')):
-    record = common.read_json(path)
+    record = common.read_json(path, *SEARCH)
     name, theirs = record['dataset'], paper.separation(record)
     if not theirs or (name in rows and not record['dropped']):
       continue
@@ -338,7 +340,7 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
   """
   rows = []
   for path in root.glob(f'table_[234]-{FLAGS.preset}-*examples.json'):
-    for row in common.read_json(path)['rows']:
+    for row in common.read_json(path, 'rows')['rows']:
       size, epochs = (row['settings'][k] for k in ('train_examples', 'epochs'))
       label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
       rows.append(row | {'label': label, 'paper': {}, 'paper_settings': {}})

@@ -308,6 +308,10 @@ def test_table_1_from_separation_records(given, tmp_path):
   given('--table=1')
   with pytest.raises(FileNotFoundError, match='experiments.separation'):
     tables.separations(tmp_path)
+  common.write_json({}, tmp_path / 'separation_other.json')
+  with pytest.raises(ValueError, match="other.json .* has no 'dataset'"):
+    tables.separations(tmp_path)
+  (tmp_path / 'separation_other.json').unlink()
   record = {'dataset': 'svhn', 'norm': 'linf', 'random_labels': False}
   record |= {'dropped': [], 'num_train': 73257, 'num_test': 26032}
   record |= {'epsilon': 0.031, 'train_train_min': 0.0, 'test_train_min': 0.11}
@@ -335,6 +339,9 @@ def test_table_1_from_separation_records(given, tmp_path):
 def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
   given('--table=sizes', '--preset=short')
   with pytest.raises(FileNotFoundError, match='--train_examples=500'):
+    tables.sizes(tmp_path)
+  common.write_json({}, tmp_path / 'table_2-short-500examples.json')
+  with pytest.raises(ValueError, match="500examples.json .* has no 'rows'"):
     tables.sizes(tmp_path)
   gaps = {1000: ([2.0, 4.0], [8.0, 8.0]), 500: ([3.5, 4.5], [7.0, 7.0])}
   for size, (gap, adv_gap) in gaps.items():
