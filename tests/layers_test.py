@@ -115,9 +115,29 @@ def test_gradients_in_a_loop_are_convolutions_of_the_fast_kind():
     return lax.fori_loop(0, 3, descend, arguments)
 
   program = jax.jit(descent).lower(inputs, kernel).compile().as_text()
-  kinds = re.findall(r'convolution\(.*dim_labels=([^,\s]+)', program)
-  assert kinds == ['b01f_01io->b01f'] * 3
+  assert kinds_of_convolutions(program) == ['b01f_01io->b01f'] * 3
   assert 'ynn_fusion' not in program  # see robustlip/__init__.py
+
+
+def kinds_of_convolutions(program):
+  return re.findall(r'convolution\(.*dim_labels=([^,\s]+)', program)
+
+
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu', reason='other backends have one convolution'
+)
+@pytest.mark.parametrize('pad', [0, 1, 2])
+def test_kernel_gradients_of_a_transpose_are_of_the_fast_kind(pad):
+  # As bounds by lines have them, where a filter is larger than its image.
+  ours, _, (inputs, kernel) = case(3, 1, pad, 24)
+  cotangent = ours(inputs, kernel)
+
+  def pulled(kernel):
+    (back,) = jax.vjp(lambda x: ours(x, kernel), inputs)[1](cotangent)
+    return jnp.vdot(back, inputs)
+
+  program = jax.jit(jax.grad(pulled)).lower(kernel).compile().as_text()
+  assert set(kinds_of_convolutions(program)) == {'b01f_01io->b01f'}
 
 
 @pytest.mark.parametrize('setting', [(3, 1, 0, 4), (3, 1, 1, 16)])

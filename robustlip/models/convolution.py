@@ -130,10 +130,12 @@ def _inputs_gradient(cotangent, inputs, kernel, *, padding):
 def _kernel_gradient(cotangent, inputs, kernel, *, padding):
   """Transpose in the kernel: the batch takes the role of the channels."""
   del kernel
+  # Padded here: XLA would swap an image and a filter that is larger than it.
+  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
   images, filters = lax.optimization_barrier(
-    (inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
+    (padded.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
   )
-  gradient = _convolution.bind(images, filters, padding=padding)
+  gradient = _convolution.bind(images, filters, padding=((0, 0), (0, 0)))
   return gradient.transpose(1, 2, 0, 3)
 
 
