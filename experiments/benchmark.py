@@ -107,6 +107,8 @@ def chosen() -> list[Any]:
   for name in set().union(*read.values()) - set(own):
     if FLAGS[name].present:
       raise ValueError(f'--{name} means nothing to --suite={FLAGS.suite}')
+  if FLAGS.suite == 'autoattack' and FLAGS['repeats'].present:
+    raise ValueError('--repeats means nothing to --suite=autoattack: one turn')
   if FLAGS.arch == []:
     raise ValueError('--arch names no network')
   try:

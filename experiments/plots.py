@@ -91,3 +91,23 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.set_title('dashed: found; full: upper bound')
   figure.legend(loc='outside lower center', ncols=6, frameon=False)
   save(figure, path)
+
+
+def speeds(cases: dict[str, tuple[str, float]], path: pathlib.Path) -> None:
+  """A bar for each case, how many times as fast as its peer, to `path`.png."""
+  figure = drawing.figure(8, 0.8 + 0.2 * len(cases))
+  axes = figure.subplots()
+  ratios = [ratio for _, ratio in cases.values()]
+  colours = ['C0' if ratio >= 1 else 'C3' for ratio in ratios]
+  # Bars begin at 1, where both are as fast.
+  axes.barh(list(cases), [x - 1 for x in ratios], left=1, color=colours)
+  for place, (peer, ratio) in enumerate(cases.values()):
+    text = f'{ratio:.3g}, {peer}'
+    axes.text(
+      1.05 * max(ratio, 1), place, text, va='center', fontsize='x-small'
+    )
+  axes.axvline(1, color='0.2', linewidth=0.8)
+  axes.set(xscale='log', xlim=(0.5, 8 * max(ratios)), ylim=(len(cases), -1))
+  axes.set_xlabel('times the rate of the fastest peer')
+  axes.tick_params('y', labelsize='x-small')
+  save(figure, path)

@@ -5,13 +5,13 @@ r"""Records as pages, and the way of a record into `results/`.
   python -m experiments.report --publish=runs/NAME
 
 The first renders the tables of README.md and experiments/results/README.md
-anew. Each stands between `<!-- results: BLOCK -->` and `<!-- end -->`, where
-BLOCK is one of `BLOCKS`, in brackets the record where it is of one:
-`run(train_NAME)`. `--check` writes nothing and fails if a table differs from
-its records. `--publish` first copies the record of a finished run, or any
-record that a script has written, with the Markdown and the picture beside it,
-into experiments/results; one that is there and differs is replaced with
-`--overwrite` alone.
+anew, and draws the speeds. Each table stands between `<!-- results: BLOCK -->`
+and `<!-- end -->`, where BLOCK is one of `BLOCKS`, in brackets the record where
+it is of one: `run(train_NAME)`. `--check` writes nothing and fails if a table
+differs from its records. `--publish` first copies the record of a finished run,
+or any record that a script has written, with the Markdown and the picture
+beside it, into experiments/results; one that is there and differs is replaced
+with `--overwrite` alone.
 
 `markdown` renders the record of a table of the paper (`experiments.tables`).
 """
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import common, paper
+from experiments import common, paper, plots
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -369,6 +369,29 @@ def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
   return found
 
 
+# Candidates of a benchmark that are ours too.
+OURSELVES = ('one at a time', 'cold', 'robustlip strong')
+
+
+def speeds() -> dict[str, tuple[str, float]]:
+  """Case of a benchmark -> its fastest peer, and ours as a multiple of it."""
+  cases = []
+  for path in common.RESULTS.glob('benchmark_*.json'):
+    cases += described(common.read_json(path), path.stem)
+  found = {}
+  for case in sorted(cases, key=lambda case: case['place']):
+    peers = {x['candidate']: x['ratio_of_ours'] for x in case['candidates'][1:]}
+    peers = {
+      name: ratio
+      for name, ratio in peers.items()
+      if name not in OURSELVES and ratio is not None
+    }
+    if peers:
+      title = '{suite}, {case}, jax {jax_version}'.format(**case)
+      found[title] = min(peers.items(), key=lambda item: item[1])
+  return found
+
+
 def filled(text: str, found: dict[str, Any]) -> str:
   """A format with what a record has, percentages without their sign."""
   with contextlib.suppress(KeyError, TypeError):  # missing, or null
@@ -451,6 +474,8 @@ def main() -> None:
       )
     common.write_text(new, page)
     report['changed'].append(page.name)
+  if not FLAGS.check:
+    plots.speeds(speeds(), common.RESULTS / 'speed')
   common.print_json(report)
 
 

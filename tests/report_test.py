@@ -156,6 +156,25 @@ def test_a_block_has_a_line_for_each_record_and_split(results):
   assert '7 seconds of training and measuring on m, today.' in text
 
 
+def test_a_case_is_compared_with_its_fastest_peer(results):
+  def candidate(name, ratio):
+    return {'candidate': name, 'per_second': 5.0, 'ratio_of_ours': ratio}
+
+  ours = candidate('robustlip', 1.0)
+  peers = [candidate('slow', 3.0), candidate('fast', 0.5)]
+  cases = [
+    {'case': 'one', 'unit': 'images', 'candidates': [ours, *peers]},
+    {
+      'case': 'two',
+      'unit': 'images',
+      'candidates': [ours, candidate('one at a time', 2.0)],
+    },
+  ]
+  record = {'suite': 'train', 'jax_version': '1', 'cases': cases}
+  common.write_json(record, results / 'benchmark_train.json')
+  assert report.speeds() == {'train, one, jax 1': ('fast', 0.5)}
+
+
 def test_the_pages_are_what_their_records_say():
   pages = [page.read_text() for page in report.PAGES]
   assert [report.rendered(text) for text in pages] == pages

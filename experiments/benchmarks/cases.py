@@ -206,8 +206,13 @@ def nearest(*, peers: bool, num_images: int | None = None) -> list[Case]:
 
   Args:
     num_images: of a set as large as one cannot have at hand, see `enlarged`,
-      in their place.
+      in their place, without peers.
+
+  Raises:
+    ValueError: for peers of the large set.
   """
+  if num_images and peers:
+    raise ValueError('--peers search the real sets: leave out --num_images')
   if num_images:
     return [_large_search(num_images)]
   found = []
