@@ -118,10 +118,14 @@ def cutmix(
     The images, and the share [B] of each that is its own.
 
   Raises:
-    ValueError: for an odd number of images.
+    ValueError: for an odd number of images, or if `probability` is out of
+      range.
 
   Source: Yun et al. 2019, arXiv:1905.04899.
   """
+  probability = projections.check_numbers(
+    probability, images, name='cutmix', highest=1.0
+  )
 
   def one(image, other, key):
     keys = jax.random.split(key, 3)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustlip import attacks, separation
+from robustlip import attacks, projections, separation
 from robustlip.progress import bar
 
 BLOCK = 64  # examples that ascend together
@@ -81,7 +81,14 @@ def attack(
     ref_inputs: [M, ...] float32 in [0, 1], the examples that define g.
     ref_labels: [M].
     epsilon: radius of the ball, in units of the pixel range.
+
+  Raises:
+    ValueError: if the radius is out of range, or there are no references.
   """
+  projections.check_radius(epsilon, np.zeros(1, np.float32))
+  if not len(ref_inputs):
+    raise ValueError('g needs at least one example, got none.')
+  epsilon = float(epsilon)
   found = nearest_references(inputs, labels, ref_inputs, ref_labels)
   points, margins = inputs.copy(), found.margins.copy()
   # One candidate more in every round; those of later rounds repeat the newest.

@@ -217,12 +217,13 @@ class Evaluator:
       keep_points: whether to return the points that fooled the network.
       epsilon: radius in the place of the stages' own.
       done: how many stages need not run, and what came of them: what `save`
-        was given by a call that was interrupted.
+        was given by a call that was interrupted, for the same split.
       save: called with the same after each stage.
 
     Raises:
       ValueError: if a label is no class of the network or a radius none of a
-        ball, if points were not kept in what is done, or see `per_example`.
+        ball, if what is done is of another split or without the points that
+        are to be kept, or see `per_example`.
     """
     measure = partial(
       per_example,
@@ -242,8 +243,15 @@ class Evaluator:
       points = from_bytes(split.images) if keep_points else None
       done = 0, Attacked(right, right.copy(), broken_by, margins, points)
     first, attacked = done
+    if len(attacked.robust) != len(split.labels):
+      raise ValueError(
+        f'what is done already is of {len(attacked.robust)} examples, the '
+        f'split has {len(split.labels)}.'
+      )
     if keep_points and attacked.points is None:
       raise ValueError('points were not kept in what is done already.')
+    if not keep_points:  # those of earlier stages alone would be of no use
+      attacked = attacked._replace(points=None)
     for place in range(first, len(self.cascade)):
       stage = self.cascade[place]
       standing = np.flatnonzero(attacked.robust)

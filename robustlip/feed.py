@@ -29,18 +29,26 @@ def replicate(tree: Any) -> Any:
   """Copies on the local devices, [...] -> [D, ...], placed as results are.
 
   An argument placed otherwise would have the program compiled twice.
+
+  Raises:
+    ValueError: for a PRNG key in it, as some optimizers keep.
   """
   devices = jax.local_devices()
   mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
   sharding = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(DEVICES)
   )
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
-    ),
-    tree,
-  )
+
+  def copies(x):
+    if jax.dtypes.issubdtype(getattr(x, 'dtype', None), jax.dtypes.prng_key):
+      raise ValueError(
+        'a state with a PRNG key in it cannot be copied to the devices: take '
+        'an optimizer that keeps none.'
+      )
+    every = np.broadcast_to(x, (len(devices), *np.shape(x)))
+    return jax.device_put(every, sharding)
+
+  return jax.tree.map(copies, tree)
 
 
 def unreplicate(tree: Any) -> Any:

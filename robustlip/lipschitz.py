@@ -126,8 +126,9 @@ def upper_bound(
   """Upper bounds of Eq. (3), in l-inf: no point has a larger ratio, [B].
 
   In exact arithmetic: as x' approaches x the ratio of the rounded logits has
-  no bound. Exact for affine networks of at most 12 classes; see
-  `bounds.change`. Takes some hundred times as long as the network.
+  no bound. Exact for affine networks of at most 12 classes, where the pixel box
+  does not cut the ball; see `bounds.change`. Takes some hundred times as long
+  as the network.
 
   Args:
     epsilon: radius of the ball in units of the pixel range.

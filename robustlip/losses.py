@@ -81,6 +81,9 @@ def shares_of_classes(
     own: share [B] of the first labels in [0, 1].
     smoothing: share in [0, 1] that all classes divide among them.
 
+  Raises:
+    ValueError: if `smoothing` is out of range.
+
   Source: Szegedy et al. 2016, arXiv:1512.00567, Section 7.
   """
 
@@ -93,6 +96,9 @@ def shares_of_classes(
   if others is not None:
     shares = own[:, None] * shares + (1 - own[:, None]) * one_hot(others)
   if smoothing is not None:
+    smoothing = projections.check_numbers(
+      smoothing, shares, name='label_smoothing', highest=1.0
+    )
     shares = optax.smooth_labels(shares, smoothing)
   return shares
 
@@ -155,7 +161,7 @@ def correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
   is never predicted.
   """
   classified = jnp.isfinite(logits.max(axis=-1))
-  return classified & (logits.argmax(axis=-1) == labels)
+  return classified & (logits.argmax(axis=-1) == jnp.asarray(labels))
 
 
 def kl_divergence(logits: chex.Array, other: chex.Array) -> chex.Array:

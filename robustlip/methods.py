@@ -84,10 +84,16 @@ def _pgd(epsilon, norm, num_steps):
   return partial(
     attacks.pgd,
     epsilon=epsilon,
-    step_size=2 * epsilon / num_steps,
+    step_size=_step_size(epsilon, num_steps),
     num_steps=num_steps,
     norm=norm,
   )
+
+
+def _step_size(epsilon, num_steps):
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  return 2 * epsilon / num_steps
 
 
 def trades(
@@ -98,6 +104,7 @@ def trades(
   num_steps: int = 10,
 ) -> Method:
   """PGD on the divergence from a Gaussian start, then CE + beta KL."""
+  step_size = _step_size(epsilon, num_steps)
 
   def maximize(logits_fn, batch, key):
     return attacks.ascend(
@@ -105,7 +112,7 @@ def trades(
       batch.inputs,
       key,
       epsilon=epsilon,
-      step_size=2 * epsilon / num_steps,
+      step_size=step_size,
       num_steps=num_steps,
       norm=norm,
       start=gaussian_start(batch.inputs, key),

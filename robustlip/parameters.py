@@ -69,19 +69,31 @@ def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
 def _averaging(
   share: Callable[[chex.Array], chex.Numeric],
 ) -> optax.GradientTransformation:
-  """Keeps an average in which the parameters after t updates get a share."""
+  """Keeps an average in which the parameters after t updates get a share.
+
+  In float32 at least: half precision would lose small shares.
+  """
 
   def init(params):
-    return Averaged(jnp.zeros((), jnp.int32), params)
+    average = jax.tree.map(
+      lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params
+    )
+    return Averaged(jnp.zeros((), jnp.int32), average)
 
   def update(updates, state, params):
     count = state.count + 1
     average = optax.incremental_update(
       optax.apply_updates(params, updates), state.average, share(count)
     )
+    average = cast_like(average, state.average)
     return updates, Averaged(count, average)
 
   return optax.GradientTransformation(init, update)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+  """The leaves of a tree in the types of another's."""
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def average(opt_state: Any) -> Any | None:

@@ -44,7 +44,8 @@ def check_numbers(
     then can make no point of a ball.
 
   Raises:
-    ValueError: for another shape, or known numbers out of [0, highest].
+    ValueError: for another shape, or known numbers that are not finite or out
+      of [0, highest].
   """
   shape = jnp.shape(numbers)
   if shape not in ((), like.shape[:1]):
@@ -54,11 +55,12 @@ def check_numbers(
     )
   if not isinstance(numbers, jax.core.Tracer):
     known = np.asarray(numbers)
-    if not np.all((known >= 0) & (known <= highest)):
-      limit = '' if math.isinf(highest) else f' and at most {highest:g}'
-      raise ValueError(f'{name} must be at least 0{limit}, got {known}.')
+    if not np.all((known >= 0) & (known <= highest) & np.isfinite(known)):
+      limit = 'finite' if math.isinf(highest) else f'at most {highest:g}'
+      raise ValueError(f'{name} must be at least 0 and {limit}, got {known}.')
   values = jnp.asarray(numbers).astype(like.dtype)
-  values = jnp.where((values >= 0) & (values <= highest), values, jnp.nan)
+  right = (values >= 0) & (values <= highest) & jnp.isfinite(values)
+  values = jnp.where(right, values, jnp.nan)
   return per_example(values, like) if shape else values
 
 
@@ -228,6 +230,9 @@ def random_start(
 ) -> chex.Array:
   """Uniform draws from the ball around each input, cut to the pixel box.
 
+  A draw that the box would cut back to the input, as in a corner of it, where
+  ratios have no gradient, is mirrored.
+
   Raises:
     ValueError: if `norm` is unknown or `epsilon` out of range.
   """
@@ -240,4 +245,6 @@ def random_start(
     return jax.random.ball(key, inputs[0].size, p=2, dtype=dtype).reshape(shape)
 
   noise = jax.vmap(draw)(example_keys(key, len(inputs)))
-  return jnp.clip(inputs + radius * noise, 0.0, 1.0)
+  start = jnp.clip(inputs + radius * noise, 0.0, 1.0)
+  still = flat(start == inputs).all(axis=1)
+  return choose(still, jnp.clip(inputs - radius * noise, 0.0, 1.0), start)

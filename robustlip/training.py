@@ -101,7 +101,8 @@ def initial_state(
 
   options = {}
   # On a CPU it takes longer to compile than to run; an outer jit compiles it.
-  if jax.default_backend() == 'cpu' and not isinstance(key, jax.core.Tracer):
+  outermost = not isinstance(jnp.zeros(()), jax.core.Tracer)
+  if jax.default_backend() == 'cpu' and outermost:
     options['xla_backend_optimization_level'] = 0
     options['xla_llvm_disable_expensive_passes'] = True
   return jax.jit(init, compiler_options=options)(key)
@@ -358,11 +359,19 @@ def check_batch_size(
     pairs: whether neighbours are mixed, see `augmentations.cutmix`.
   """
   devices = jax.device_count()
+  if accumulate < 1:
+    raise ValueError(f'accumulate must be at least 1, got {accumulate}.')
   if batch_size < 1 or batch_size % (devices * accumulate * (1 + pairs)):
     raise ValueError(
       f'a batch_size of {batch_size} does not split evenly over {devices} '
       f'devices and accumulate={accumulate}' + ', in pairs for cutmix' * pairs
     )
+
+
+def _check_batches(recipe, batch_size):
+  check_batch_size(
+    batch_size, accumulate=recipe.accumulate, pairs=recipe.cutmix is not None
+  )
 
 
 def fit(
@@ -390,9 +399,7 @@ def fit(
       the loss became not finite.
   """
   check_layout(split)
-  check_batch_size(
-    batch_size, accumulate=recipe.accumulate, pairs=recipe.cutmix is not None
-  )
+  _check_batches(recipe, batch_size)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)
@@ -427,6 +434,7 @@ def averaged(
 
   The state itself if the optimizer keeps no average.
   """
+  _check_batches(recipe, batch_size)
   order = epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=batch_size
   )
@@ -456,6 +464,7 @@ def settled(
   average = parameters.average(state.opt_state)
   if average is None:
     return state
+  average = parameters.cast_like(average, state.params)
   if state.batch_stats:
     states = replicate(
       state._replace(params=average, opt_state=optax.EmptyState())

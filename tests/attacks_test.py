@@ -376,3 +376,35 @@ def test_the_gradient_of_the_mean_is_the_mean_of_the_gradients():
   np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
   with pytest.raises(ValueError, match='num_samples must be at least 1'):
     attacks.expected(noisy, KEY, num_samples=0)
+
+
+@pytest.mark.parametrize(
+  'attack', [attacks.targeted, attacks.apgd, attacks.fab]
+)
+def test_points_of_a_target_that_is_none_are_no_numbers(attack):
+  @jax.jit
+  def points(targets):  # not known, so that they cannot be refused
+    batch = Batch(INPUTS[:3], jnp.zeros(3, int))
+    settings = dict(targets=targets, epsilon=0.1, num_steps=2)
+    return attack(linear, batch, KEY, **settings)
+
+  found = np.isnan(points(jnp.array([1, 0, 7])))
+  np.testing.assert_array_equal(found.all((1, 2, 3)), [False, True, True])
+  assert not found[0].any()
+
+
+def test_numbers_that_reach_nowhere_are_refused():
+  for changes in (dict(epsilon=np.inf, norm='l2'), dict(step_size=np.inf)):
+    with pytest.raises(ValueError, match='at least 0 and finite, got inf'):
+      attacks.pgd(linear, BATCH, KEY, **dict(epsilon=0.1) | changes)
+  for attack in (attacks.fab, attacks.apgd):
+    with pytest.raises(ValueError, match='num_steps must be at least 1'):
+      attack(
+        *(linear, BATCH, KEY),
+        epsilon=0.1,
+        targets=(LABELS + 1) % 3,
+        num_steps=0,
+      )
+  for method in (methods.at, methods.trades):
+    with pytest.raises(ValueError, match='num_steps must be at least 1'):
+      method(epsilon=0.1, num_steps=0)

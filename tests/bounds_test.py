@@ -550,3 +550,33 @@ def test_balls_of_radius_0_and_1():
   box, sure = both(1.0)
   chex.assert_trees_all_equal(box, (jnp.zeros((3, 4)), jnp.ones((3, 4))))
   assert not (sure & ~right).any()
+
+
+@pytest.mark.parametrize('method', bounds.METHODS)
+def test_a_class_that_is_never_predicted_leaves_the_other_margins(method):
+  logits_fn = partial(apply_dense, dense_layers(KEY, (4, 5, 3)))
+
+  def masked(inputs):
+    never = jnp.full((len(inputs), 1), -jnp.inf)
+    return jnp.concatenate([logits_fn(inputs), never], axis=1)
+
+  inputs = jax.random.uniform(KEY, (3, 4))
+  batch = Batch(inputs, logits_fn(inputs).argmax(axis=-1))
+  settings = dict(epsilon=0.01, method=method)
+  found = bounds.margins(masked, batch, **settings)
+  expected = bounds.margins(logits_fn, batch, **settings)
+  chex.assert_trees_all_close(found[:, :3], expected, rtol=1e-5, atol=1e-6)
+  assert (found[:, 3] > 1e30).all()
+
+
+def test_a_label_that_is_no_class_has_no_margin_where_it_is_not_known():
+  logits_fn = partial(apply_dense, dense_layers(KEY, (4, 5, 3)))
+
+  @jax.jit
+  def measured(labels):
+    batch = Batch(jnp.full((3, 4), 0.5), labels)
+    entropy = bounds.cross_entropy(logits_fn, batch, epsilon=0.1)
+    return entropy, bounds.margins(logits_fn, batch, epsilon=0.1)[:, 0]
+
+  for values in measured(jnp.array([-1, 0, 3])):
+    np.testing.assert_array_equal(np.isnan(values), [True, False, True])

@@ -98,3 +98,13 @@ def test_attack_finds_the_lowest_margin_of_most_squares():
   assert np.all(found.margins[robust] >= lowest[robust] - 1e-6)
   assert np.isclose(found.margins, lowest, atol=1e-6)[robust].mean() > 0.7
   assert np.mean(found.margins[~robust] <= 0) > 0.9
+
+
+def test_what_the_attack_refuses():
+  images, labels = np.full((1, 2), 0.5, np.float32), np.zeros(1, int)
+  for epsilon in (2.0, -0.1):
+    with pytest.raises(ValueError, match='epsilon must be at least 0'):
+      distance_attack.attack(images, labels, images, labels, epsilon=epsilon)
+  with pytest.raises(ValueError, match='at least one example'):
+    none = images[:0], labels[:0]
+    distance_attack.attack(images, labels, *none, epsilon=0.1)

@@ -241,3 +241,16 @@ class EvaluationTest(chex.TestCase):
 
 def test_percent():
   assert evaluation.percent(np.array([True, False, True, True])) == 75.0
+
+
+def test_a_cascade_goes_on_with_what_is_done_of_its_own_split_alone():
+  measure, saved = evaluator(linear, 'pgd,square', num_steps=5), []
+  measure.accuracies(
+    {}, SPLIT, KEY, keep_points=True, save=lambda *done: saved.append(done)
+  )
+  assert saved[0][1].points is not None
+  # Points of the first stage alone would be clean images of the others.
+  assert measure.accuracies({}, SPLIT, KEY, done=saved[0]).points is None
+  fewer = Split(SPLIT.images[:5], SPLIT.labels[:5])
+  with pytest.raises(ValueError, match='of 37 examples, the split has 5'):
+    measure.accuracies({}, fewer, KEY, done=saved[0])

@@ -76,3 +76,12 @@ def test_the_perturbation_is_the_steepest_of_its_length():
   chex.assert_trees_all_equal(
     [moves['bias'], moves['flat']], [np.zeros(6), np.zeros((2, 2))]
   )
+
+
+def test_an_average_of_half_precision_is_kept_in_float32():
+  params = {'w': jnp.ones(3, jnp.bfloat16)}
+  optimizer = optax.chain(optax.sgd(0.1), parameters.ema(0.9))
+  state = optimizer.init(params)
+  _, again = optimizer.update(params, state, params)
+  chex.assert_trees_all_equal_dtypes(again, state)
+  assert parameters.average(again)['w'].dtype == jnp.float32

@@ -258,3 +258,11 @@ def test_l2_ties_do_not_depend_on_the_order_of_summation():
   refs = np.stack([rng.permutation(values) for _ in range(50)])
   found = separation.nearest(np.zeros((1, 30), np.float32), refs, norm='l2')
   np.testing.assert_array_equal(found.indices, [0])
+
+
+def test_neighbors_in_another_norm_are_refused():
+  images = np.random.default_rng(13).integers(0, 256, (8, 1, 2, 3), np.uint8)
+  labels = np.arange(8) % 2
+  neighbors = separation.nearest_opposite(images, labels, norm='linf')
+  with pytest.raises(ValueError, match='not of these arrays in l2'):
+    separation.closest_pairs(images, labels, norm='l2', neighbors=neighbors)

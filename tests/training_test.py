@@ -460,3 +460,28 @@ def test_an_epoch_takes_every_example_at_most_once():
   assert (found != again).any()
   with pytest.raises(ValueError, match='a batch of 24 needs'):
     epoch_order(0, 0, num_examples=23, batch_size=24)
+
+
+def test_a_state_is_made_within_a_program_too():
+  def step(rate):
+    recipe = factory(methods.natural)(number(learning_rate=rate))
+    key = jax.random.key(0)
+    return training.initial_state(recipe, key, IMAGES.shape[1:]).step
+
+  assert jax.jit(step)(0.1) == 0
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'label_smoothing': 1.5}, 'label_smoothing must be .* at most 1'),
+    ({'cutmix': 7.0}, 'cutmix must be .* at most 1'),
+    ({'accumulate': 0}, 'accumulate must be at least 1'),
+    ({'optimizer': optax.add_noise(0.01, 0.55, 0)}, 'PRNG key'),
+  ],
+)
+def test_recipes_that_cannot_be_followed_are_refused(changes, message):
+  recipe = factory(methods.natural)(number())._replace(**changes)
+  split = Split(IMAGES, LABELS)
+  with pytest.raises(ValueError, match=message):
+    training.fit(recipe, split, jax.random.key(0), batch_size=8, epochs=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustlip import losses, projections
-from robustlip.attacks.gradient import check_targets, toward
+from robustlip.attacks.gradient import check_targets, toward, with_right_targets
 from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
@@ -115,7 +115,10 @@ def apgd(
   points = projections.choose(
     state.fooled, state.adversarial, state.best_points
   )
-  return jax.lax.stop_gradient(points.reshape(shape))
+  points = jax.lax.stop_gradient(points.reshape(shape))
+  if targets is None:
+    return points
+  return with_right_targets(logits_fn, batch, targets, points)
 
 
 def _first(start, steps):

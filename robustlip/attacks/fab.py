@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import losses, projections
-from robustlip.attacks.gradient import toward
+from robustlip.attacks.gradient import toward, with_right_targets
 from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
@@ -44,7 +44,8 @@ def fab(
     **settings: `num_steps` of `nearest_error`.
 
   Raises:
-    ValueError: if a number or a target is out of range.
+    ValueError: if a number or a target is out of range; the points are NaN
+      where a traced target is.
 
   Source: Croce and Hein 2020, arXiv:1907.02044, as in AutoAttack.
   """
@@ -53,7 +54,8 @@ def fab(
   enough = projections.check_radius(epsilon, inputs, norm=norm).reshape(-1)
   settings |= dict(targets=targets, enough=enough, norm=norm)
   found = nearest_error(logits_fn, batch._replace(inputs=inputs), **settings)
-  return projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
+  points = projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
+  return with_right_targets(logits_fn, batch, targets, points)
 
 
 def nearest_error(
@@ -67,11 +69,15 @@ def nearest_error(
 ) -> Nearest:
   """The nearest points that FAB finds to fool the network, and how far.
 
-  Exact where the network is affine. Source and targets as those of `fab`.
+  Where the network is affine, within a hundredth of the nearest. Source and
+  targets as those of `fab`.
 
   Args:
+    num_steps: at least 1.
     enough: distance, [B] or one, within which an error need not be nearer.
   """
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
   (inputs, labels), shape = batch, batch.inputs.shape
   inputs = projections.flat(check_images(inputs))
 

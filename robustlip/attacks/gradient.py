@@ -152,13 +152,14 @@ def targeted(
     **settings: `norm` and others of `ascend`.
 
   Raises:
-    ValueError: if a number or a target is out of range.
+    ValueError: if a number or a target is out of range; the points are NaN
+      where a traced target is.
   """
 
   def objective(points):
     return toward(logits_fn(points), batch.labels, targets)
 
-  return ascend(
+  points = ascend(
     objective,
     batch.inputs,
     projections.other_keys(key, len(batch.inputs), targets),
@@ -167,6 +168,7 @@ def targeted(
     num_steps=num_steps,
     **settings,
   )
+  return with_right_targets(logits_fn, batch, targets, points)
 
 
 def falling(
@@ -187,25 +189,39 @@ def toward(
   Raises:
     ValueError: for targets that are no wrong classes, where they are known.
   """
-  right, _ = losses.right_and_wrong(logits, labels)
   check_targets(logits, labels, targets)
+  right, _ = losses.right_and_wrong(logits, labels)
   target, _ = losses.right_and_wrong(logits, targets)
   return target - right
 
 
 def check_targets(
   logits: chex.Array, labels: chex.Array, targets: chex.Array
-) -> None:
-  """Raises ValueError unless targets are classes other than the labels."""
-  check_labels(targets, *logits.shape, name='targets')
+) -> chex.Array:
+  """Which targets are classes other than the labels, bool [B].
+
+  Raises:
+    ValueError: if one is none, where targets and labels are known.
+  """
+  valid = check_labels(targets, *logits.shape, name='targets')
   traced = any(isinstance(x, jax.core.Tracer) for x in (labels, targets))
   if not traced and (np.asarray(labels) == np.asarray(targets)).any():
     raise ValueError('targets must differ from the labels.')
+  return valid & (jnp.asarray(labels) != jnp.asarray(targets))
+
+
+def with_right_targets(
+  logits_fn: LogitsFn, batch: Batch, targets: chex.Array, points: chex.Array
+) -> chex.Array:
+  """The points, NaN where a target is none: an attack on it reads as failed."""
+  logits = jax.eval_shape(logits_fn, batch.inputs)
+  valid = check_targets(logits, batch.labels, targets)
+  return jnp.where(projections.per_example(valid, points), points, jnp.nan)
 
 
 def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:
   """All classes but an example's own: [B] -> [C - 1, B]."""
-  shifts = jnp.arange(1, num_classes)
+  labels, shifts = jnp.asarray(labels), jnp.arange(1, num_classes)
   return jax.vmap(lambda shift: (labels + shift) % num_classes)(shifts)
 
 

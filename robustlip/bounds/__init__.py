@@ -5,7 +5,8 @@ each example by itself: a network in inference mode. `lower` and `upper` are
 the corners of one box for each example. The bounds hold for exact arithmetic
 and for float32 at full precision alike (not for TF32 or bfloat16 products),
 and are meant to be called under `jax.jit`. Of a box that is a point they are
-the plain logits, as they are rounded there.
+the plain logits, as they are rounded there. Lines take a logit of -inf, a class
+that is never predicted, for one of -2**125.
 
 `interval` carries a box through the network (Gowal et al. 2018,
 arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
@@ -111,6 +112,8 @@ def margins(
 ) -> chex.Array:
   """Lower bounds [B, C] of the label's logit minus each, 0 at the label.
 
+  NaN for a label that is no class, where labels are traced.
+
   Over the l-inf ball of radius `epsilon` cut to the pixel box. The last layer
   is applied to the difference.
 
@@ -125,7 +128,7 @@ def margins(
   if method not in METHODS:
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
   logits = jax.eval_shape(logits_fn, batch.inputs)
-  check_labels(logits, batch.labels)
+  valid = check_labels(logits, batch.labels)
   classes = jnp.eye(logits.shape[-1], dtype=jnp.float32)
   own = is_class(batch.labels, len(classes))
   settings = dict(lines=False)
@@ -135,7 +138,7 @@ def margins(
   boxes = ball(batch.inputs, epsilon=epsilon)
   weights = own[:, None] - classes[None]
   least = _lower_bounds(logits_fn, boxes, weights, **settings)
-  return jnp.where(own, 0.0, least)
+  return jnp.where(valid[:, None], jnp.where(own, 0.0, least), jnp.nan)
 
 
 def certified(
@@ -178,7 +181,10 @@ def cross_entropy(
       lambda: least,
     )
     least = (1 - lines) * least + lines * other
-  return jax.nn.logsumexp(-least, axis=-1)
+  unknown = jnp.isnan(least).any(axis=-1)
+  # XLA for CPUs may make any number of the exponential of a NaN it knows.
+  least = jnp.where(unknown[:, None], 0.0, least)
+  return jnp.where(unknown, jnp.nan, jax.nn.logsumexp(-least, axis=-1))
 
 
 def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:

@@ -162,7 +162,7 @@ def _affine_interval(step, bounds) -> list[Bound]:
   fan_in, _ = _AFFINE[step.name](step)
   if step.name in ('add', 'add_any', 'sub', 'neg'):
     ends = step.fill(bounds, lambda array: (array, array))
-    return [_sum(step.name, *ends)]
+    return [_signed_sum(step.name, *ends)]
   lowers, uppers = zip(*bounds, strict=True)
   if not fan_in:
     ends = step.apply(lowers), step.apply(uppers)
@@ -174,11 +174,16 @@ def _affine_interval(step, bounds) -> list[Bound]:
   return [(middle - (spread + TINY), middle + (spread + TINY))]
 
 
-def _sum(name, a, b=None) -> Bound:
+def _signed_sum(name, a, b=None) -> Bound:
   if name == 'neg':
     return -a[1], -a[0]
   if name == 'sub':
     b = -b[1], -b[0]
+  return plus(a, b)
+
+
+def plus(a: Bound, b: Bound) -> Bound:
+  """Bounds of a sum."""
   return outward((a[0] + b[0], a[1] + b[1]))
 
 
@@ -225,7 +230,8 @@ def offset(
   if not placed:
     return [(-slack, slack) for slack in slacks]
   zeros = [jnp.zeros(v.shape, jnp.float32) for v in step.variables]
-  constants = step.apply(zeros)
+  # A logit of -inf is a class that is never predicted; it may meet a row of 0.
+  constants = [jnp.clip(x, -_HUGE, _HUGE) for x in step.apply(zeros)]
   return [
     (constant - slack, constant + slack)
     for constant, slack in zip(constants, slacks, strict=True)
@@ -233,7 +239,14 @@ def offset(
 
 
 def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
-  """Cotangents [K, ...] of outputs -> of variables, for the linear part."""
+  """Cotangents [K, ...] of outputs -> of variables, for the linear part.
+
+  A sum passes its own on, the same array: see `walk.backward`.
+  """
+  if step.name in ('add', 'add_any'):
+    (rows,), (output,) = cotangents, step.outputs
+    if all(v.shape == output.shape for v in step.variables):
+      return [rows] * len(step.variables)
 
   def linear(*values):
     def constant(array):

@@ -153,27 +153,25 @@ def backward(
     lines: False stops at the last nonlinearities and takes their bounds.
     alphas: step -> slopes of the lines below its maxima, see `rules.lines`.
   """
-  (counts, pending), parts = owed(network), []
+  (counts, pending), terms = owed(network), []  # rows, what they multiply
   for variable, rows in cotangents.items():
     if pending.get(variable):
       slack = gamma(pending[variable]) * rules.magnitude(bounds[variable])
-      parts.append(_least(rows, -slack, slack))
+      terms.append((rows, (-slack, slack)))
 
   def visit(index, step, received):
     given = [bounds[v] for v in step.variables]
     count = counts[step.outputs[0]]
     if rules.is_affine(step):
-      for cotangent, bound in zip(
-        received, rules.offset(step, given, count) or (), strict=False
-      ):
-        parts.append(_least(cotangent, *bound))
+      offsets = rules.offset(step, given, count) or ()
+      terms.extend(zip(received, offsets, strict=False))
       return rules.transpose(step, received)
     (received,) = received
     if not lines:
-      parts.append(_least(received, *bounds[step.outputs[0]]))
+      terms.append((received, bounds[step.outputs[0]]))
       return None
     line = rules.lines(step, given, count, (alphas or {}).get(index))
-    parts.append(_least(received, line.lower, line.upper))
+    terms.append((received, (line.lower, line.upper)))
     return [
       received * jnp.where(received > 0, low, high)
       for low, high in zip(line.lower_slopes, line.upper_slopes, strict=True)
@@ -181,9 +179,19 @@ def backward(
 
   rest = pull(network, cotangents, visit)
   if rest is not None:
-    parts.append(_least(rest, *bounds[network.input]))
-  parts = jnp.stack(parts)
+    terms.append((rest, bounds[network.input]))
+  parts = jnp.stack([_least(rows, *bound) for rows, bound in _joined(terms)])
   return parts.sum(0) - gamma(len(parts)) * jnp.abs(parts).sum(0)
+
+
+def _joined(terms):
+  """Terms of the same rows as one: to read rows takes most of the time."""
+  sums = {}
+  for rows, bound in terms:
+    if id(rows) in sums:
+      bound = rules.plus(sums[id(rows)][1], bound)
+    sums[id(rows)] = rows, bound
+  return sums.values()
 
 
 def _least(rows, lower, upper) -> chex.Array:

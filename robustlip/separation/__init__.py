@@ -99,7 +99,10 @@ def closest_pairs(
   pairs those with the smaller row, then the smaller column come first.
 
   Args:
-    neighbors: what `nearest_opposite` returned for the same arrays.
+    neighbors: what `nearest_opposite` returned for the same arrays and norm.
+
+  Raises:
+    ValueError: for a `k` below 1, or neighbors of others.
   """
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}.')
@@ -251,6 +254,8 @@ def _neighbor_gaps(queries, refs, norm, neighbors):
   gaps[known] = kernels.exact_gaps(
     queries.images, refs.images, known, neighbors.indices[known], norm=norm
   )
+  if (_distances(gaps, queries, norm) != neighbors.distances).any():
+    raise ValueError(f'neighbors are not of these arrays in {norm}.')
   return gaps
 
 
