@@ -45,18 +45,14 @@ def worst_two_class(epsilon, norm):
 
 
 class AttacksTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.product(norm=['linf', 'l2'], epsilon=[0.02, 0.1])
-  def test_pgd_is_exact_on_a_linear_network(self, norm, epsilon):
-    attack = self.variant(
-      functools.partial(
-        attacks.pgd, two_class, epsilon=epsilon, norm=norm, num_steps=60
-      )
-    )
-    expected = worst_two_class(epsilon, norm)
-    chex.assert_trees_all_close(attack(TWO, KEY), expected, atol=1e-4)
+  @parameterized.parameters('linf', 'l2')
+  def test_pgd_is_exact_on_a_linear_network(self, norm):
+    attack = functools.partial(attacks.pgd, two_class, norm=norm, num_steps=60)
+    points = jax.jit(attack)(TWO, KEY, epsilon=0.1)
+    expected = worst_two_class(0.1, norm)
+    chex.assert_trees_all_close(points, expected, atol=1e-4)
 
-  @parameterized.parameters(1.0, 100.0, 10000.0)
+  @parameterized.parameters(1.0, 10000.0)
   def test_certainty_is_not_robustness(self, scale):
     # Where the gradient of cross entropy is 0 in float32, too.
     def certain(inputs):
@@ -77,18 +73,6 @@ class AttacksTest(chex.TestCase):
     best = objective(ascend(step_size=0.04, num_steps=4, keep='best'))
     np.testing.assert_allclose(best, np.max(visited, axis=0), rtol=1e-6)
     assert (best > visited[-1]).all()
-
-  @parameterized.parameters('linf', 'l2')
-  def test_points_stay_in_ball_and_box(self, norm):
-    batch = Batch(jnp.round(INPUTS), LABELS)
-    points = attacks.pgd(linear, batch, KEY, epsilon=0.1, norm=norm)
-    deltas = projections.norms(points - batch.inputs, norm=norm)
-    assert (deltas <= 0.1 + 1e-6).all()
-    assert points.min() >= 0 and points.max() <= 1
-
-  def test_epsilon_zero_changes_nothing(self):
-    points = attacks.pgd(linear, BATCH, KEY, epsilon=0.0)
-    chex.assert_trees_all_equal(points, INPUTS)
 
   def test_restarts_never_help_the_network(self):
     def bumpy(inputs):
@@ -147,32 +131,11 @@ class AttacksTest(chex.TestCase):
       steps = inspect.signature(defaults).parameters['num_steps']
       assert steps.default == num_steps
 
-  def test_multi_targeted_is_pgd_with_two_classes(self):
-    start = projections.random_start(INPUTS, KEY, epsilon=0.1)
-    settings = dict(epsilon=0.1, num_steps=10, step_size=0.02, start=start)
-    one = attacks.pgd(two_class, TWO, KEY, **settings)
-    all_targets = attacks.multi_targeted(
-      two_class, TWO, KEY, num_classes=2, **settings
-    )
-    chex.assert_trees_all_close(one, all_targets, atol=1e-6)
-
-  def test_per_example_keys_make_batches_irrelevant(self):
-    keys = jax.random.split(KEY, 7)
-    whole = attacks.pgd(linear, BATCH, keys, epsilon=0.1, num_restarts=3)
-    part = Batch(INPUTS[4:], LABELS[4:])
-    chex.assert_trees_all_close(
-      whole[4:],
-      attacks.pgd(linear, part, keys[4:], epsilon=0.1, num_restarts=3),
-      atol=1e-6,
-    )
-
 
 @pytest.mark.parametrize(
   'settings, message',
   [
-    (dict(epsilon=-0.1), 'epsilon must be at least 0'),
     (dict(epsilon=0.1, num_steps=-1), 'num_steps must be at least 0'),
-    (dict(epsilon=float('nan')), 'epsilon must be at least 0'),
     (dict(epsilon=0.1, num_restarts=0), 'num_restarts must be at least 1'),
     (dict(epsilon=0.1, norm='l1'), "got 'l1'"),
     (dict(epsilon=0.1, num_restarts=2, start=INPUTS), 'explicit start'),
@@ -211,22 +174,25 @@ def test_labels_that_do_not_fit_are_refused(change):
       attack(linear, batch, KEY, epsilon=0.1)
 
 
-def test_one_logit_is_no_classifier():
-  with pytest.raises(ValueError, match='2 classes at least'):
-    attacks.pgd(lambda x: linear(x)[:, :1], BATCH, KEY, epsilon=0.1)
-
-
-@pytest.mark.parametrize('factor, shift', [(255, 0), (2, -1), (jnp.nan, 0)])
-def test_images_outside_of_the_box_are_refused(factor, shift):
-  batch = BATCH._replace(inputs=factor * INPUTS + shift)
-  with pytest.raises(ValueError, match=r'must be in \[0, 1\]'):
+@pytest.mark.parametrize(
+  'inputs, message',
+  [
+    (255 * INPUTS, r'must be in \[0, 1\]'),
+    (2 * INPUTS - 1, r'must be in \[0, 1\]'),
+    (jnp.nan * INPUTS, r'must be in \[0, 1\]'),
+    (INPUTS.at[0, 0, 0, 0].set(1.0000001), r'to 1\.00000012'),
+    ((255 * INPUTS).astype(jnp.uint8), 'uint8; images of bytes'),
+    (INPUTS.astype(jnp.bfloat16), 'float32 in .*, got bfloat16'),
+    (INPUTS[:0], 'there are no images'),
+  ],
+)
+def test_what_are_no_images_is_refused(inputs, message):
+  batch = Batch(inputs, LABELS[: len(inputs)])
+  with pytest.raises(ValueError, match=message):
     attacks.pgd(linear, batch, KEY, epsilon=0.1)
 
 
-def test_integer_images_and_negative_radii_are_refused():
-  pixels = BATCH._replace(inputs=(255 * INPUTS).astype(jnp.uint8))
-  with pytest.raises(ValueError, match='uint8; images of bytes'):
-    attacks.pgd(linear, pixels, KEY, epsilon=0.1)
+def test_negative_radii_are_refused():
   for epsilon in (-0.1, np.float32(-0.1), jnp.float32(np.nan)):
     with pytest.raises(ValueError, match='epsilon must be at least 0'):
       attacks.pgd(linear, BATCH, KEY, epsilon=epsilon)
@@ -263,12 +229,13 @@ def test_a_radius_is_a_number_or_one_per_example(epsilon, message):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_radii_and_steps_of_each_example(norm):
+def test_each_example_has_a_key_a_radius_and_steps_of_its_own(norm):
   radii = jnp.linspace(0.0, 0.12, 7)
   keys = jax.random.split(KEY, 7)
-  run = functools.partial(attacks.pgd, linear, norm=norm)
+  run = functools.partial(attacks.pgd, linear, norm=norm, num_restarts=2)
   together = run(BATCH, keys, epsilon=radii, step_size=radii / 3)
-  for i in (0, 3, 6):
+  chex.assert_trees_all_equal(together[0], INPUTS[0])
+  for i in (3, 6):
     alone = Batch(INPUTS[i : i + 1], LABELS[i : i + 1])
     expected = run(
       alone, keys[i : i + 1], epsilon=radii[i], step_size=radii[i] / 3
@@ -307,25 +274,17 @@ def test_numbers_of_double_precision_leave_float32_alone():
   assert points.dtype == jnp.float32
 
 
-def test_half_precision_and_no_images_are_refused():
-  half = BATCH._replace(inputs=INPUTS.astype(jnp.bfloat16))
-  with pytest.raises(ValueError, match='float32 in .*, got bfloat16'):
-    attacks.pgd(linear, half, KEY, epsilon=0.1)
-  empty = Batch(INPUTS[:0], LABELS[:0])
-  with pytest.raises(ValueError, match='there are no images'):
-    attacks.pgd(linear, empty, KEY, epsilon=0.1, norm='l2')
-  above = BATCH._replace(inputs=INPUTS.at[0, 0, 0, 0].set(1.0000001))
-  with pytest.raises(ValueError, match=r'to 1\.00000012'):
-    attacks.pgd(linear, above, KEY, epsilon=0.1)
-
-
-def test_a_network_returns_logits_alone():
-  for wrap, found in (
-    (lambda x: (x, x), 'tuple'),
-    (lambda x: {'a': x}, 'dict'),
-  ):
-    with pytest.raises(ValueError, match=f'logits .* alone, got a {found}'):
-      attacks.pgd(lambda x: wrap(linear(x)), BATCH, KEY, epsilon=0.1)  # noqa: B023
+@pytest.mark.parametrize(
+  'wrap, message',
+  [
+    (lambda x: x[:, :1], '2 classes at least'),
+    (lambda x: (x, x), 'logits .* alone, got a tuple'),
+    (lambda x: {'a': x}, 'logits .* alone, got a dict'),
+  ],
+)
+def test_a_network_returns_logits_of_several_classes_alone(wrap, message):
+  with pytest.raises(ValueError, match=message):
+    attacks.pgd(lambda x: wrap(linear(x)), BATCH, KEY, epsilon=0.1)
 
 
 def test_steps_may_fall():

@@ -37,11 +37,13 @@ def test_a_suite_prints_a_table_and_one_record(tmp_path, call):
     ('--arch=wrn_9_1', '6 n + 4'),
     ('--arch=resnet50', 'no benchmark'),
     ('--arch=', 'no network'),
+    ('--suite=separation --num_images=50 --peers', 'leave out --num_images'),
+    ('--suite=autoattack --repeats=2', '--repeats means nothing'),
   ],
 )
-def test_wrong_networks_are_one_line(flag, message, tmp_path, call):
+def test_wrong_flags_are_one_line(flag, message, tmp_path, call):
   output = f'--output={tmp_path}/record.json'
-  assert message in scripts.error(call(BENCHMARK, flag, output))
+  assert message in scripts.error(call(BENCHMARK, *flag.split(), output))
   assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ the same ones: scripts have a folder of their own, since some are killed.
 """
 
 import atexit
-import functools
+import json
 import os
 import pathlib
 import shutil
@@ -44,10 +44,34 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
+@pytest.fixture(scope='session')
+def call():
   """Runs a script in this process, see `scripts.here`."""
-  return functools.partial(scripts.here, capsys=capsys, monkeypatch=monkeypatch)
+  return scripts.here
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """The flags and the folder of a finished run, which nobody touches."""
+  folder = tmp_path_factory.mktemp('finished')
+  work = folder / 'run'
+  work.mkdir()
+  for name in ('.lock', 'config.json.1.partial'):  # ended before it had begun
+    (work / name).touch()
+  flags = scripts.settings(
+    folder, '--holdout=15', '--epochs=24', '--checkpoint_seconds=0'
+  )
+  run = scripts.here('experiments.train', *flags, f'--workdir={work}')
+  written = (work / 'result.json').read_text()
+  assert scripts.last_json(run) == json.loads(written)
+  return flags, work
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+  """The same flags and a copy of the folder."""
+  flags, work = finished
+  return flags, shutil.copytree(work, tmp_path / 'run')
 
 
 @pytest.fixture(scope='session')
@@ -64,3 +88,12 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if 'real_data_dir' in item.fixturenames:
       item.add_marker('real_data')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Gives a file to one worker: what its tests share is made once."""
+  from xdist import scheduler
+
+  if config.getvalue('dist') == 'load':  # as -n means unless told otherwise
+    return scheduler.LoadFileScheduling(config, log)

@@ -294,7 +294,6 @@ def test_labels_of_the_other_split(tmp_path):
   [
     (binary, '.bin', 'cifar-10-batches-bin'),
     (pickled, '', 'cifar-10-batches-py'),
-    (lambda p, y: pickled(p, y, 5), '', 'cifar-10-batches-py'),
   ],
 )
 def test_cifar10_folders(tmp_path, encode, suffix, folder):

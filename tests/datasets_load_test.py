@@ -63,8 +63,10 @@ def test_published_files_then_cache(tmp_path, monkeypatch, name):
   assert first.name == first.source == name
   assert first.train.images.dtype == np.uint8
   assert first.train.labels.dtype == np.int32
-  assert first.epsilon == catalogue.FACTS[name].epsilon
   facts = catalogue.FACTS[name]
+  assert first.epsilon == facts.epsilon
+  write_published(name, tmp_path / 'alone')
+  check_equal(datasets.load(name, data_dir=tmp_path / 'alone'), first)
   unread = facts.format._replace(read=forbid)
   monkeypatch.setitem(catalogue.FACTS, name, facts._replace(format=unread))
   second = datasets.load(name, data_dir=tmp_path)
@@ -88,16 +90,6 @@ def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds_source, 'download', forbid)
   with pytest.raises(FileNotFoundError, match='nothing is downloaded'):
     datasets.load('mnist', data_dir=tmp_path, download=False)
-
-
-@pytest.mark.parametrize('name', catalogue.FACTS)
-def test_files_directly_in_the_folder(tmp_path, name):
-  write_published(name, home(name, tmp_path))
-  write_published(name, tmp_path / 'alone')
-  check_equal(
-    datasets.load(name, data_dir=tmp_path / 'alone'),
-    datasets.load(name, data_dir=tmp_path),
-  )
 
 
 def test_default_folder(tmp_path, monkeypatch):
@@ -139,15 +131,6 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
     check_equal(first, datasets.load('mnist', data_dir=tmp_path))
     assert 'damaged prepared arrays' in caplog.text
     assert path.read_bytes() == whole
-
-
-def test_a_damaged_file_leaves_no_cache(tmp_path):
-  write_published('mnist', tmp_path / 'mnist')
-  path = tmp_path / 'mnist' / 'train-images-idx3-ubyte'
-  path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(ValueError, match='train-images-idx3-ubyte'):
-    datasets.load('mnist', data_dir=tmp_path)
-  assert not (tmp_path / 'prepared').exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, caplog):
@@ -357,27 +340,12 @@ def test_a_folder_of_own_arrays_is_mapped_into_memory(tmp_path):
       {'train_images': published.pixels((6, 3, 16, 16))},
       r'channels first; .*images.transpose\(0, 2, 3, 1\)',
     ),
-    ({'train_images': published.pixels((6, 1, 28, 28))}, 'channels first'),
-    ({'train_labels': np.array([0, 1, 2, 0, 1, -1])}, '-1 to 2'),
-    ({'train_labels': np.array([0, 1, 2, 0, 1, 99])}, '0 to 99'),
     ({'test_labels': np.array([3, 0])}, 'labels from 0 to 3, .* 0 to 2'),
-    ({'train_labels': np.arange(6) / 1.0}, 'labels are float64'),
-    ({'train_labels': np.zeros((6, 2), int)}, r'shape \(6, 2\)'),
     ({'train_labels': np.array([0, 1])}, '6 images but 2 labels'),
     ({'train_images': np.zeros((6, 5), np.uint8)}, r'\(6, 5\)'),
-    ({'train_images': np.zeros((6, 5, 4), np.uint8)}, 'of one shape'),
-    ({'train_images': np.zeros((6, 5, 4, 3), np.int64)}, 'int64'),
     ({'train_images': np.full((6, 5, 4, 3), 0.5)}, r'round\(255 \* images\)'),
-    ({'train_images': np.full((6, 5, 4, 3), 'x')}, '<U1'),
     ({'train_images': np.full((6, 5, 4, 3), None)}, 'allow_pickle'),
     ({'test_images': np.zeros((2, 5, 5, 3), np.uint8)}, 'of one shape'),
-    (
-      {
-        'train_images': np.zeros((0, 5, 4, 3), np.uint8),
-        'train_labels': np.zeros(0, int),
-      },
-      'no examples',
-    ),
     (
       {
         'test_images': np.zeros((0, 5, 4, 3), np.uint8),

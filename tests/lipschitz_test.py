@@ -1,5 +1,6 @@
 """Lipschitz estimates on networks whose constant is known."""
 
+import functools
 import inspect
 
 import chex
@@ -32,15 +33,12 @@ def constant(weights):
 
 
 class LipschitzTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(0.01, 0.1)
-  def test_a_lower_bound_close_to_the_norm(self, epsilon):
-    estimate = self.variant(
-      lambda x, k: lipschitz.estimate(linear, x, k, epsilon=epsilon)
-    )
-    ratios = estimate(INPUTS, KEY).ratios
-    assert (ratios <= constant(WEIGHTS) * (1 + 1e-4)).all()
-    assert ratios.max() > 0.85 * constant(WEIGHTS)
+  def test_a_lower_bound_close_to_the_norm(self):
+    estimate = jax.jit(functools.partial(lipschitz.estimate, linear))
+    for epsilon in (0.01, 0.1):
+      ratios = estimate(INPUTS, KEY, epsilon=epsilon).ratios
+      assert (ratios <= constant(WEIGHTS) * (1 + 1e-4)).all()
+      assert ratios.max() > 0.85 * constant(WEIGHTS)
 
   def test_exact_for_one_weight_sign(self):
     # |f(x) - f(x')| / max|x - x'| is largest where all pixels move alike.
@@ -129,19 +127,6 @@ class LipschitzTest(chex.TestCase):
     pixels = jnp.full(INPUTS.shape, 10, jnp.uint8)
     with pytest.raises(ValueError, match='uint8; images of bytes'):
       lipschitz.ratio(linear, pixels, pixels + 10)
-
-  def test_a_class_that_is_never_predicted_adds_nothing(self):
-    def masked(inputs):
-      never = jnp.full((len(inputs), 1), -jnp.inf)
-      return jnp.concatenate([linear(inputs), never], axis=1)
-
-    chex.assert_trees_all_close(
-      *(
-        lipschitz.estimate(function, INPUTS, KEY, epsilon=0.1)
-        for function in (masked, linear)
-      ),
-      atol=1e-5,
-    )
 
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)

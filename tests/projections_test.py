@@ -16,13 +16,13 @@ POINTS = CENTERS + jax.random.normal(jax.random.key(2), CENTERS.shape)
 
 
 class ProjectionsTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(0.0, 0.03, 0.3, 1.0)
-  def test_linf_ball_is_two_clips(self, epsilon):
-    project = self.variant(lambda p, c: projections.ball(p, c, epsilon=epsilon))
+  def test_linf_ball_is_two_clips(self):
+    project = jax.jit(projections.ball)
     x, c = np.asarray(POINTS, np.float64), np.asarray(CENTERS, np.float64)
-    expected = np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 1)
-    chex.assert_trees_all_close(project(POINTS, CENTERS), expected, atol=1e-6)
+    for epsilon in (0.0, 0.03, 0.3, 1.0):
+      found = project(POINTS, CENTERS, epsilon=epsilon)
+      expected = np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 1)
+      chex.assert_trees_all_close(found, expected, atol=1e-6)
 
   @parameterized.parameters(0.1, 1.0, 3.0)
   def test_l2_ball_without_the_box_is_the_scaled_difference(self, epsilon):
@@ -33,14 +33,6 @@ class ProjectionsTest(chex.TestCase):
     length = np.linalg.norm(delta, axis=1, keepdims=True)
     expected = 0.5 + delta * np.minimum(1, epsilon / length)
     chex.assert_trees_all_close(moved, expected, atol=1e-6)
-
-  @parameterized.parameters('linf', 'l2')
-  def test_results_are_in_ball_and_box_and_fixed(self, norm):
-    moved = projections.ball(POINTS, CENTERS, epsilon=0.2, norm=norm)
-    assert (projections.norms(moved - CENTERS, norm=norm) <= 0.2 + 1e-6).all()
-    assert moved.min() >= 0 and moved.max() <= 1
-    again = projections.ball(moved, CENTERS, epsilon=0.2, norm=norm)
-    chex.assert_trees_all_close(again, moved, atol=1e-6)
 
   @parameterized.parameters('linf', 'l2')
   def test_random_start_fills_the_ball(self, norm):
@@ -56,11 +48,6 @@ class ProjectionsTest(chex.TestCase):
     whole = projections.random_start(CENTERS, keys, epsilon=0.1)
     part = projections.random_start(CENTERS[3:], keys[3:], epsilon=0.1)
     chex.assert_trees_all_equal(whole[3:], part)
-
-  def test_steepest_of_zero_stays(self):
-    for norm in projections.NORMS:
-      steps = projections.normalize_direction(jnp.zeros((2, 3)), norm=norm)
-      chex.assert_trees_all_equal(steps, jnp.zeros((2, 3)))
 
   @parameterized.parameters(1e-37, 1e-25, 1e-10, 1.0, 1e25)
   def test_steepest_has_unit_size_whatever_the_gradient(self, scale):
@@ -79,11 +66,6 @@ class ProjectionsTest(chex.TestCase):
 def test_wrong_keys_are_named(key, message):
   with pytest.raises(ValueError, match=message):
     projections.random_start(CENTERS, key, epsilon=0.1)
-
-
-def test_unknown_norm_is_named():
-  with pytest.raises(ValueError, match="'l7'"):
-    projections.ball(POINTS, CENTERS, epsilon=0.1, norm='l7')
 
 
 @pytest.mark.parametrize('binary', [True, False])
@@ -115,11 +97,12 @@ def test_the_l2_projection_is_the_nearest_point_of_ball_and_box(binary):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_directions_of_gradients_that_are_not_finite(norm):
-  gradients = jnp.array([[jnp.nan, 1.0, 0.0], [jnp.inf, 1.0, jnp.nan]])
+def test_directions_of_gradients_that_are_zero_or_not_finite(norm):
+  nan, inf = jnp.nan, jnp.inf
+  gradients = jnp.array([[nan, 1.0, 0.0], [inf, 1.0, nan], [0.0, 0.0, 0.0]])
   steps = projections.normalize_direction(gradients, norm=norm)
   second = 1.0 if norm == 'linf' else 0.0
-  expected = jnp.array([[0.0, 1.0, 0.0], [1.0, second, 0.0]])
+  expected = jnp.array([[0.0, 1.0, 0.0], [1.0, second, 0.0], [0.0] * 3])
   chex.assert_trees_all_close(steps, expected, atol=1e-6)
 
 

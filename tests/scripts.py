@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import importlib
+import io
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 import time
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -84,6 +86,24 @@ def tiny(folder, **changes):
   return str(path)
 
 
+def settings(folder, *others):
+  """The flags of a short training run on `tiny` data."""
+  return (
+    f'--dataset={tiny(folder)}',
+    '--epsilon=0.02',
+    '--arch=cnn1',
+    '--method=natural',
+    '--epochs=8',
+    '--learning_rate=0.03',
+    '--schedule=milestones',
+    '--milestones=1000',
+    '--batch_size=30',
+    '--curve_examples=0',
+    '--eval_batch_size=15',  # one program for both splits
+    *others,
+  )
+
+
 def last_json(finished):
   """The record that a script has printed last."""
   assert finished.code == 0, finished.err
@@ -112,15 +132,17 @@ def two_processes(folder, module, *arguments):
     return list(pool.map(start, range(2)))
 
 
-def here(module, *arguments, capsys, monkeypatch):
+def here(module, *arguments):
   """Like `run`, in this process: for what ends by itself."""
   script = importlib.import_module(module)
-  monkeypatch.setattr(sys, 'argv', [module, *arguments])
-  capsys.readouterr()
-  with pytest.raises(SystemExit) as ended:
+  with (
+    mock.patch.object(sys, 'argv', [module, *arguments]),
+    contextlib.redirect_stdout(io.StringIO()) as out,
+    contextlib.redirect_stderr(io.StringIO()) as err,
+    pytest.raises(SystemExit) as ended,
+  ):
     script.common.run(script.main, script.define)
-  out, err = capsys.readouterr()
-  return Finished(ended.value.code or 0, out, err)
+  return Finished(ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def error(finished):

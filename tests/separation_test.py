@@ -68,28 +68,29 @@ def two_sets(draw):
 
 
 @hypothesis.settings(deadline=None, max_examples=60, derandomize=True)
-@hypothesis.given(two_sets(), strategies.sampled_from(['linf', 'l2']))
-def test_two_sets_equal_brute_force(sets, norm):
-  found = separation.nearest_opposite(*sets, norm=norm)
-  check(found, all_distances(*sets, norm=norm))
-
-
-@hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
-@hypothesis.given(two_sets(), strategies.sampled_from(['linf', 'l2']))
-def test_one_set_equals_brute_force(sets, norm):
-  images, labels = sets[:2]
-  found = separation.nearest_opposite(images, labels, norm=norm)
-  check(found, all_distances(images, labels, images, labels, norm=norm))
+@hypothesis.given(
+  two_sets(), strategies.sampled_from(['linf', 'l2']), strategies.booleans()
+)
+def test_small_sets_equal_brute_force(sets, norm, same):
+  images, labels, *others = sets
+  found = separation.nearest_opposite(
+    images, labels, *others[: 0 if same else 2], norm=norm
+  )
+  refs = (images, labels) if same else others
+  check(found, all_distances(images, labels, *refs, norm=norm))
 
 
 class ManyTiles(parameterized.TestCase):
   """Several blocks, and so many features that the filter leaves some out."""
 
   def check(self, images, labels, norm):
-    for size in (len(images), 1700):  # with itself, with other examples
+    for size in (len(images), 1500):  # with itself, with other examples
       refs = images[:size], labels[:size]
       others = () if size == len(images) else refs
-      with mock.patch.object(search, 'BLOCK', 512):
+      with (
+        mock.patch.object(search, 'BLOCK', 512),
+        mock.patch.dict(search.SAMPLE, l2=128),  # else it is nearly all
+      ):
         found = separation.nearest_opposite(images, labels, *others, norm=norm)
       part = slice(None, None, 17)
       check(
@@ -98,17 +99,14 @@ class ManyTiles(parameterized.TestCase):
       )
 
   @parameterized.parameters(
-    (np.uint8, 3, False, 'linf'),
     (np.uint8, 256, True, 'linf'),
-    (np.float32, 3, True, 'linf'),
-    (np.float32, 256, False, 'linf'),
-    (np.uint8, 3, True, 'l2'),
-    (np.uint8, 256, False, 'l2'),
+    (np.float32, 3, False, 'linf'),
+    (np.uint8, 3, False, 'l2'),
     (np.float32, 256, True, 'l2'),
   )
   def test_equals_brute_force(self, dtype, levels, ordered, norm):
     rng = np.random.default_rng(1)
-    images, labels = random_set(rng, 2100, (10, 20, 2), levels, 3, dtype)
+    images, labels = random_set(rng, 1600, (10, 20, 2), levels, 3, dtype)
     # Correlated features, as in pictures: some survive the filter.
     images = np.minimum(images, images.mean(axis=(2, 3), keepdims=True))
     images = images.astype(dtype)
@@ -117,13 +115,13 @@ class ManyTiles(parameterized.TestCase):
   @parameterized.parameters(1e2, 1e4)
   def test_far_clusters_do_not_round_near_opponents_away(self, apart):
     rng = np.random.default_rng(2)
-    images = rng.random((1800, 390), np.float32)
+    images = rng.random((1600, 390), np.float32)
     images[::2] += np.float32(apart)
-    self.check(images, rng.integers(0, 2, 1800), 'l2')
+    self.check(images, rng.integers(0, 2, 1600), 'l2')
 
   def test_what_accelerators_do_instead(self):
     rng = np.random.default_rng(3)
-    images, labels = random_set(rng, 1800, (100,), 256, 3, np.uint8)
+    images, labels = random_set(rng, 1600, (100,), 256, 3, np.uint8)
     with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):
       self.check(images, labels, 'linf')
       self.check(images, labels, 'l2')

@@ -134,7 +134,7 @@ def train(
 
 
 class TrainingTest(chex.TestCase):
-  @parameterized.parameters('rst', 'llr', 'ibp', 'trades_released')
+  @parameterized.parameters('llr', 'ibp', 'trades_released')
   def test_two_devices_are_one(self, name):
     assert jax.device_count() >= 2
     certified = name == 'ibp'  # a batch has no bounds
@@ -149,7 +149,7 @@ class TrainingTest(chex.TestCase):
 
   def test_steps_mapped_over_seeds_and_weights_are_steps_alone(self):
     make = factory(methods.llr)
-    seeds, lams = jnp.arange(3), jnp.float32([0.5, 1.0, 2.0])
+    seeds, lams = jnp.arange(2), jnp.float32([0.5, 2.0])
     chosen = jnp.stack([jnp.asarray(order(int(seed))) for seed in seeds])
 
     @jax.vmap
@@ -236,20 +236,15 @@ class TrainingTest(chex.TestCase):
       for first, last in ((0, 1), (1, 4), (4, STEPS)):
         state = program(state, numbers, key, epoch, first, last)
 
-  def test_accumulation_without_batch_norm_is_the_whole_batch(self):
-    whole = train(factory(methods.rst, Linear()))
-    sliced = train(factory(methods.rst, Linear(), accumulate=4))
-    chex.assert_trees_all_close(whole, sliced, rtol=1e-4, atol=1e-5)
-
   def test_all_tools_on_two_devices_are_those_on_one(self):
     one, two = (train(tooled(Normalised()), devices=d) for d in (1, 2))
     chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
 
-  def test_tools_of_no_strength_change_nothing(self):
-    none = dict(cutmix=0.0, label_smoothing=0.0, awp=0.0, accumulate=2)
-    plain = train(factory(methods.at, Linear()))
-    still = train(factory(methods.at, Linear(), **none))
-    chex.assert_trees_all_close(still, plain, rtol=1e-4, atol=1e-5)
+  def test_parts_of_a_batch_and_tools_of_no_strength_change_nothing(self):
+    plain = train(factory(methods.rst, Linear()))
+    for tools in ({}, dict(cutmix=0.0, label_smoothing=0.0, awp=0.0)):
+      make = factory(methods.rst, Linear(), accumulate=4, **tools)
+      chex.assert_trees_all_close(train(make), plain, rtol=1e-4, atol=1e-5)
 
   def test_no_two_draws_of_a_step_have_one_key(self):
     seen = []
@@ -400,9 +395,7 @@ class TrainingTest(chex.TestCase):
     )
 
   def test_a_loss_not_finite_is_dated(self):
-    state = train(factory(methods.natural), number(learning_rate=1e38))
-    assert 0 < state.bad_step < STEPS
-    with pytest.raises(ValueError, match='not finite at step'):
+    with pytest.raises(ValueError, match=r'not finite at step [1-9]\b'):
       training.fit(
         factory(methods.natural)(number(learning_rate=1e38)),
         Split(IMAGES, LABELS),
@@ -443,13 +436,6 @@ class TrainingTest(chex.TestCase):
           )
         )
     np.testing.assert_array_equal(np.stack(seen), IMAGES[order()[1:]])
-
-
-def test_images_without_labels_are_refused():
-  recipe = factory(methods.natural)(number())
-  split = Split(IMAGES[:8], LABELS)
-  with pytest.raises(ValueError, match='8 images but 80 labels'):
-    training.fit(recipe, split, jax.random.key(0), batch_size=8, epochs=1)
 
 
 def test_an_epoch_takes_every_example_at_most_once():
