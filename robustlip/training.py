@@ -433,6 +433,9 @@ def averaged(
   """The state of the network with the averaged parameters, see `settled`.
 
   The state itself if the optimizer keeps no average.
+
+  Raises:
+    ValueError: if a batch does not split evenly.
   """
   _check_batches(recipe, batch_size)
   order = epoch_order(

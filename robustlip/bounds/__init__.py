@@ -112,10 +112,8 @@ def margins(
 ) -> chex.Array:
   """Lower bounds [B, C] of the label's logit minus each, 0 at the label.
 
-  NaN for a label that is no class, where labels are traced.
-
   Over the l-inf ball of radius `epsilon` cut to the pixel box. The last layer
-  is applied to the difference.
+  is applied to the difference. NaN for a traced label that is no class.
 
   Args:
     method: 'interval', 'linear', 'alpha' (with `num_steps`) or 'crown' (with

@@ -254,7 +254,8 @@ def _neighbor_gaps(queries, refs, norm, neighbors):
   gaps[known] = kernels.exact_gaps(
     queries.images, refs.images, known, neighbors.indices[known], norm=norm
   )
-  if (_distances(gaps, queries, norm) != neighbors.distances).any():
+  found = _distances(gaps, queries, norm)
+  if not np.allclose(found, neighbors.distances, rtol=1e-6):
     raise ValueError(f'neighbors are not of these arrays in {norm}.')
   return gaps
 
