@@ -243,6 +243,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'data set': '{name}',
       'network': '{arch}',
       'method': '{method}',
+      'epochs': '{epochs}',
+      'batch size': '{batch_size}',
       'trained at': '{epsilon:.3g}',
       'measured at': '{attack_epsilon:.3g}',
       'test images': '{measured_test:,}',
