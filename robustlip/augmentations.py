@@ -123,8 +123,9 @@ def cutmix(
 
   Source: Yun et al. 2019, arXiv:1905.04899.
   """
+  one_number = jnp.zeros(1)  # the images may be bytes
   probability = projections.check_numbers(
-    probability, images, name='cutmix', highest=1.0
+    probability, one_number, name='cutmix', highest=1.0
   )
 
   def one(image, other, key):

@@ -450,7 +450,8 @@ def test_an_epoch_takes_every_example_at_most_once():
 
 def test_a_state_is_made_within_a_program_too():
   def step(rate):
-    recipe = factory(methods.natural)(number(learning_rate=rate))
+    recipe = factory(methods.natural)(number())
+    recipe = recipe._replace(optimizer=optax.sgd(rate))
     key = jax.random.key(0)
     return training.initial_state(recipe, key, IMAGES.shape[1:]).step
 
