@@ -88,7 +88,7 @@ def estimate(
     epsilon: radius of the ball in units of the pixel range.
     step_size: None is the paper's epsilon / 5; see `attacks.ascend`.
     start: explicit first point, other than the input itself, where the ratio
-      has no gradient; None draws it uniformly from the ball.
+      has no gradient; None draws it uniformly from the ball. It is projected.
     keep: 'best' or 'last' iterate, see `attacks.ascend`.
 
   Raises:
@@ -102,6 +102,11 @@ def estimate(
   def objective(points):
     return slope(clean, logits_fn(points), inputs - points, norm=norm)
 
+  if start is None:
+    start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+    # In a corner of the box it may be cut back to the input: then inwards.
+    still = projections.flat(start == inputs).all(axis=1)
+    start = jnp.where(projections.per_example(still, start), 0.5, start)
   points = attacks.ascend(
     objective,
     inputs,

@@ -230,9 +230,6 @@ def random_start(
 ) -> chex.Array:
   """Uniform draws from the ball around each input, cut to the pixel box.
 
-  A draw that the box would cut back to the input, as in a corner of it, where
-  ratios have no gradient, is mirrored.
-
   Raises:
     ValueError: if `norm` is unknown or `epsilon` out of range.
   """
@@ -245,6 +242,4 @@ def random_start(
     return jax.random.ball(key, inputs[0].size, p=2, dtype=dtype).reshape(shape)
 
   noise = jax.vmap(draw)(example_keys(key, len(inputs)))
-  start = jnp.clip(inputs + radius * noise, 0.0, 1.0)
-  still = flat(start == inputs).all(axis=1)
-  return choose(still, jnp.clip(inputs - radius * noise, 0.0, 1.0), start)
+  return jnp.clip(inputs + radius * noise, 0.0, 1.0)

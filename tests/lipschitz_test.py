@@ -169,3 +169,18 @@ def test_released_multi_targeted_returns_the_best_scored_target():
   worst = attacks.multi_targeted(logits_fn, batch, KEY, **run)
   chex.assert_trees_all_close(worst, jnp.full((2, 1, 1, 1), 0.4), atol=1e-6)
   chex.assert_trees_all_close(theirs, jnp.full((2, 1, 1, 1), 0.6), atol=1e-6)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_an_image_in_a_corner_of_the_box_has_a_constant_too(norm):
+  corners = jnp.array([[0.0, 0.0], [1.0, 0.0]] * 100).reshape(200, 1, 1, 2)
+
+  def two_logits(inputs):
+    return inputs.reshape(len(inputs), 2) @ jnp.array([[3.0, -1.0], [1.0, 2.0]])
+
+  found = lipschitz.estimate(two_logits, corners, KEY, epsilon=0.1, norm=norm)
+  assert (found.ratios > 0).all()
+  moves = np.reshape(found.points - corners, (200, 2))
+  lengths = np.linalg.norm(moves, axis=1, ord=np.inf if norm == 'linf' else 2)
+  assert lengths.max() <= 0.1 * (1 + 1e-6)
+  assert ((found.points >= 0) & (found.points <= 1)).all()

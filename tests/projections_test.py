@@ -115,14 +115,3 @@ def test_keys_of_another_generator_become_threefry(impl):
   chex.assert_trees_all_equal(
     jax.random.key_data(keys), jax.random.key_data(expected)
   )
-
-
-@pytest.mark.parametrize('norm', projections.NORMS)
-def test_a_start_in_a_corner_of_the_box_is_not_the_corner(norm):
-  corners = jnp.array([[0.0, 0.0], [1.0, 0.0]] * 100)
-  start = projections.random_start(corners, KEY, epsilon=0.1, norm=norm)
-  assert (start != corners).any(axis=1).all()
-  moves = jnp.abs(start - corners)
-  lengths = moves.max(1) if norm == 'linf' else jnp.linalg.norm(moves, axis=1)
-  assert lengths.max() <= 0.1 * (1 + 1e-6)
-  assert ((start >= 0) & (start <= 1)).all()
