@@ -318,14 +318,19 @@ def block(name: str, of: str) -> str:
   """
   if name not in BLOCKS:
     raise ValueError(f'there is no block {name}; {", ".join(BLOCKS)}')
+  lines = published(name, of)
+  text = shown(name, lines)
+  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
+
+
+def published(name: str, of: str = '') -> list[dict[str, Any]]:
+  """The records of a block in its order, `described`."""
   lines = []
   for path in common.RESULTS.glob(BLOCKS[name][0].format(of=of)):
     found = common.read_json(path)
     if name != 'certified' or 'certified_test_acc' in found:
       lines += described(found, path.stem)
-  lines.sort(key=lambda line: line['place'])
-  text = shown(name, lines)
-  return text + ''.join('\n' + RUN.format(**line) for line in lines if of)
+  return sorted(lines, key=lambda line: line['place'])
 
 
 def shown(name: str, lines: list[dict[str, Any]]) -> str:
@@ -377,20 +382,17 @@ OURSELVES = ('one at a time', 'cold', 'robustlip strong')
 
 def speeds() -> dict[str, tuple[str, float]]:
   """Case of a benchmark -> its fastest peer, and ours as a multiple of it."""
-  cases = []
-  for path in common.RESULTS.glob('benchmark_*.json'):
-    cases += described(common.read_json(path), path.stem)
   found = {}
-  for case in sorted(cases, key=lambda case: case['place']):
-    peers = {x['candidate']: x['ratio_of_ours'] for x in case['candidates'][1:]}
-    peers = {
-      name: ratio
-      for name, ratio in peers.items()
-      if name not in OURSELVES and ratio is not None
-    }
+  for case in published('speed'):
+    peers = [
+      (x['ratio_of_ours'], x['candidate'])
+      for x in case['candidates'][1:]
+      if x['candidate'] not in OURSELVES and x['ratio_of_ours'] is not None
+    ]
     if peers:
+      ratio, fastest = min(peers)
       title = '{suite}, {case}, jax {jax_version}'.format(**case)
-      found[title] = min(peers.items(), key=lambda item: item[1])
+      found[title] = fastest, ratio
   return found
 
 

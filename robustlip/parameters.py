@@ -85,15 +85,10 @@ def _averaging(
     average = optax.incremental_update(
       optax.apply_updates(params, updates), state.average, share(count)
     )
-    average = cast_like(average, state.average)
+    average = optax.tree.cast_like(average, state.average)
     return updates, Averaged(count, average)
 
   return optax.GradientTransformation(init, update)
-
-
-def cast_like(tree: Any, like: Any) -> Any:
-  """The leaves of a tree in the types of another's."""
-  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def average(opt_state: Any) -> Any | None:

@@ -467,7 +467,7 @@ def settled(
   average = parameters.average(state.opt_state)
   if average is None:
     return state
-  average = parameters.cast_like(average, state.params)
+  average = optax.tree.cast_like(average, state.params)
   if state.batch_stats:
     states = replicate(
       state._replace(params=average, opt_state=optax.EmptyState())
