@@ -180,8 +180,13 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
     main()
     if jax.process_count() > 1:
       jax.distributed.shutdown()  # waits for the others
-  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-    fail(error)  # JAX's own: out of memory, or another process ended
+  except (
+    ValueError,
+    OverflowError,  # a number that no array can have
+    OSError,
+    jax.errors.JaxRuntimeError,  # out of memory, or another process ended
+  ) as error:
+    fail(error)
   except MemoryError as error:
     fail(f'out of memory: {error}')
   except KeyboardInterrupt:
@@ -358,6 +363,20 @@ def read_json(path: str | os.PathLike, *needed: str) -> dict[str, Any]:
   if missing := [key for key in needed if key not in record]:
     raise ValueError(f'{path} is another record: it has no {missing[0]!r}')
   return record
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+  """Within it a record that is not as expected is bad input, and no bug.
+
+  Raises:
+    ValueError: if it lacks something, or has another thing in its place.
+  """
+  try:
+    yield
+  except (AttributeError, LookupError, TypeError) as error:
+    kind = type(error).__name__
+    raise ValueError(f'{path} is another record: {kind}: {error}') from None
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -431,4 +431,4 @@ def name(config: Config, dataset: Dataset) -> str:
       value = '_'.join(map(str, value)) if isinstance(value, tuple) else value
       value = pathlib.Path(value).name if field.name == 'start' else value
       parts.append(f'{field.name}{value}'.replace(',', '+'))
-  return '-'.join(parts)
+  return '-'.join(parts).replace('[', '(').replace(']', ')')

@@ -44,7 +44,10 @@ def label(run: dict[str, Any]) -> str:
   name = {'natural': 'Natural', 'crown_ibp': 'CROWN-IBP'}.get(
     run['method'], run['method'].upper()
   )
-  return f'{name}({", ".join(f"{w:g}" for w in weights)})' if weights else name
+  weights = [f'{w:g}' for w in weights]
+  if run['method'].endswith('ibp'):  # often trained at a larger radius
+    weights.append(f'at {run["epsilon"]:g}')
+  return f'{name}({", ".join(weights)})' if weights else name
 
 
 def joined(paths: list[str]) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
     ValueError: if one of them has no bounds at several radii, or they are of
       several data sets.
   """
-  runs = [common.read_json(path) for path in paths]
+  runs = [common.read_json(path, 'dataset') for path in paths]
   for path, run in zip(paths, runs, strict=True):
     if missing := [x for x in COLUMNS if f'{x}_at' not in run]:
       raise ValueError(
@@ -74,7 +77,10 @@ def named() -> list[str]:
   Raises:
     ValueError: if there is none, or none of one of its patterns.
   """
-  found = {pattern: glob.glob(pattern) for pattern in FLAGS.records or ()}
+  found = {
+    pattern: [pattern] if pathlib.Path(pattern).exists() else glob.glob(pattern)
+    for pattern in FLAGS.records or ()
+  }
   for pattern, paths in found.items():
     if not paths:
       raise ValueError(f'--records: there is no {pattern}')
@@ -91,7 +97,11 @@ def main() -> None:
   theory = pathlib.Path(FLAGS.theory or common.RESULTS / published)
   record['g'] = None
   if FLAGS.theory or theory.exists():
-    record['g'] = common.read_json(theory, 'data')['data']['test']['curve']
+    data = common.read_json(theory, 'data')['data']
+    with common.reading(theory):
+      if data['name'] != record['dataset']:
+        raise ValueError(f'{theory} is of {data["name"]}, not of {name}')
+      record['g'] = data['test']['curve']
   output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
   common.finish(record | common.provenance(), output)
   drawn = list(record['runs'])

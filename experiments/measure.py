@@ -242,7 +242,10 @@ def _saved(file: pathlib.Path | None, keep_points: bool):
   """(stages done, what came of them), None if there is nothing of use."""
   if file is None or not file.exists():
     return None
-  arrays = dict(np.load(file))
+  try:
+    arrays = dict(np.load(file))
+  except (EOFError, ValueError) as error:
+    raise ValueError(f'{file} is damaged, delete it: {error}') from None
   place = int(arrays.pop('place'))
   arrays.pop('seconds', None)  # version 0.2 began to keep them
   if keep_points and 'points' not in arrays:
@@ -368,7 +371,7 @@ def record(
       found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
-  test = outcomes['test']
+  test, radius = outcomes['test'], attack.radii(config)[-1]
   ratios = measures.lipschitz(variables, test.split, key(config), name='test')
   for name, values in ratios.items():
     found[f'{name}_lipschitz'] = float(values.mean(dtype=np.float64))
@@ -381,8 +384,10 @@ def record(
     'attack_steps': attack.num_steps,
     'attack_restarts': attack.num_restarts,
     'attack_norm': attack.norm,
-    'attack_epsilon': attack.radii(config)[-1],
-    'doubts': doubted(config, dataset, variables, last, measures.cascade),
+    'attack_epsilon': radius,
+    'doubts': doubted(
+      config, dataset, variables, test.by_radius[radius], measures.cascade
+    ),
     **common.provenance(),
   }
 

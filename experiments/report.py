@@ -17,6 +17,7 @@ with `--overwrite` alone.
 """
 
 import contextlib
+import fnmatch
 import pathlib
 import re
 import shutil
@@ -38,7 +39,7 @@ DATASETS = {
   'fashion_mnist': 'Fashion-MNIST',
   'cifar10': 'CIFAR-10',
   'svhn': 'SVHN',
-  'restricted_imagenet': 'Restricted ImageNet, a part',
+  'restricted_imagenet': 'Restricted ImageNet',
 }
 # Columns of a table of the paper in their order. Those of further attacks, such
 # as `strong_adv_test_acc`, follow `adv_test_acc` and `adv_gap`.
@@ -211,6 +212,7 @@ def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
 
 # Blocks of the pages: files, then heading -> format of the record in each.
 # `SPLIT` is train, then test; what a record lacks is left empty.
+FILE = {'record': '[JSON]({stem}.json)'}
 BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
   'run': (
     '{of}.json',
@@ -235,7 +237,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'PGD-10, test': '{adv_test_acc:.1f}',
       'Lipschitz, Eq. (3)': '{eq3_lipschitz:.0f}',
       'Lipschitz, released': '{released_lipschitz:.1f}',
-    },
+    }
+    | FILE,
   ),
   'certified': (
     'evaluation_*.json',  # with bounds, see `block`
@@ -253,7 +256,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'certified': '{certified_test_acc:.1f}',
       'Lipschitz, found': '{eq3_lipschitz:.0f}',
       'Lipschitz, at most': '{upper_lipschitz:,.0f}',
-    },
+    }
+    | FILE,
   ),
   'existence': (
     'proof_of_concept*.json',
@@ -266,7 +270,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'PGD-10': '{adv_SPLIT_acc:.1f}',
       'multi-targeted': '{multi_targeted_adv_SPLIT_acc:.1f}',
       'distance classifier, certified': '{certified_SPLIT:.1f}',
-    },
+    }
+    | FILE,
   ),
   'separation': (
     'separation_*.json',
@@ -277,7 +282,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'paper': '{paper[train_train_min]:.3f}',
       'test-train': '{test_train_min:.3f}',
       'paper ': '{paper[test_train_min]:.3f}',
-    },
+    }
+    | FILE,
   ),
   'theory': (
     'theory_*.json',
@@ -289,12 +295,13 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       ),
       'test images': '{data[test][num_test]:,}',
       'accuracy': '{data[test][accuracy]:.1%}',
-      'certified at epsilon': '{data[test][certified]:.1%}',
+      'certified at the epsilon above': '{data[test][certified]:.1%}',
       'attacked images': '{data[test][attacked_subset][num_attacked]}',
       'their accuracy': '{data[test][attacked_subset][accuracy]:.1%}',
       'attacked': '{data[test][attacked_subset][attacked]:.1%}',
       'certified': '{data[test][attacked_subset][certified]:.1%}',
-    },
+    }
+    | FILE,
   ),
   'speed': (
     'benchmark_*.json',
@@ -304,7 +311,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'ours': '{rate} {unit}/s',
       'times the rate of': '{peers}',
       'memory of the program': '{memory}',
-    },
+    }
+    | FILE,
   ),
 }
 RUN = '{seconds:.0f} seconds of training and measuring on {machine}, {date}.\n'
@@ -345,22 +353,36 @@ def shown(name: str, lines: list[dict[str, Any]]) -> str:
 
 
 def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
-  """A record with what its block says of it besides; of a benchmark, cases."""
-  if 'cases' in found:
-    cases = found['cases']
-    return [
-      found | case | _rates(*case['candidates']) | {'place': (stem, i)}
-      for i, case in enumerate(cases)
-    ]
-  dataset = found.get('dataset') or found['data']['name']
-  place = [*DATASETS, dataset].index(dataset), stem
-  name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # of one's own file
-  more = {'name': name, 'place': place}
-  more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
-  if 'train_train_min' in found:
-    more['name'] += stem.removeprefix(f'separation_{dataset}')
-    more['paper'] = paper.separation(found)
-  return [found | more]
+  """A record with what its block says of it besides; of a benchmark, cases.
+
+  Raises:
+    ValueError: if it is not what its name promises.
+  """
+  found = found | {'stem': stem}
+  with common.reading(f'{stem}.json'):
+    if stem.startswith('benchmark_'):
+      return [_timed(found, *case) for case in enumerate(found['cases'])]
+    dataset = found.get('dataset') or found['data']['name']
+    place = [*DATASETS, dataset].index(dataset), stem
+    name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # one's own file
+    if dataset in DATASETS and found.get('fingerprint'):
+      name += ', a part'
+    more = {'name': name, 'place': place}
+    more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
+    if 'train_train_min' in found:
+      more['name'] += stem.removeprefix(f'separation_{dataset}')
+      more['paper'] = paper.separation(found)
+    return [found | more]
+
+
+def _timed(
+  found: dict[str, Any], place: int, case: dict[str, Any]
+) -> dict[str, Any]:
+  """A case of a benchmark, named with the device unless it is a CPU."""
+  more = _rates(*case['candidates']) | {'place': (found['stem'], place)}
+  if not found['device'].endswith('x cpu'):
+    more['case'] = f'{case["case"]}, {found["device"]}'
+  return found | case | more
 
 
 def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
@@ -424,13 +446,16 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
 
   A run is published as `train_<run>`, where the run is named by its folder (in
   a table of the paper by three), an evaluation of it as
-  `evaluation_<run>_<evaluation>`, everything else under its own name.
+  `evaluation_<run>_<evaluation>`, everything else under its own name, which
+  begins with what it is.
 
   Raises:
     ValueError: if it does not say where it comes from, or if another record
       has its name.
   """
   source, name = path, path.stem
+  if path.name == 'result.json':
+    path = path.parent
   if path.is_dir():
     source, name = path / 'result.json', f'train_{run_name(path)}'
   elif path.parent.name == 'evaluations':
@@ -445,6 +470,14 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
     raise ValueError(
       f'{source} does not say where it comes from: no '
       f'{", ".join(sorted(missing))}'
+    )
+  blocks = [glob for glob, _ in BLOCKS.values() if glob != BLOCKS['run'][0]]
+  if any(fnmatch.fnmatch(target.name, glob) for glob in blocks):
+    described(found, name)  # refuses what a page cannot show
+  elif not name.startswith(('curves_', 'staircase', 'table_')):
+    raise ValueError(
+      f'no page would show {target.name}: a name begins with what it is, such '
+      'as benchmark_'
     )
   if target.exists() and not overwrite:
     if (other := common.read_json(target)) != found:
@@ -462,8 +495,15 @@ def main() -> None:
   """Publishes if asked to, then writes the pages, or compares them.
 
   Raises:
-    ValueError: with --check, if a table is not what its records say.
+    ValueError: with --check, if a table is not what its records say; for flags
+      that do not go together.
   """
+  if FLAGS.check and FLAGS['publish'].present:
+    raise ValueError('--check writes nothing: leave out --publish')
+  if FLAGS['publish'].present != bool(FLAGS.publish):
+    raise ValueError('--publish names nothing')
+  if FLAGS.overwrite and not FLAGS.publish:
+    raise ValueError('--overwrite needs --publish')
   report: dict[str, Any] = {'published': None, 'changed': []}
   if FLAGS.publish:
     path = pathlib.Path(FLAGS.publish).expanduser()
@@ -479,7 +519,7 @@ def main() -> None:
     common.write_text(new, page)
     report['changed'].append(page.name)
   if not FLAGS.check:
-    plots.speeds(speeds(), common.RESULTS / 'speed')
+    common.draw(plots.speeds, speeds(), common.RESULTS / 'speed')
   common.print_json(report)
 
 

@@ -160,6 +160,8 @@ def train(
       is in use, or the loss or the weights are not finite.
   """
   check(settings, dataset)
+  if settings.start and not (path / 'config.json').exists():
+    start_of(settings)  # before the folder is that of a run
   result = path / 'result.json'
   with claimed(path, settings):
     if not result.exists():
@@ -314,12 +316,17 @@ def started(
   """
   if not settings.start:
     return fresh
-  folder = pathlib.Path(settings.start).expanduser() / 'checkpoints'
-  step, found = checkpoints.newest_variables(folder)
+  step, found = start_of(settings)
   if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, fresh.variables):
     raise ValueError(f'--start={settings.start} is of another network')
-  logging.info('Starting from step %d in %s', step, folder)
+  logging.info('Starting from step %d in %s', step, settings.start)
   return fresh._replace(**found, opt_state=optimizer.init(found['params']))
+
+
+def start_of(settings: Config) -> tuple[int, dict[str, Any]]:
+  """The step and the variables that `--start` names."""
+  folder = pathlib.Path(settings.start).expanduser() / 'checkpoints'
+  return checkpoints.newest_variables(folder)
 
 
 def watch(

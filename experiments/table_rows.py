@@ -170,7 +170,9 @@ def _with_tools(
   """The settings with these tools and no others; all hold out as many."""
   chosen: dict[str, Any] = {'dropout': 0.0}
   for name in STRENGTHS.keys() & tools:
-    chosen[name] = FLAGS[name].value or STRENGTHS[name]
+    chosen[name] = FLAGS[name].value if FLAGS[name].present else STRENGTHS[name]
+    if not chosen[name]:
+      raise ValueError(f'--{name}=0 leaves nothing of a row with {name}')
   if 'dropout' in tools:
     its_own = found.arch.startswith('cnn') and FLAGS.dropout is None
     chosen['dropout'] = None if its_own else _dropout_rate(dataset)
@@ -180,7 +182,10 @@ def _with_tools(
   if 'silu' in tools:
     chosen['activation'] = 'silu'
   count = found.train_examples or len(dataset.train.labels)
-  chosen['holdout'] = found.holdout or min(1000, count // 10)
+  if not FLAGS['holdout'].present:
+    chosen['holdout'] = max(1, min(1000, count // 10))
+  elif 'early' in tools and not found.holdout:
+    raise ValueError('--holdout=0 leaves nothing to stop early by')
   return dataclasses.replace(found, **chosen)
 
 

@@ -66,8 +66,6 @@ ATTACKS = {
   'mt': ['multi_targeted_released', 'multi_targeted'],
 }
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
-# What Table 1 reads of the record of a search.
-SEARCH = 'dataset norm random_labels dropped num_train num_test epsilon'.split()
 PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
@@ -117,6 +115,17 @@ def define() -> None:
   )
 
 
+def further_attacks() -> list[measure.Attack]:
+  """What is measured of a run besides its own result."""
+  names = FLAGS.attacks
+  if names is None:
+    names = ATTACKS.get(FLAGS.table, [])
+  found = [measure.Attack(name) for name in names]
+  if FLAGS.certify:
+    found.append(measure.PGD._replace(certify=FLAGS.certify))
+  return found
+
+
 def finished(
   dataset: Dataset, arch: str | None, row: str, root: pathlib.Path
 ) -> dict[str, Any]:
@@ -133,13 +142,7 @@ def finished(
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     if row.endswith('-early'):
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
-    names = FLAGS.attacks
-    if names is None:
-      names = ATTACKS.get(FLAGS.table, [])
-    attacks = [measure.Attack(name) for name in names]
-    if FLAGS.certify:
-      attacks.append(measure.PGD._replace(certify=FLAGS.certify))
-    for attack in attacks:
+    for attack in further_attacks():
       more = evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint)
       if not attack.certify:
         run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
@@ -216,20 +219,21 @@ def kept(
   """
   loaded = {dataset.name: dataset for dataset, *_ in asked}
   rows = common.read_json(output, 'rows')['rows'] if output.exists() else []
-  for row in (row for row in rows if row['dataset'] in loaded):
-    dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
-    wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
-    found = table_rows.settings_of(config.from_json(row['settings']))
-    other = common.difference(found, wanted)
-    if any(asked_for[1:] == (arch, name) for asked_for in asked):
-      if not set(row['seeds']) <= set(config.seeds()):
-        other = other or 'seeds'
-    if other:
-      raise ValueError(
-        f'{output} has a row {name} of other settings ({other}); name another '
-        '--workdir'
-      )
-  return {(row['dataset'], row['arch'], row['row']): row for row in rows}
+  with common.reading(output):
+    for row in (row for row in rows if row['dataset'] in loaded):
+      dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
+      wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
+      found = table_rows.settings_of(config.from_json(row['settings']))
+      other = common.difference(found, wanted)
+      if any(asked_for[1:] == (arch, name) for asked_for in asked):
+        if not set(row['seeds']) <= set(config.seeds()):
+          other = other or 'seeds'
+      if other:
+        raise ValueError(
+          f'{output} has a row {name} of other settings ({other}); name '
+          'another --workdir'
+        )
+    return {(row['dataset'], row['arch'], row['row']): row for row in rows}
 
 
 def joined(
@@ -253,7 +257,10 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
     arch = table_rows.settings(dataset, arch, 'natural').arch
     known = table_rows.published(dataset.name, arch)[1]
     for row in table_rows.row_names(known):
-      runs.check(table_rows.settings(dataset, arch, row), dataset)
+      settings = table_rows.settings(dataset, arch, row)
+      runs.check(settings, dataset)
+      for attack in further_attacks():  # before any training, too
+        measure.evaluator(settings, dataset, attack)
       asked.append((dataset, arch, row))
   kept(output, asked)  # refuses what cannot be joined before any training
   common.output_folder(output.parent)
@@ -261,7 +268,8 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
     logging.info('%s on %s: %s', arch, dataset.name, row)
     try:
       found = finished(dataset, arch, row, output.parent)
-    except ValueError as error:  # the loss of one run need not stop others
+    except (ValueError, FileNotFoundError) as error:
+      # The loss of one run, or of its checkpoints, need not stop others.
       logging.error('%s', error)
       failures.append(str(error))
       continue
@@ -285,25 +293,26 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
   """
   rows = {}
   for path in sorted(root.glob('separation_*.json')):
-    record = common.read_json(path, *SEARCH)
-    name, theirs = record['dataset'], paper.separation(record)
-    if not theirs or (name in rows and not record['dropped']):
-      continue
-    whole = {
-      'num_train': sum(FACTS[name].train_counts) - len(record['dropped']),
-      'num_test': sum(FACTS[name].test_counts),
-    }
-    rows[name] = {
-      'dataset': name,
-      'arch': '',
-      'label': name,
-      'settings': {k: record[k] for k in whole},
-      'paper_settings': {k: v for k, v in whole.items() if record[k] != v},
-      'ours': {column: [record[column]] for column in theirs},
-      'paper': theirs,
-      'seconds': record['seconds'],
-      'runs': [{key: record.get(key) for key in PROVENANCE}],
-    }
+    record = common.read_json(path)
+    with common.reading(path):
+      name, theirs = record['dataset'], paper.separation(record)
+      if not theirs or (name in rows and not record['dropped']):
+        continue
+      whole = {
+        'num_train': sum(FACTS[name].train_counts) - len(record['dropped']),
+        'num_test': sum(FACTS[name].test_counts),
+      }
+      rows[name] = {
+        'dataset': name,
+        'arch': '',
+        'label': name,
+        'settings': {k: record[k] for k in whole},
+        'paper_settings': {k: v for k, v in whole.items() if record[k] != v},
+        'ours': {column: [float(record[column])] for column in theirs},
+        'paper': theirs,
+        'seconds': float(record['seconds']),
+        'runs': [{key: record.get(key) for key in PROVENANCE}],
+      }
   if not rows:
     raise FileNotFoundError(
       f'{root} has no search of Table 1; run python -m experiments.separation '
@@ -338,26 +347,23 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
   Raises:
     FileNotFoundError: if there is none.
   """
-  rows = []
-  for path in root.glob(f'table_[234]-{FLAGS.preset}-*examples.json'):
-    for row in common.read_json(path, 'rows')['rows']:
-      size, epochs = (row['settings'][k] for k in ('train_examples', 'epochs'))
-      label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
-      rows.append(row | {'label': label, 'paper': {}, 'paper_settings': {}})
-  if not rows:
+  found = {}  # by place: two tables may show the same runs
+  for path in sorted(root.glob(f'table_[234]-{FLAGS.preset}-*examples.json')):
+    with common.reading(path):
+      for row in common.read_json(path, 'rows')['rows']:
+        size = row['settings']['train_examples']
+        epochs = row['settings']['epochs']
+        label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
+        place = row['dataset'], row['arch'], _place(row['row'], {}), size
+        more = {'label': label, 'paper': {}, 'paper_settings': {}}
+        found[place] = row | more
+  if not found:
     raise FileNotFoundError(
       f'{root} has no table of a part of a training set by this --preset; run '
       'python -m experiments.tables --table=2 --train_examples=500 '
       f'--workdir={root} with it'
     )
-  rows.sort(
-    key=lambda row: (
-      row['dataset'],
-      row['arch'],
-      _place(row['row'], {}),
-      row['settings']['train_examples'],
-    )
-  )
+  rows = [found[place] for place in sorted(found)]
   record = {'table': 'sizes', 'title': TITLES['sizes'], 'rows': rows}
   record['findings'] = {
     title: findings.by_size(panel)
@@ -396,10 +402,8 @@ def write(record: dict[str, Any], output: pathlib.Path) -> str:
   Raises:
     ValueError: if it is no record of a table.
   """
-  try:
+  with common.reading(output):
     text = report.markdown(record)
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{output} is no record of a table: {error!r}') from None
   common.write_json(record, output)
   common.write_text(text, output.with_suffix('.md'))
   common.draw(table_figures.draw, record, output.with_suffix(''))

@@ -19,10 +19,14 @@ KEPT = 3  # checkpoints, the last of them perhaps still being written
 
 
 class Store:
-  """Numbered checkpoints in `folder`, the newest `KEPT` of them."""
+  """Numbered checkpoints in `folder`, the newest `KEPT` of them.
+
+  Raises:
+    ValueError: if the path has a `[`.
+  """
 
   def __init__(self, folder: str | os.PathLike):
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = _usable(folder)
     process = jax.process_index()
     self._writes = process == 0
     # Every process is the primary one of its own group: none waits for another.
@@ -120,14 +124,32 @@ class Store:
     self._orbax.close()
 
 
+def _usable(path: str | os.PathLike) -> pathlib.Path:
+  """The absolute path of what Orbax is to write.
+
+  Raises:
+    ValueError: if it has a `[`, which Orbax takes for a pattern of names: it
+      finds none of the files that it has written, and says nothing.
+  """
+  path = pathlib.Path(path).absolute()
+  if '[' in str(path):
+    raise ValueError(f'{path}: no checkpoint can be kept where a name has a [')
+  return path
+
+
 def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
   return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
-  """Writes one tree of arrays to the new folder `path`, to be `load`ed."""
+  """Writes one tree of arrays to the new folder `path`, to be `load`ed.
+
+  Raises:
+    ValueError: if the path has a `[`.
+  """
+  path = _usable(path)
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(os.path.abspath(path), jax.tree.map(np.asarray, tree))
+    checkpointer.save(path, jax.tree.map(np.asarray, tree))
 
 
 def load(path: str | os.PathLike) -> Any:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustlip import attacks, projections, separation
+from robustlip.images import check_images
 from robustlip.progress import bar
 
 BLOCK = 64  # examples that ascend together
@@ -83,12 +84,15 @@ def attack(
     epsilon: radius of the ball, in units of the pixel range.
 
   Raises:
-    ValueError: if the radius is out of range, or there are no references.
+    ValueError: if the radius or images are out of range, or there are no
+      references.
   """
   projections.check_radius(epsilon, np.zeros(1, np.float32))
   if not len(ref_inputs):
     raise ValueError('g needs at least one example, got none.')
   epsilon = float(epsilon)
+  inputs, ref_inputs = map(np.asarray, map(check_images, (inputs, ref_inputs)))
+  labels, ref_labels = np.asarray(labels), np.asarray(ref_labels)
   found = nearest_references(inputs, labels, ref_inputs, ref_labels)
   points, margins = inputs.copy(), found.margins.copy()
   # One candidate more in every round; those of later rounds repeat the newest.

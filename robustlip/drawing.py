@@ -49,7 +49,7 @@ def images(
       largest = np.abs(row).max()
       style = dict(cmap='bwr', vmin=-largest, vmax=largest)
     for axes, image in zip(line, row, strict=False):
-      axes.imshow(image.squeeze(), **style)
+      axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, **style)
     for axes, title in zip(line, (titles or {}).get(name, ()), strict=False):
       axes.set_title(title, fontsize='small', parse_math=False)
     line[0].text(

@@ -77,7 +77,7 @@ def check_labels(
       f'{name} must be integers of shape {(count,)}, got '
       f'{labels.dtype} of shape {labels.shape}.'
     )
-  valid = (labels >= 0) & (labels < num_classes)
+  valid = (labels >= 0) & (labels < np.int32(num_classes))  # bytes wrap around
   if known and not valid.all():
     raise ValueError(
       f'{name} must be in [0, {num_classes}), got {labels.min()} to '

@@ -88,9 +88,9 @@ def shares_of_classes(
   """
 
   def one_hot(labels):
-    valid = (labels >= 0) & (labels < num_classes)
-    hot = is_class(labels, num_classes).astype(jnp.float32)
-    return jnp.where(valid[:, None], hot, jnp.nan)
+    hot = is_class(labels, num_classes)
+    valid = hot.any(axis=1, keepdims=True)
+    return jnp.where(valid, hot.astype(jnp.float32), jnp.nan)
 
   shares = one_hot(labels)
   if others is not None:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robustlip import projections
+
 
 class Averaged(NamedTuple):
   """What the optimizer keeps of the parameters."""
@@ -52,12 +54,14 @@ def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
       epoch.
 
   Raises:
-    ValueError: unless `every` is at least 1.
+    ValueError: unless `first` is at least 0 and `every` at least 1.
 
   Source: Izmailov et al. 2018, arXiv:1803.05407.
   """
-  if every < 1:
-    raise ValueError(f'every must be at least 1, got {every}.')
+  if every < 1 or first < 0:
+    raise ValueError(
+      f'first must be at least 0 and every at least 1, got {first}, {every}.'
+    )
 
   def share(t):
     taken = t // every - first // every
@@ -114,7 +118,9 @@ def perturbation(params: Any, gradients: Any, *, gamma: chex.Numeric) -> Any:
   def one(kernel, gradient):
     if kernel.ndim < 2:
       return jnp.zeros_like(kernel)
-    steepness = jnp.maximum(jnp.linalg.norm(gradient.ravel()), 1e-20)
-    return gamma * jnp.linalg.norm(kernel.ravel()) / steepness * gradient
+    row = gradient.reshape(1, -1)
+    direction = projections.normalize_direction(row, norm='l2')
+    length = gamma * jnp.linalg.norm(kernel.ravel())
+    return length * direction.reshape(kernel.shape)
 
   return jax.tree.map(one, params, gradients)

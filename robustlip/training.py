@@ -58,7 +58,8 @@ class Recipe(NamedTuple):
   while training.
 
   Tools of generalisation: the optimizer decays weights and keeps an average of
-  them (`parameters`); a method of the step lets its radius grow, by
+  them (`parameters`; statistics of BatchNorm then need a momentum of 0.9 at
+  most, see `settled`); a method of the step lets its radius grow, by
   `methods.at(epsilon=optax.linear_schedule(0.0, 0.1, 1000)(step))`; the last
   three fields do nothing if None. Mixed and smoothed labels are those of the
   loss: the inner problem climbs away from the one with the larger share, as in

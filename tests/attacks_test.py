@@ -139,11 +139,20 @@ class AttacksTest(chex.TestCase):
     (dict(epsilon=0.1, num_restarts=0), 'num_restarts must be at least 1'),
     (dict(epsilon=0.1, norm='l1'), "got 'l1'"),
     (dict(epsilon=0.1, num_restarts=2, start=INPUTS), 'explicit start'),
+    (dict(epsilon=0.1, start=INPUTS[:1]), 'start must be'),
   ],
 )
 def test_wrong_settings_are_named(settings, message):
   with pytest.raises(ValueError, match=message):
     attacks.pgd(linear, BATCH, KEY, **settings)
+
+
+def test_an_objective_is_one_number_an_example():
+  for objective in (jnp.mean, lambda x: x.reshape(len(x), -1)[:, :1]):
+    with pytest.raises(ValueError, match=r'the objective must be \[7\]'):
+      attacks.ascend(
+        objective, INPUTS, KEY, epsilon=0.1, step_size=0.1, num_steps=1
+      )
 
 
 @pytest.mark.parametrize(

@@ -467,6 +467,19 @@ def test_what_has_no_bounds_is_named(logits_fn, message):
     bounds.interval(logits_fn, *BOX)
 
 
+def test_what_returns_no_logits_is_named():
+  flat, inputs = (lambda x: x.sum(axis=1)), jnp.full((2, 4), 0.5)
+  for bound in (
+    lambda: bounds.interval(flat, *BOX),
+    lambda: bounds.linear(flat, *BOX),
+    lambda: lipschitz.upper_bound(flat, inputs, epsilon=0.1),
+  ):
+    with pytest.raises(ValueError, match='logits must be'):
+      bound()
+  with pytest.raises(ValueError, match=r'weights must be \[2, K, 4\]'):
+    bounds.linear(lambda x: x, *BOX, weights=jnp.ones((2, 5, 3)))
+
+
 def test_where_a_primitive_without_rule_stands_is_said():
   class Sine(nn.Module):
     @nn.compact
@@ -516,6 +529,41 @@ def test_no_such_ball(epsilon, pixel, message):
 def test_a_ball_ends_where_the_pixels_do():
   box = bounds.ball(jax.random.uniform(KEY, (3, 4)), epsilon=1.0)
   chex.assert_trees_all_equal(box, (jnp.zeros((3, 4)), jnp.ones((3, 4))))
+
+
+def test_lines_between_ends_that_nearly_meet_have_a_gradient():
+  # Black pixels and no bias: features are 0 up to the room for rounding.
+  inputs = jnp.zeros((2, 4)).at[:, 0].set(0.7)
+  batch = Batch(inputs, jnp.array([0, 1]))
+  given = [jax.random.normal(KEY, (4, 5)).at[0].set(0), jnp.ones((5, 3)) / 3]
+
+  def network(kernels, inputs):
+    return jax.nn.relu(inputs @ kernels[0]) @ kernels[1] - jnp.arange(3.0)
+
+  def worst(kernels, epsilon):
+    logits_fn = partial(network, kernels)
+    return bounds.cross_entropy(logits_fn, batch, epsilon=epsilon, lines=1.0)
+
+  def clean(kernels):
+    return losses.cross_entropy(network(kernels, inputs), batch.labels)
+
+  expected = jax.grad(lambda x: clean(x).sum())(given)
+  for epsilon in (0.0, 1e-9):
+    found = jax.grad(lambda x, e=epsilon: worst(x, e).sum())(given)
+    chex.assert_tree_all_finite(found)
+    chex.assert_trees_all_close(found[1], expected[1], atol=1e-5)
+
+
+def test_a_class_that_is_never_predicted_has_no_larger_bound():
+  def masked(inputs):
+    return inputs @ jnp.ones((4, 3)) - jnp.array([1.0, jnp.inf, 0.0])
+
+  box = jnp.full((2, 4), 0.25), jnp.full((2, 4), 0.5)
+  lower, upper = bounds.interval(masked, *box)
+  assert (lower[:, 1] == -jnp.inf).all() and (upper[:, 1] == -jnp.inf).all()
+  expected = jnp.array([[0.0, 1.0], [1.0, 2.0]])
+  for end, value in zip((lower, upper), expected, strict=True):
+    chex.assert_trees_all_close(end[:, ::2], jnp.tile(value, (2, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize('method', bounds.METHODS)

@@ -65,6 +65,13 @@ def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch):
     assert store.numbers() == [1]
 
 
+def test_a_path_that_orbax_could_not_read_again_is_refused(tmp_path):
+  for write in (checkpoints.Store, lambda path: checkpoints.save(path, TREE)):
+    with pytest.raises(ValueError, match=r'where a name has a \['):
+      write(tmp_path / 'a [x]')
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_store_has_no_newest(tmp_path):
   with checkpoints.Store(tmp_path) as store:
     assert store.newest(TREE) is None

@@ -54,3 +54,14 @@ def test_beside_ones_own_file_stands_no_published_set(tmp_path, call):
   output = f'--output={tmp_path}/curves.json'
   finished = call('experiments.curves', f'--records={path}', output)
   assert scripts.last_json(finished)['g'] is None
+
+
+@pytest.mark.parametrize(
+  ('data', 'message'),
+  [({'name': 'cifar10'}, 'of cifar10, not of mnist5k'), ({}, 'another record')],
+)
+def test_g_is_of_the_same_data_set(tmp_path, call, data, message):
+  path, theory = write(tmp_path, 'a'), tmp_path / 'theory.json'
+  theory.write_text(json.dumps({'data': data}))
+  flags = f'--records={path}', f'--theory={theory}'
+  assert message in scripts.error(call('experiments.curves', *flags))

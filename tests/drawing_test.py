@@ -31,6 +31,13 @@ def test_a_row_of_images_for_each_name():
     drawing.images({'two channels': np.zeros((1, 4, 4, 2))})
 
 
+@pytest.mark.parametrize('shape', [(1, 5, 1), (5, 1, 1), (1, 1, 1), (1, 1, 3)])
+def test_an_image_may_be_one_pixel_wide(shape):
+  figure = drawing.images({'a': np.zeros((2, *shape), np.uint8)})
+  (shown,) = figure.axes[0].images
+  assert shown.get_array().shape[:2] == shape[:2]
+
+
 def test_a_line_for_each_curve():
   figure = drawing.curves(
     [0, 1], {'a': [1, 2], 'b': [3, 4]}, xlabel='x', ylabel='y'

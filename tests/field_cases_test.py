@@ -31,6 +31,7 @@ from robustlip import (
   training,
 )
 from robustlip.datasets import Dataset, Split
+from robustlip.images import check_labels
 from robustlip.models import layers
 from robustlip.types import DEVICES, Batch
 
@@ -321,6 +322,18 @@ def test_a_byte_is_one_class_of_300():
   for epsilon, safe in ((0.02, True), (0.03, False)):
     found = bounds.certified(lambda x: x @ pair, batch, epsilon=epsilon)
     assert found == safe
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16', 'int32'])
+@pytest.mark.parametrize('count', [2, 128, 256, 300, 1000])
+def test_which_labels_are_classes_does_not_depend_on_their_type(dtype, count):
+  info = np.iinfo(dtype)
+  labels = np.array([0, 1, 5, 100, 127, min(info.max, 999), info.min], dtype)
+  expected = [0 <= label < count for label in labels.tolist()]
+  found = jax.jit(lambda x: check_labels(x, len(labels), count))(labels)
+  np.testing.assert_array_equal(found, expected)
+  shares = losses.shares_of_classes(labels, count)
+  np.testing.assert_array_equal(~jnp.isnan(shares).any(axis=1), expected)
 
 
 def test_steps_may_be_written_out():

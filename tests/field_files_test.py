@@ -225,6 +225,10 @@ def test_training_goes_on_from_the_weights_of_another_run(
   )
   other = f'--workdir={tmp_path / "third"}', '--arch=wrn_10_1'
   assert 'other network' in scripts.error(call(TRAIN, *flags, *other))
+  fourth = tmp_path / 'fourth'
+  nowhere = f'--workdir={fourth}', f'--start={tmp_path / "nowhere"}'
+  assert 'no checkpoint' in scripts.error(call(TRAIN, *flags, *nowhere))
+  assert not fourth.exists()  # and is free for the right command
 
 
 def test_a_run_is_measured_on_its_own_data_alone(tmp_path):

@@ -50,8 +50,10 @@ def test_numbers_that_average_nothing_are_refused():
   for decay in (-0.1, 1.0):
     with pytest.raises(ValueError, match='decay must be at least 0'):
       parameters.ema(decay)
-  with pytest.raises(ValueError, match='every must be at least 1'):
+  with pytest.raises(ValueError, match='every at least 1, got 10, 0'):
     parameters.swa(10, every=0)
+  with pytest.raises(ValueError, match='first must be at least 0'):
+    parameters.swa(-5)
 
 
 def test_an_optimizer_without_an_average_has_none():
@@ -76,6 +78,9 @@ def test_the_perturbation_is_the_steepest_of_its_length():
   chex.assert_trees_all_equal(
     [moves['bias'], moves['flat']], [np.zeros(6), np.zeros((2, 2))]
   )
+  tiny = jax.tree.map(lambda x: 1e-25 * x, slopes)  # its squares are 0
+  found = parameters.perturbation(params, tiny, gamma=0.01)
+  chex.assert_trees_all_close(found['dense'], moves['dense'], rtol=1e-5)
 
 
 def test_an_average_of_half_precision_is_kept_in_float32():

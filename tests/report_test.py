@@ -86,23 +86,24 @@ def results(tmp_path, monkeypatch):
 
 
 ORIGIN = {'command': 'c', 'commit': 'abc', 'machine': 'm', 'date': 'today'}
+MNIST = ORIGIN | {'dataset': 'mnist'}
 
 
 def test_a_finished_run_is_published_under_the_name_of_its_folder(
   tmp_path, results
 ):
   run = tmp_path / 'runs' / 'mnist-rst'
-  common.write_json(ORIGIN | {'test_acc': 1.0}, run / 'result.json')
-  target = report.publish(run, overwrite=False)
+  common.write_json(MNIST | {'test_acc': 1.0}, run / 'result.json')
+  target = report.publish(run / 'result.json', overwrite=False)
   assert target == results / 'train_mnist-rst.json'
   assert target.read_bytes() == (run / 'result.json').read_bytes()
   assert report.publish(run, overwrite=False) == target  # the same again
   evaluation = run / 'evaluations' / 'pgd-newest.json'
-  common.write_json(ORIGIN, evaluation)
+  common.write_json(MNIST, evaluation)
   target = report.publish(evaluation, overwrite=False)
   assert target.name == 'evaluation_mnist-rst_pgd-newest.json'
   row = tmp_path / 'runs' / 'mnist-cnn2' / 'at' / 'seed0'
-  common.write_json(ORIGIN, row / 'result.json')
+  common.write_json(MNIST, row / 'result.json')
   target = report.publish(row, overwrite=False)
   assert target.name == 'train_mnist-cnn2-at-seed0.json'
 
@@ -117,15 +118,15 @@ def test_a_table_is_published_with_its_markdown_and_picture(tmp_path, results):
 
 
 def test_another_record_is_replaced_only_when_asked_to(tmp_path, results):
-  target = results / 'theory.json'
-  common.write_json(ORIGIN | {'command': 'older'}, target)
-  source = tmp_path / 'theory.json'
-  common.write_json(ORIGIN, source)
+  target = results / 'theory_mnist.json'
+  common.write_json(MNIST | {'command': 'older'}, target)
+  source = tmp_path / 'theory_mnist.json'
+  common.write_json(MNIST, source)
   with pytest.raises(ValueError, match='of today: older; --overwrite'):
     report.publish(source, overwrite=False)
   assert common.read_json(target)['command'] == 'older'
   report.publish(source, overwrite=True)
-  assert common.read_json(target) == ORIGIN
+  assert common.read_json(target) == MNIST
 
 
 def test_a_record_without_an_origin_is_not_published(tmp_path, results):
@@ -134,6 +135,25 @@ def test_a_record_without_an_origin_is_not_published(tmp_path, results):
     report.publish(tmp_path / 'a.json', overwrite=True)
   with pytest.raises(ValueError, match='there is no .*result.json'):
     report.publish(tmp_path, overwrite=True)  # a run that is not finished
+  assert list(results.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('name', 'record', 'message'),
+  [
+    ('train_x', {}, "'data'"),
+    ('benchmark_x', {}, "'cases'"),
+    ('benchmark_x', {'device': '', 'cases': [{'candidates': []}]}, 'TypeError'),
+    ('separation_speed', {'cases': []}, "'data'"),
+    ('speed', {'cases': []}, 'no page would show speed.json'),
+  ],
+)
+def test_what_no_page_can_show_is_not_published(
+  tmp_path, results, name, record, message
+):
+  common.write_json(ORIGIN | record, tmp_path / f'{name}.json')
+  with pytest.raises(ValueError, match=message):
+    report.publish(tmp_path / f'{name}.json', overwrite=True)
   assert list(results.iterdir()) == []
 
 
@@ -148,7 +168,10 @@ def test_a_block_has_a_line_for_each_record_and_split(results):
   text = report.block('training', '')
   first, second, third = text.splitlines()[2:]
   assert first.startswith('| mnist5k |') and third.startswith('| own |')
-  assert second == '| MNIST | cnn2 | rst | 3 | 60,000 + 10,000 | 98.2 | 82 |'
+  assert second == (
+    '| MNIST | cnn2 | rst | 3 | 60,000 + 10,000 | 98.2 | 82 '
+    '| [JSON](train_b.json) |'
+  )
   assert 'Lipschitz, Eq. (3)' in text and 'released' not in text
   common.write_json(run | ORIGIN | {'seconds': 7.4}, results / 'train_b.json')
   text = report.block('run', 'train_b')
@@ -171,8 +194,13 @@ def test_a_case_is_compared_with_its_fastest_peer(results):
     },
   ]
   record = {'suite': 'train', 'jax_version': '1', 'cases': cases}
-  common.write_json(record, results / 'benchmark_train.json')
-  assert report.speeds() == {'train, one, jax 1': ('fast', 0.5)}
+  for name, device in (('train', '2 x cpu'), ('gpu', '1 x H100')):
+    path = results / f'benchmark_{name}.json'
+    common.write_json(record | {'device': device}, path)
+  assert report.speeds() == {
+    'train, one, jax 1': ('fast', 0.5),
+    'train, one, 1 x H100, jax 1': ('fast', 0.5),
+  }
 
 
 def test_the_pages_are_what_their_records_say():
@@ -204,6 +232,15 @@ def test_every_link_of_a_page_leads_somewhere(page):
   links = re.findall(r'\]\((?!https?:)([^)#]+)', page.read_text())
   assert links
   assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_flags_that_do_not_go_together_are_refused(call):
+  for words, message in (
+    (['--check', '--publish=x'], '--check writes nothing'),
+    (['--publish='], '--publish names nothing'),
+    (['--overwrite'], '--overwrite needs --publish'),
+  ):
+    assert message in scripts.error(call('experiments.report', *words))
 
 
 def test_the_script_checks_the_pages(call):

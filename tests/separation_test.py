@@ -182,6 +182,27 @@ def test_closest_pairs_equal_brute_force(levels, k, same):
   np.testing.assert_array_equal(again.cols, found.cols)
 
 
+@pytest.mark.parametrize('same', [True, False])
+def test_ties_are_not_all_compared(same):
+  rng = np.random.default_rng(5)
+  images, labels = random_set(rng, 300, (5, 5, 1), 2, 2, np.uint8)
+  others = () if same else (images[::-1], labels[::-1])
+  with (
+    mock.patch.object(separation.search, 'BLOCK', 32),
+    mock.patch.object(
+      separation.kernels, 'exact_gaps', wraps=separation.kernels.exact_gaps
+    ) as exact,
+  ):
+    nearest = separation.nearest_opposite(images, labels, *others)
+    exact.reset_mock()
+    found = separation.closest_pairs(
+      images, labels, *others, k=3, neighbors=nearest
+    )
+  assert found.distances.max() == found.distances.min()  # as all others
+  compared = sum(len(call.args[2]) for call in exact.call_args_list)
+  assert compared < 300 + 3 * 32**2  # of 300**2 / 2
+
+
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_class_matrix_equals_brute_force(norm):
   rng = np.random.default_rng(5)
@@ -256,6 +277,18 @@ def test_l2_ties_do_not_depend_on_the_order_of_summation():
   refs = np.stack([rng.permutation(values) for _ in range(50)])
   found = separation.nearest(np.zeros((1, 30), np.float32), refs, norm='l2')
   np.testing.assert_array_equal(found.indices, [0])
+
+
+@pytest.mark.parametrize('count', [6, 10])
+def test_neighbors_of_another_set_are_refused(count):
+  rng = np.random.default_rng(14)
+  images = rng.integers(0, 256, (10, 2, 2, 1), np.uint8)
+  labels = np.arange(10) % 2
+  neighbors = separation.nearest_opposite(images[:count], labels[:count])
+  with pytest.raises(ValueError, match='not of these arrays'):
+    separation.closest_pairs(
+      images[: 16 - count], labels[: 16 - count], neighbors=neighbors
+    )
 
 
 def test_neighbors_in_another_norm_are_refused():

@@ -298,7 +298,10 @@ def test_bad_requests_are_one_line(call, tmp_path):
     (['--rows=trades9'], 'has no rows trades9'),
     (['--rows='], '--rows names none'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
-    (['--render_only', f'--workdir={tmp_path}'], 'no record of a table'),
+    (['--render_only', f'--workdir={tmp_path}'], 'is another record'),
+    (['--attacks=pgd,typo', '--workdir=/nowhere'], 'typo'),
+    (['--table=5', '--rows=at-ema', '--ema=0'], '--ema=0 leaves nothing'),
+    (['--table=5', '--rows=at-early', '--holdout=0'], '--holdout=0 leaves'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
     (['--table=sizes', '--seeds=2'], '--seeds means nothing'),
     (['--table=sizes', '--workdir=/nowhere'], 'has no table of a part'),
@@ -312,7 +315,7 @@ def test_table_1_from_separation_records(given, tmp_path):
   with pytest.raises(FileNotFoundError, match='experiments.separation'):
     tables.separations(tmp_path)
   common.write_json({}, tmp_path / 'separation_other.json')
-  with pytest.raises(ValueError, match="other.json .* has no 'dataset'"):
+  with pytest.raises(ValueError, match="other.json .*'dataset'"):
     tables.separations(tmp_path)
   (tmp_path / 'separation_other.json').unlink()
   record = {'dataset': 'svhn', 'norm': 'linf', 'random_labels': False}
@@ -355,6 +358,8 @@ def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
     row |= {'settings': settings, 'ours': ours, 'seconds': 1.0, 'runs': []}
     path = tmp_path / f'table_2-short-{size}examples.json'
     common.write_json({'rows': [row]}, path)
+  again = tmp_path / 'table_2-short-b-1examples.json'  # of the same runs
+  common.write_json({'rows': [row]}, again)
   record = tables.sizes(tmp_path)
   assert [row['label'] for row in record['rows']] == [
     'AT, 500 examples, 2 epochs',

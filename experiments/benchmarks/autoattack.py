@@ -54,7 +54,7 @@ def cases(
   """
   if not workdir:
     raise ValueError('--workdir is needed: folders of saved runs, with commas')
-  if not {*attack} <= {*THEIRS, 'strong'}:
+  if not attack or not {*attack} <= {*THEIRS, 'strong'}:
     raise ValueError(
       f'--attack takes {",".join(THEIRS)},strong, got {",".join(attack)}'
     )

@@ -5,6 +5,7 @@ Networks are cnn2, and plain ones of equal convolutions and an affine layer,
 another relaxation of max-pooling, so that of cnn2 intervals alone are compared.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -60,10 +61,10 @@ class Plain(nn.Module):
 
 def make(arch: str, num_images: int) -> tuple[problem.Problem, Any]:
   """A network, images and weights; `plain_<depth>_<width>` is a network too."""
-  plain = arch.startswith('plain_')
+  plain = re.fullmatch(r'plain_([1-9]\d*)_([1-9]\d*)', arch)
   task = problem.make('cnn2' if plain else arch, num_images)
   if plain:
-    depth, width = map(int, arch.split('_')[1:])
+    depth, width = map(int, plain.groups())
     task = task._replace(arch=arch, module=Plain(depth, width))
   key = jax.random.key(1)  # no weight is 0, those of cnn2's last layer neither
   return task, jax.tree.map(

@@ -57,6 +57,8 @@ def train(
   for task in [problem.make(x, STEPS * size_of(x), precision) for x in arch]:
     size = size_of(task.arch)
     title, one = f'{task.arch}, batch {size}', trained(task, size)
+    if precision != 'float32':
+      title += f', {precision}'
     candidates = {'robustlip': one}
     if num_runs > 1:
       title += f', {num_runs} runs'

@@ -30,7 +30,7 @@ def ascend(
 
   Each step follows the sign of the gradient (l-inf) or the normalised gradient
   (l2) and is projected back. A component of the gradient that is NaN counts as
-  zero, so that every point is finite if `inputs` are.
+  zero, so that every point is finite if `inputs` and `start` are.
 
   Args:
     objective: [B, ...] -> [B], differentiable; it must not mix examples.
@@ -38,7 +38,8 @@ def ascend(
     step_size: of the same kinds, or a function of the step, counted from 0.
     num_steps: number of gradient steps, at least 0.
     norm: 'linf' or 'l2'.
-    start: explicit first point; None draws it uniformly from the ball.
+    start: explicit first point, of the shape of the inputs; None draws it
+      uniformly from the ball.
     keep: 'last' returns the last iterate, 'best' for each example the iterate
       (the start and the end included) with the highest finite objective.
     unroll: whether to compile the steps one by one instead of a loop. On a CPU
@@ -46,7 +47,8 @@ def ascend(
       several times as fast so.
 
   Raises:
-    ValueError: if images, `norm`, `keep` or a number are out of range.
+    ValueError: if images, `norm`, `keep` or a number are out of range, or the
+      objective is not one number an example.
 
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
@@ -57,6 +59,8 @@ def ascend(
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
     start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
+  elif start.shape != shape:
+    raise ValueError(f'start must be {shape}, got {start.shape}.')
   inputs, start = projections.flat(inputs), projections.flat(start)
   points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
   schedule = step_size if callable(step_size) else lambda step: step_size
@@ -78,10 +82,11 @@ def ascend(
     )
     return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
 
-  best = None
+  best, values = None, jax.eval_shape(values_of, points)
+  if getattr(values, 'shape', None) != inputs.shape[:1]:
+    raise ValueError(f'the objective must be [{len(inputs)}], got {values}.')
   if keep == 'best':
-    dtype = jax.eval_shape(values_of, points).dtype
-    best = jnp.full(len(inputs), -jnp.inf, dtype), points
+    best = jnp.full(len(inputs), -jnp.inf, values.dtype), points
   points, best = jax.lax.fori_loop(
     0, num_steps, step, (points, best), unroll=unroll
   )

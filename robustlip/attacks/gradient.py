@@ -216,7 +216,7 @@ def with_right_targets(
   """The points, NaN where a target is none: an attack on it reads as failed."""
   logits = jax.eval_shape(logits_fn, batch.inputs)
   valid = check_targets(logits, batch.labels, targets)
-  return jnp.where(projections.per_example(valid, points), points, jnp.nan)
+  return projections.choose(valid, points, jnp.nan)
 
 
 def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:

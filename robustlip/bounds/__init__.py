@@ -22,7 +22,7 @@ from robustlip import projections
 from robustlip.bounds import walk
 from robustlip.bounds.rules import UNIT, Bound
 from robustlip.images import check_images
-from robustlip.losses import check_labels, correct, is_class
+from robustlip.losses import check_labels, check_logits, correct, is_class
 from robustlip.types import Batch, LogitsFn
 
 METHODS = ('interval', 'linear', 'alpha', 'crown')  # cheapest first
@@ -69,10 +69,16 @@ def linear(
     ValueError: as `interval`.
   """
   check_boxes(lower, upper)
+  logits = jax.eval_shape(logits_fn, lower)
+  check_logits(logits, fewest=1)
+  examples, classes = logits.shape
   if weights is None:
-    classes = jax.eval_shape(logits_fn, lower).shape[-1]
     weights = jnp.eye(classes, dtype=jnp.float32)
-    weights = jnp.broadcast_to(weights, (len(lower), classes, classes))
+    weights = jnp.broadcast_to(weights, (examples, classes, classes))
+  if weights.ndim != 3 or weights.shape[::2] != logits.shape:
+    raise ValueError(
+      f'weights must be [{examples}, K, {classes}], got {weights.shape}.'
+    )
   sides = jnp.concatenate([weights, -weights], axis=1)
   settings = dict(tighten=tighten, num_steps=num_steps)
   least = _lower_bounds(logits_fn, (lower, upper), sides, **settings)
@@ -125,6 +131,8 @@ def margins(
   """
   if method not in METHODS:
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
+  if num_steps < 0:
+    raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
   logits = jax.eval_shape(logits_fn, batch.inputs)
   valid = check_labels(logits, batch.labels)
   classes = jnp.eye(logits.shape[-1], dtype=jnp.float32)

@@ -20,6 +20,7 @@ Bound = tuple[chex.Array, chex.Array]
 
 UNIT = 2.0**-24  # relative error of one float32 rounding
 TINY = 1e-30  # more than what underflow to zero can lose in any one sum
+_NARROW = 1e-8  # a width that bounds do not gain by
 _HUGE = 2.0**125  # stands for the infinities that pad a maximum
 
 
@@ -30,11 +31,11 @@ def gamma(count: int) -> float:
 
 def outward(bound: Bound, *, count: int = 4, absolute: float = TINY) -> Bound:
   """Moves both ends outwards by `count` roundings."""
-  lower, upper = bound
-  return (
-    lower - (count * UNIT * jnp.abs(lower) + absolute),
-    upper + (count * UNIT * jnp.abs(upper) + absolute),
-  )
+
+  def slack(end):  # finite: that of -inf would make it NaN
+    return count * UNIT * jnp.minimum(jnp.abs(end), _HUGE) + absolute
+
+  return bound[0] - slack(bound[0]), bound[1] + slack(bound[1])
 
 
 def magnitude(bound: Bound) -> chex.Array:
@@ -367,7 +368,9 @@ def _max_lines(a, b, alpha):
   """Slopes in `a` below and above max(a, b), and the upper line's shift."""
   lower, upper = _difference(a, b)
   undecided = (lower < 0) & (upper > 0)
-  chord = upper / jnp.where(undecided, upper - lower, 1.0)
+  # Any slope is sound; the gradient of the chord's is one over the width.
+  wide = undecided & (upper - lower > _NARROW)
+  chord = jnp.where(wide, upper / jnp.where(wide, upper - lower, 1.0), 0.5)
   decided = jnp.where(lower >= 0, 1.0, 0.0)
   high = jnp.where(undecided, jnp.clip(chord, 0.0, 1.0), decided)
   shift = jnp.maximum(-high * lower, (1 - high) * upper)

@@ -13,6 +13,7 @@ from jax import lax
 from robustlip.bounds import rules
 from robustlip.bounds.graph import Network, Step, Variable, trace
 from robustlip.bounds.rules import TINY, Bound, gamma
+from robustlip.losses import check_logits
 from robustlip.types import LogitsFn
 
 Bounds = dict[Variable, Bound]
@@ -21,8 +22,18 @@ LANES = 64  # sums that a processor adds up side by side
 
 
 def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
-  """The network of one example, [...] -> [C]; nothing else can enter."""
-  return trace(lambda inputs: logits_fn(inputs[None])[0], shape)
+  """The network of one example, [...] -> [C]; nothing else can enter.
+
+  Raises:
+    ValueError: if it returns something else than logits [B, C].
+  """
+
+  def one(inputs):
+    logits = logits_fn(inputs[None])
+    check_logits(logits, fewest=1)
+    return logits[0]
+
+  return trace(one, shape)
 
 
 def over_examples(

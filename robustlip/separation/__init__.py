@@ -117,16 +117,24 @@ def closest_pairs(
   near = np.flatnonzero(gaps <= limit)
   closest = np.zeros((0, 3))  # gap, row, column
 
+  def limit_from(row, col):
+    if len(closest) < k:
+      return limit, True
+    gap, *last = closest[-1]
+    return gap, [near[row], near[col] if same else col] < last
+
   def keep(rows, cols, gaps):
     nonlocal closest
     found = np.stack([gaps, near[rows], near[cols] if same else cols], axis=1)
     if same:
       found[:, 1:].sort(axis=1)
-    closest = np.unique(np.concatenate([closest, found]), axis=0)[:k]
+    first = np.lexsort(found.T[::-1])[: 2 * k]  # a pair may be there twice
+    found = np.concatenate([closest, found[first]])
+    closest = np.unique(found, axis=0)[:k]
 
   queries = search.Examples(queries.images[near], queries.labels[near])
   refs = queries if same else refs
-  search.pairs_within(queries, refs, limit, keep, norm=norm)
+  search.pairs_within(queries, refs, limit_from, keep, norm=norm)
   gaps, rows, cols = closest.T
   distances = _distances(gaps, queries, norm)
   return Pairs(distances, rows.astype(np.int32), cols.astype(np.int32))
@@ -249,14 +257,17 @@ def _examples(inputs, labels) -> search.Examples:
 def _neighbor_gaps(queries, refs, norm, neighbors):
   if neighbors is None:
     return search.nearest(queries, refs, norm=norm).gaps
-  gaps = np.full(len(queries.labels), np.inf)
-  known = np.flatnonzero(neighbors.indices >= 0)
+  others = ValueError(f'neighbors are not of these arrays in {norm}.')
+  gaps, indices = np.full(len(queries.labels), np.inf), neighbors.indices
+  if len(indices) != len(gaps) or indices.max(initial=-1) >= len(refs.labels):
+    raise others
+  known = np.flatnonzero(indices >= 0)
   gaps[known] = kernels.exact_gaps(
-    queries.images, refs.images, known, neighbors.indices[known], norm=norm
+    queries.images, refs.images, known, indices[known], norm=norm
   )
   found = _distances(gaps, queries, norm)
   if not np.allclose(found, neighbors.distances, rtol=1e-6):
-    raise ValueError(f'neighbors are not of these arrays in {norm}.')
+    raise others
   return gaps
 
 

@@ -105,23 +105,28 @@ def nearest(
 def pairs_within(
   queries: Examples,
   refs: Examples,
-  gap: float,
+  limit_from: Callable[[int, int], tuple[float, bool]],
   keep: Callable[..., None],
   *,
   norm: str,
 ) -> None:
-  """Calls `keep(rows, cols, gaps)` with all opponents not farther than `gap`.
+  """Calls `keep(rows, cols, gaps)` with all opponents that are near enough.
 
   In one set a pair comes once or twice.
+
+  Args:
+    limit_from: the gap below which pairs are wanted from this row and column
+      on, and whether a pair at it is, too. Asked before each tile.
   """
   if not len(queries.labels) or not len(refs.labels):
     return
   sets = Sets(queries, refs, norm)
+  gap, _ = limit_from(0, 0)
   sets.filter(np.full(len(queries.labels), gap))
 
   def limits_of(rows, cols):
-    del cols
-    return limits(np.full(len(rows), gap), inclusive=True), None
+    gap, inclusive = limit_from(rows[0], cols[0])
+    return limits(np.full(len(rows), gap), inclusive=inclusive), None
 
   walk(sets, limits_of, keep)
 
