@@ -538,7 +538,7 @@ def test_lines_between_ends_that_nearly_meet_have_a_gradient():
   given = [jax.random.normal(KEY, (4, 5)).at[0].set(0), jnp.ones((5, 3)) / 3]
 
   def network(kernels, inputs):
-    return jax.nn.relu(inputs @ kernels[0]) @ kernels[1] - jnp.arange(3.0)
+    return jax.nn.relu(inputs @ kernels[0]) @ kernels[1] - jnp.arange(3.0)[None]
 
   def worst(kernels, epsilon):
     logits_fn = partial(network, kernels)
@@ -556,14 +556,14 @@ def test_lines_between_ends_that_nearly_meet_have_a_gradient():
 
 def test_a_class_that_is_never_predicted_has_no_larger_bound():
   def masked(inputs):
-    return inputs @ jnp.ones((4, 3)) - jnp.array([1.0, jnp.inf, 0.0])
+    return inputs @ jnp.ones((4, 3)) - jnp.array([[1.0, jnp.inf, 0.0]])
 
   box = jnp.full((2, 4), 0.25), jnp.full((2, 4), 0.5)
   lower, upper = bounds.interval(masked, *box)
   assert (lower[:, 1] == -jnp.inf).all() and (upper[:, 1] == -jnp.inf).all()
   expected = jnp.array([[0.0, 1.0], [1.0, 2.0]])
   for end, value in zip((lower, upper), expected, strict=True):
-    chex.assert_trees_all_close(end[:, ::2], jnp.tile(value, (2, 1)), rtol=1e-5)
+    chex.assert_trees_all_close(end[:, ::2], jnp.tile(value, (2, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize('method', bounds.METHODS)
