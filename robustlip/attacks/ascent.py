@@ -67,7 +67,10 @@ def ascend(
   projections.check_numbers(schedule(0), inputs, name='step_size')
 
   def values_of(points):
-    return objective(points.reshape(shape))
+    values = objective(points.reshape(shape))
+    if values.shape != shape[:1]:
+      raise ValueError(f'objective must be {shape[:1]}, got {values.shape}.')
+    return values
 
   def step(index, state):
     points, best = state
@@ -82,11 +85,10 @@ def ascend(
     )
     return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
 
-  best, values = None, jax.eval_shape(values_of, points)
-  if getattr(values, 'shape', None) != inputs.shape[:1]:
-    raise ValueError(f'the objective must be [{len(inputs)}], got {values}.')
+  best = None
   if keep == 'best':
-    best = jnp.full(len(inputs), -jnp.inf, values.dtype), points
+    dtype = jax.eval_shape(values_of, points).dtype
+    best = jnp.full(len(inputs), -jnp.inf, dtype), points
   points, best = jax.lax.fori_loop(
     0, num_steps, step, (points, best), unroll=unroll
   )
