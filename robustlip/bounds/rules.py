@@ -20,7 +20,7 @@ Bound = tuple[chex.Array, chex.Array]
 
 UNIT = 2.0**-24  # relative error of one float32 rounding
 TINY = 1e-30  # more than what underflow to zero can lose in any one sum
-_NARROW = 1e-8  # a width that bounds do not gain by
+_NARROW = 1e-8  # width up to which the slope of a line does not matter
 _HUGE = 2.0**125  # stands for the infinities that pad a maximum
 
 
@@ -32,8 +32,8 @@ def gamma(count: int) -> float:
 def outward(bound: Bound, *, count: int = 4, absolute: float = TINY) -> Bound:
   """Moves both ends outwards by `count` roundings."""
 
-  def slack(end):  # finite: that of -inf would make it NaN
-    return count * UNIT * jnp.minimum(jnp.abs(end), _HUGE) + absolute
+  def slack(end):  # an infinite end stays where it is
+    return count * UNIT * jnp.abs(jnp.where(jnp.isinf(end), 0, end)) + absolute
 
   return bound[0] - slack(bound[0]), bound[1] + slack(bound[1])
 
