@@ -12,9 +12,9 @@ import robustlip
 
 LAYERS = {
   robustlip: [
-    {'types', 'progress', 'drawing', 'parameters'},
+    {'types', 'progress', 'drawing'},
     {'images', 'projections'},
-    {'augmentations', 'datasets', 'models', 'separation'},
+    {'augmentations', 'datasets', 'models', 'parameters', 'separation'},
     {'losses', 'theory', 'feed'},
     {'attacks', 'bounds'},
     {'lipschitz', 'methods', 'distance_attack'},
