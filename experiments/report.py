@@ -212,7 +212,6 @@ def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
 
 # Blocks of the pages: files, then heading -> format of the record in each.
 # `SPLIT` is train, then test; what a record lacks is left empty.
-FILE = {'record': '[JSON]({stem}.json)'}
 BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
   'run': (
     '{of}.json',
@@ -237,8 +236,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'PGD-10, test': '{adv_test_acc:.1f}',
       'Lipschitz, Eq. (3)': '{eq3_lipschitz:.0f}',
       'Lipschitz, released': '{released_lipschitz:.1f}',
-    }
-    | FILE,
+    },
   ),
   'certified': (
     'evaluation_*.json',  # with bounds, see `block`
@@ -256,8 +254,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'certified': '{certified_test_acc:.1f}',
       'Lipschitz, found': '{eq3_lipschitz:.0f}',
       'Lipschitz, at most': '{upper_lipschitz:,.0f}',
-    }
-    | FILE,
+    },
   ),
   'existence': (
     'proof_of_concept*.json',
@@ -270,8 +267,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'PGD-10': '{adv_SPLIT_acc:.1f}',
       'multi-targeted': '{multi_targeted_adv_SPLIT_acc:.1f}',
       'distance classifier, certified': '{certified_SPLIT:.1f}',
-    }
-    | FILE,
+    },
   ),
   'separation': (
     'separation_*.json',
@@ -282,8 +278,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'paper': '{paper[train_train_min]:.3f}',
       'test-train': '{test_train_min:.3f}',
       'paper ': '{paper[test_train_min]:.3f}',
-    }
-    | FILE,
+    },
   ),
   'theory': (
     'theory_*.json',
@@ -300,8 +295,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'their accuracy': '{data[test][attacked_subset][accuracy]:.1%}',
       'attacked': '{data[test][attacked_subset][attacked]:.1%}',
       'certified': '{data[test][attacked_subset][certified]:.1%}',
-    }
-    | FILE,
+    },
   ),
   'speed': (
     'benchmark_*.json',
@@ -311,8 +305,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'ours': '{rate} {unit}/s',
       'times the rate of': '{peers}',
       'memory of the program': '{memory}',
-    }
-    | FILE,
+    },
   ),
 }
 RUN = '{seconds:.0f} seconds of training and measuring on {machine}, {date}.\n'
@@ -344,6 +337,8 @@ def published(name: str, of: str = '') -> list[dict[str, Any]]:
 def shown(name: str, lines: list[dict[str, Any]]) -> str:
   """What a block has of records that are `described`."""
   formats = BLOCKS[name][1]
+  if name != 'run':  # of one record, which the page names
+    formats = formats | {'record': '[JSON]({stem}.json)'}
   splits = ('train', 'test') if 'SPLIT' in formats.values() else ('',)
   return grid(
     {h: filled(x.replace('SPLIT', split), line) for h, x in formats.items()}
