@@ -344,14 +344,11 @@ def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
     raise
 
 
-def read_json(path: str | os.PathLike, *needed: str) -> dict[str, Any]:
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """The record in `path`.
 
-  Args:
-    needed: keys that a record of its kind has.
-
   Raises:
-    ValueError: if the file is not one JSON object, or lacks one of these.
+    ValueError: if the file is not one JSON object.
     FileNotFoundError: if there is no such file.
   """
   try:
@@ -360,8 +357,6 @@ def read_json(path: str | os.PathLike, *needed: str) -> dict[str, Any]:
     raise ValueError(f'{path} is not JSON: {error}') from None
   if not isinstance(record, dict):
     raise ValueError(f'{path} does not hold a JSON object')
-  if missing := [key for key in needed if key not in record]:
-    raise ValueError(f'{path} is another record: it has no {missing[0]!r}')
   return record
 
 
@@ -374,7 +369,9 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
   """
   try:
     yield
-  except (AttributeError, LookupError, TypeError) as error:
+  except KeyError as error:
+    raise ValueError(f'{path} is another record: it has no {error}') from None
+  except (AttributeError, IndexError, TypeError) as error:
     kind = type(error).__name__
     raise ValueError(f'{path} is another record: {kind}: {error}') from None
 

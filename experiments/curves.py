@@ -57,17 +57,19 @@ def joined(paths: list[str]) -> dict[str, Any]:
     ValueError: if one of them has no bounds at several radii, or they are of
       several data sets.
   """
-  runs = [common.read_json(path, 'dataset') for path in paths]
-  for path, run in zip(paths, runs, strict=True):
+  names, runs = set(), []
+  for path in paths:
+    run = common.read_json(path)
     if missing := [x for x in COLUMNS if f'{x}_at' not in run]:
       raise ValueError(
         f'{path} has no {missing[0]} at several radii: evaluate --certify '
         '--epsilon=.05,.1 writes them'
       )
-  names = {run['dataset'] for run in runs}
+    with common.reading(path):
+      names.add(run['dataset'])
+      runs.append({'label': label(run)} | run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
-  runs = [{'label': label(run)} | run for run in runs]
   return {'dataset': names.pop(), 'runs': runs}
 
 
@@ -97,8 +99,8 @@ def main() -> None:
   theory = pathlib.Path(FLAGS.theory or common.RESULTS / published)
   record['g'] = None
   if FLAGS.theory or theory.exists():
-    data = common.read_json(theory, 'data')['data']
     with common.reading(theory):
+      data = common.read_json(theory)['data']
       if data['name'] != record['dataset']:
         raise ValueError(f'{theory} is of {data["name"]}, not of {name}')
       record['g'] = data['test']['curve']

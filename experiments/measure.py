@@ -29,7 +29,7 @@ from robustlip import (
   projections,
   released,
 )
-from robustlip.datasets import Dataset, Split
+from robustlip.datasets import Dataset, Split, files
 
 FLAGS = flags.FLAGS
 
@@ -233,19 +233,22 @@ def _save(file: pathlib.Path, began: float, place: int, attacked) -> None:
 
 def seconds_before(partial_file: pathlib.Path) -> float:
   """What was spent on an interrupted cascade up to its last saved stage."""
-  files = partial_file.parent.glob(f'{partial_file.name}-*.npz')
-  spent = (np.load(file).get('seconds', 0.0) for file in files)
+  found = partial_file.parent.glob(f'{partial_file.name}-*.npz')
+  spent = (_stages(file).get('seconds', 0.0) for file in found)
   return max(map(float, spent), default=0.0)
+
+
+def _stages(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """What `_save` wrote."""
+  with files.expect(file, 'stages of a cascade; delete it to begin anew'):
+    return dict(np.load(file))
 
 
 def _saved(file: pathlib.Path | None, keep_points: bool):
   """(stages done, what came of them), None if there is nothing of use."""
   if file is None or not file.exists():
     return None
-  try:
-    arrays = dict(np.load(file))
-  except (EOFError, ValueError) as error:
-    raise ValueError(f'{file} is damaged, delete it: {error}') from None
+  arrays = _stages(file)
   place = int(arrays.pop('place'))
   arrays.pop('seconds', None)  # version 0.2 began to keep them
   if keep_points and 'points' not in arrays:

@@ -17,7 +17,6 @@ with `--overwrite` alone.
 """
 
 import contextlib
-import fnmatch
 import pathlib
 import re
 import shutil
@@ -466,8 +465,7 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
       f'{source} does not say where it comes from: no '
       f'{", ".join(sorted(missing))}'
     )
-  blocks = [glob for glob, _ in BLOCKS.values() if glob != BLOCKS['run'][0]]
-  if any(fnmatch.fnmatch(target.name, glob) for glob in blocks):
+  if any(target.match(glob) for glob, _ in BLOCKS.values()):
     described(found, name)  # refuses what a page cannot show
   elif not name.startswith(('curves_', 'staircase', 'table_')):
     raise ValueError(

@@ -218,8 +218,8 @@ def kept(
       would be lost.
   """
   loaded = {dataset.name: dataset for dataset, *_ in asked}
-  rows = common.read_json(output, 'rows')['rows'] if output.exists() else []
   with common.reading(output):
+    rows = common.read_json(output)['rows'] if output.exists() else []
     for row in (row for row in rows if row['dataset'] in loaded):
       dataset, arch, name = loaded[row['dataset']], row['arch'], row['row']
       wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
@@ -350,7 +350,7 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
   found = {}  # by place: two tables may show the same runs
   for path in sorted(root.glob(f'table_[234]-{FLAGS.preset}-*examples.json')):
     with common.reading(path):
-      for row in common.read_json(path, 'rows')['rows']:
+      for row in common.read_json(path)['rows']:
         size = row['settings']['train_examples']
         epochs = row['settings']['epochs']
         label = f'{row["label"]}, {size:,} examples, {epochs} epochs'

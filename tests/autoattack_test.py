@@ -236,9 +236,8 @@ class FabTest(chex.TestCase):
       wrong = logits_fn(nearest.points).argmax(1) != batch.labels
       np.testing.assert_array_equal(wrong, jnp.isfinite(nearest.distances))
       lengths = projections.norms(nearest.points - batch.inputs, norm=norm)
-      # Pixels, and so their moves, are rounded to multiples of 2**-24.
       np.testing.assert_allclose(
-        lengths[wrong], nearest.distances[wrong], rtol=1e-6, atol=2**-24
+        lengths[wrong], nearest.distances[wrong], rtol=1e-6
       )
       found.append(nearest.distances)
       normals = (WEIGHTS[:, targets] - WEIGHTS[:, batch.labels]).T

@@ -231,6 +231,12 @@ def test_training_goes_on_from_the_weights_of_another_run(
   assert not fourth.exists()  # and is free for the right command
 
 
+def test_damaged_stages_of_a_cascade_are_named(tmp_path):
+  (tmp_path / 'pgd-partial-test-0.1.npz').touch()
+  with pytest.raises(ValueError, match='0 bytes, expected stages of a cascade'):
+    measure.seconds_before(tmp_path / 'pgd-partial')
+
+
 def test_a_run_is_measured_on_its_own_data_alone(tmp_path):
   embedded = datasets.load('mnist5k')
   config.check_data(tmp_path, config.Config(), embedded)

@@ -298,7 +298,7 @@ def test_bad_requests_are_one_line(call, tmp_path):
     (['--rows=trades9'], 'has no rows trades9'),
     (['--rows='], '--rows names none'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
-    (['--render_only', f'--workdir={tmp_path}'], 'is another record'),
+    (['--render_only', f'--workdir={tmp_path}'], "it has no 'title'"),
     (['--attacks=pgd,typo', '--workdir=/nowhere'], 'typo'),
     (['--table=5', '--rows=at-ema', '--ema=0'], '--ema=0 leaves nothing'),
     (['--table=5', '--rows=at-early', '--holdout=0'], '--holdout=0 leaves'),
@@ -315,7 +315,7 @@ def test_table_1_from_separation_records(given, tmp_path):
   with pytest.raises(FileNotFoundError, match='experiments.separation'):
     tables.separations(tmp_path)
   common.write_json({}, tmp_path / 'separation_other.json')
-  with pytest.raises(ValueError, match="other.json .*'dataset'"):
+  with pytest.raises(ValueError, match="other.json .* has no 'dataset'"):
     tables.separations(tmp_path)
   (tmp_path / 'separation_other.json').unlink()
   record = {'dataset': 'svhn', 'norm': 'linf', 'random_labels': False}

@@ -123,6 +123,9 @@ def nearest_error(
   best = Nearest(inputs, jnp.full(len(inputs), jnp.inf, inputs.dtype))
   state = jnp.zeros((), jnp.int32), inputs, best
   points, distances = jax.lax.while_loop(unfinished, step, state)[2]
+  # XLA may have rounded the points that it measured in another way.
+  exact = projections.norms(points - inputs, norm=norm)
+  distances = jnp.where(jnp.isfinite(distances), exact, distances)
   return jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
 
 
