@@ -199,11 +199,12 @@ def _certified(epsilon, kappa, progress, *, with_lines):
   weight = ramp * (1 - kappa)
 
   def loss(logits_fn, batch, points):
+    lines = jnp.where(ramp > 0, 1 - ramp, 0.0)  # none where `weight` is 0
     worst = bounds.cross_entropy(
       logits_fn,
       batch,
       epsilon=ramp * epsilon,
-      lines=1 - ramp if with_lines else None,
+      lines=lines if with_lines else None,
     )
     clean = losses.natural(logits_fn, batch, points)
     return (1 - weight) * clean + weight * worst
