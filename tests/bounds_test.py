@@ -144,6 +144,64 @@ def test_no_point_is_outside_of_any_bound(kind):
   check()
 
 
+# Functions of features [B, 5] that are written with rarer primitives.
+PIECES = {
+  'leaky ReLU': nn.leaky_relu,
+  'slopes of two signs': lambda x: jnp.where(x < 0, -0.5 * x, 2.0 * x),
+  'CELU': nn.celu,
+  'softmax': nn.softmax,
+  'softsign': nn.soft_sign,
+  'square root': lambda x: jnp.sqrt(1.0 + jnp.square(x)),
+  'normalized': lambda x: nn.GroupNorm(1).apply(
+    {'params': {'scale': jnp.full(5, 2.0), 'bias': jnp.ones(5)}}, x
+  ),
+  'least': lambda x: x - x.min(axis=-1, keepdims=True),
+  'picked': lambda x: jnp.take(x, jnp.array([3, 0, 3]), axis=1),
+  'sliced': lambda x: lax.dynamic_slice(x, (0, 1), (len(x), 3)),
+  'stacked': lambda x: jnp.stack([x, 2.0 * x], axis=1).sum(axis=1),
+  'tiled': lambda x: jnp.tile(x, (1, 2))[:, 2:],
+  'stopped': lax.stop_gradient,
+}
+
+
+@pytest.mark.parametrize('name', PIECES)
+def test_no_point_is_outside_of_the_bounds_of_a_piece(name):
+  weights = jax.random.normal(KEY, (12, 5))
+
+  def logits_fn(x):
+    features = PIECES[name](x.reshape(len(x), -1) @ weights)
+    difference = features[:, :1] - features[:, 1:2]
+    return jnp.concatenate([features, difference], axis=1)
+
+  inputs = jax.random.uniform(KEY, (4, 2, 2, 3))
+  noise = jax.random.uniform(KEY, (100, *inputs.shape), minval=-1.0)
+  for epsilon in (1e-3, 0.05):
+    points = jnp.clip(inputs[None] + epsilon * noise, 0.0, 1.0)
+    outputs = jax.vmap(logits_fn)(points)
+    box = bounds.ball(inputs, epsilon=epsilon)
+    for bound in (bounds.interval, bounds.linear):
+      found = jax.jit(partial(bound, logits_fn))(*box)
+      assert contained(found, outputs)
+      assert jnp.isfinite(jnp.stack(found)).all()
+    change = jnp.abs(outputs - logits_fn(inputs)[None]).sum(axis=-1)
+    ratios = change / jnp.abs(points - inputs[None]).max(axis=(2, 3, 4))
+    upper = lipschitz.upper_bound(logits_fn, inputs, epsilon=epsilon)
+    assert (ratios <= upper[None] + 1e-5 / epsilon).all()
+
+
+def test_leaky_relu_is_bounded_by_its_ends_and_its_chord():
+  def logits_fn(x):
+    return nn.leaky_relu(x, 0.2)
+
+  box = jnp.array([[-1.0, -2.0, 0.5]]), jnp.array([[3.0, -1.0, 1.0]])
+  lower, upper = bounds.interval(logits_fn, *box)
+  np.testing.assert_allclose(lower, [[-0.2, -0.4, 0.5]], atol=1e-4)
+  np.testing.assert_allclose(upper, [[3.0, -0.2, 1.0]], atol=1e-4)
+  lower, upper = bounds.linear(lambda x: logits_fn(x) - x, *box)
+  np.testing.assert_allclose(lower, [[0.0, 0.8, 0.0]], atol=1e-4)
+  np.testing.assert_allclose(upper, [[0.8, 1.6, 0.0]], atol=1e-4)
+
+
 def affine(weights, biases):
   """The function of images [B, H, W, C] with one affine layer."""
   return lambda x: x.reshape(len(x), -1) @ weights + biases
@@ -456,7 +514,8 @@ BOX = jnp.zeros((2, 4)), jnp.ones((2, 4))
     (lambda x: jnp.where(x > 0.5, 2.0 * x, x), "'select_n'"),
     (lambda x: x @ x.T, "no rule for 'dot_general'"),
     (lambda x: jnp.ones((2, 3)), 'do not depend'),
-    (lambda x: x - x.mean(-1, keepdims=True) / x.std(), 'no rule for'),
+    (lambda x: jnp.where(x > 0.5, x, 0.0), 'kink at 0'),
+    (lambda x: jnp.cumsum(x, axis=-1), "no rule for 'cumsum'"),
     (nn.Dropout(0.5, deterministic=False), 'inference mode'),
   ],
 )

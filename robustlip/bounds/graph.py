@@ -160,7 +160,7 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if isinstance(inputs[0], Condition) and name == 'select_n':
     rewrite = functools.partial(_select, inputs[0].comparisons, where)
     return rewrite(inputs[1:], steps)
-  if name in REWRITES:
+  if name in REWRITES and not (name == 'div' and _is_known(inputs[1])):
     return _rewritten(REWRITES[name], params, inputs, steps, where)
   if any(isinstance(value, Condition) for value in inputs):
     raise ValueError(
@@ -233,10 +233,40 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
       return _rewritten(lax.max, {}, cases, steps, where)
     case [(a, b)] if _same(b, chosen) and _same(a, otherwise):
       return _rewritten(REWRITES['min'], {}, cases, steps, where)
+    case [(x, b)] if _same(b, 0.0):
+      slopes = _slope(otherwise, x, steps), _slope(chosen, x, steps)
+    case [(a, x)] if _same(a, 0.0):
+      slopes = _slope(chosen, x, steps), _slope(otherwise, x, steps)
+    case _:
+      slopes = None, None
+  if None not in slopes:
+    return _rewritten(_kink, {}, [x, *slopes], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
-    f'neither their maximum nor their minimum, in {where}.'
+    'neither their maximum, their minimum nor a kink at 0 as in a leaky ReLU, '
+    f'in {where}.'
   )
+
+
+def _kink(x, below, above):
+  """A function of slopes `below` and `above` 0, of which one is of a ReLU."""
+  return below * x + (above - below) * lax.max(x, jnp.zeros_like(x))
+
+
+def _slope(value, x, steps) -> chex.Numeric | None:
+  """What a step multiplied x by to give a value, 1 if it is x, else None."""
+  if value is x:
+    return 1.0
+  for step in steps:
+    if step.name == 'mul' and step.outputs == (value,) and x in step.variables:
+      others = [v for v in step.operands if v is not x]
+      return others[0] if others and _is_known(others[0]) else None
+  return None
+
+
+def _is_known(value: Operand) -> bool:
+  """Whether an operand does not depend on the input."""
+  return not isinstance(value, Variable)
 
 
 def _same(a, b) -> bool:
@@ -253,6 +283,12 @@ def _reduce_max(x, *, axes, **_):
   rows = x.transpose(*axes, *kept)
   rows = rows.reshape(-1, *rows.shape[len(axes) :])
   return functools.reduce(lax.max, list(rows))
+
+
+def _tile(x, *, reps):
+  for axis, count in enumerate(reps):
+    x = lax.concatenate([x] * count, axis)
+  return x
 
 
 def _window_max(
@@ -295,6 +331,14 @@ REWRITES: dict[str, Callable[..., chex.Array]] = {
   'min': lambda a, b: -lax.max(-a, -b),
   'abs': lambda x: lax.max(x, -x),
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
+  'div': lambda a, b: a * lax.exp(-lax.log(b)),  # by features; NaN below 0
+  'rsqrt': lambda x, **_: 1.0 / lax.sqrt(x),
+  'stop_gradient': lambda x: x,
+  'stack': lambda *arrays, axis: jnp.concatenate(
+    [jnp.expand_dims(x, axis) for x in arrays], axis
+  ),
+  'tile': _tile,
+  'reduce_min': lambda x, **params: -_reduce_max(-x, **params),
   'reduce_max': _reduce_max,
   'reduce_window_max': _window_max,
   'square': lambda x, **_: lax.mul(x, x),

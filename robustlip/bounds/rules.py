@@ -82,20 +82,26 @@ def _ratio(step):
   )
 
 
+def _picked(step):
+  return 0, math.prod(step.outputs[0].shape)  # one input may be every output
+
+
 def _window(step):
   size = math.prod(step.params['window_dimensions'])
   return size, size
 
 
 _MOVES = """
-  concatenate convert_element_type copy copy_p neg optimization_barrier pad
-  reshape rev select_n slice split squeeze expand_dims transpose
+  concatenate convert_element_type copy copy_p dynamic_slice neg
+  optimization_barrier pad reshape rev select_n slice split squeeze expand_dims
+  transpose
 """
 # Primitive -> how many terms a sum has, forwards and in the transpose.
 _AFFINE = {
   **dict.fromkeys(_MOVES.split(), _none),
   **dict.fromkeys(('add', 'add_any', 'sub', 'mul', 'div'), _one),
   'broadcast_in_dim': lambda step: (0, _ratio(step)[1]),
+  'gather': _picked,
   'reduce_sum': lambda step: (_ratio(step)[0], 1),
   'reduce_window_sum': _window,
   'dot_general': _dot_terms,
@@ -265,7 +271,10 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 # --- The other steps --------------------------------------------------------
 
 # Increasing functions whose derivative is least at an end of any interval.
-_SMOOTH = ('tanh', 'logistic', 'erf', 'exp', 'log1p')
+_SMOOTH = (
+  *('tanh', 'logistic', 'erf', 'exp', 'expm1'),
+  *('log', 'log1p', 'sqrt'),
+)
 _LIBRARY = 32  # roundings: an elementary function is not rounded correctly
 
 
@@ -317,7 +326,8 @@ def lines(
     alpha: slopes in [0, 1] of the lower lines of maxima, where not decided;
       None takes the one that bounds the smaller area.
   """
-  ends = step.fill(bounds, lambda array: (array, array))
+  # A maximum may begin at -inf; a slope of 0 takes no infinity.
+  ends = step.fill(bounds, lambda x: (jnp.clip(x, -_HUGE, _HUGE),) * 2)
   if step.name == 'max':
     low, high, shift = _max_lines(*ends, alpha)
     slopes = [low, 1 - low], [high, 1 - high]
