@@ -98,7 +98,7 @@ def optimizer(
   return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
-def radius(
+def radius_schedule(
   settings: Config, epsilon: Any, steps_per_epoch: int
 ) -> optax.Schedule:
   """The radius of the attack as a function of the step."""
@@ -115,7 +115,7 @@ def _trainer(static: Config, module, steps_per_epoch: int):
   factory = released.METHODS[static.method]
 
   def make_recipe(numbers: dict[str, Any]) -> training.Recipe:
-    epsilon = radius(static, numbers['epsilon'], steps_per_epoch)
+    epsilon = radius_schedule(static, numbers['epsilon'], steps_per_epoch)
 
     def method(step):
       chosen = {name: numbers[name] for name in static.weights}

@@ -289,10 +289,10 @@ def test_swa_takes_the_ends_of_epochs():
 
 def test_the_radius_grows():
   settings = config.Config(epsilon_warmup=1.5)
-  radius = runs.radius(settings, 0.3, steps_per_epoch=10)
+  radius = runs.radius_schedule(settings, 0.3, steps_per_epoch=10)
   found = [float(radius(step)) for step in (0, 5, 15, 40)]
   np.testing.assert_allclose(found, [0.0, 0.1, 0.3, 0.3], rtol=1e-5)
-  assert runs.radius(config.Config(), 0.3, 10)(0) == 0.3
+  assert runs.radius_schedule(config.Config(), 0.3, 10)(0) == 0.3
 
 
 def test_the_first_examples_of_each_class(tmp_path):
