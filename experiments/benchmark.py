@@ -81,12 +81,6 @@ def define() -> None:
     ['float32', 'bfloat16'],
     'What the networks compute in, the peers through autocast.',
   )
-  flags.DEFINE_integer(
-    'num_runs',
-    1,
-    'Networks to train at once; with more, one at a time is measured too.',
-    1,
-  )
   flags.DEFINE_integer('repeats', 3, 'Turns of every candidate.', 1)
   flags.DEFINE_string(
     'output',

@@ -406,21 +406,24 @@ def provenance() -> dict[str, Any]:
   }
 
 
+NAMED = ('dataset', 'output', 'start', 'theory')  # flags that may be files
+
+
 def command() -> str:
   """How this script was started, without the folders of this machine.
 
-  Of `--output` and `--start` the last name remains.
+  Of `NAMED` the last name remains; `--records` stay as they are.
   """
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
   words, given = [], iter(sys.argv[1:])
   for word in given:
     name, equals, value = word.lstrip('-').partition('=')
-    if name not in ('data_dir', 'output', 'start', 'workdir'):
+    if name not in ('data_dir', 'workdir', *NAMED):
       words.append(word)
       continue
     if not equals:
       value = next(given, '')  # a word of its own
-    if name in ('output', 'start'):
+    if name in NAMED:
       words.append(f'--{name}={pathlib.Path(value).name}')
   return shlex.join(['python', '-m', f'experiments.{script}', *words])
 

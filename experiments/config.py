@@ -200,6 +200,9 @@ class Config:
       raise ValueError('--ema and --swa are two averages: one is the network')
     method = released.METHODS[self.method]
     certified = method in (methods.ibp, methods.crown_ibp)
+    drops = self.dropout or (self.dropout is None and 'cnn' in self.arch)
+    if certified and drops:
+      raise ValueError(f'--method={self.method} needs --dropout=0')
     if certified and (self.cutmix or self.label_smoothing):
       raise ValueError(
         f'--method={self.method} bounds the loss of one label: it takes no '
@@ -344,10 +347,8 @@ def numbers(name: str, kind: type = float) -> list[Any] | None:
     return None
   try:
     values = [kind(text) for text in texts]
-  except ValueError:
-    raise ValueError(
-      f'--{name} takes numbers separated by commas, got {",".join(texts)!r}'
-    ) from None
+  except ValueError as error:
+    raise ValueError(f'--{name}={",".join(texts)}: {error}') from None
   if len({f'{value:g}' for value in values}) < len(values):
     raise ValueError(f'--{name} names a number twice: {values}')
   return values

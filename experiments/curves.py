@@ -100,10 +100,11 @@ def main() -> None:
   record['g'] = None
   if FLAGS.theory or theory.exists():
     with common.reading(theory):
-      data = common.read_json(theory)['data']
-      if data['name'] != record['dataset']:
-        raise ValueError(f'{theory} is of {data["name"]}, not of {name}')
-      record['g'] = data['test']['curve']
+      found = common.read_json(theory)
+      of = found.get('dataset') or found['data']['name']  # the older ones
+      if of != record['dataset']:
+        raise ValueError(f'{theory} is of {of}, not of {name}')
+      record['g'] = found['data']['test']['curve']
   output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
   common.finish(record | common.provenance(), output)
   drawn = list(record['runs'])

@@ -58,7 +58,7 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
 def of_g(curve: dict[str, list[float]], largest: float) -> dict[str, Any]:
   """For `both_sides`, what the paper's g has certified up to a radius."""
   points = zip(curve['epsilons'], curve['certified'], strict=True)
-  certified = {x: 100 * share for x, share in points if x <= largest}
+  certified = {x: 100 * share for x, share in points if x <= largest + 1e-9}
   return {'test_acc': certified[0.0], 'certified_test_acc_at': certified}
 
 

@@ -168,10 +168,14 @@ def markdown(record: dict[str, Any]) -> str:
       lines.append('Cells are ours / paper / difference.')
     if found := '; '.join(departures(rows)):
       lines.append(f'Not the published setting: {found}.')
-    if 'measured_test' in (settings := rows[0]['settings']):
+    if 'measured_test' in rows[0]['settings']:
+      every = [row['settings'] for row in rows]
+      radius, train, test = (
+        ' or '.join(dict.fromkeys(text.format(**x) for x in every))
+        for text in ('{epsilon:g}', '{measured_train}', '{measured_test}')
+      )
       lines.append(
-        f'Radius {settings["epsilon"]:g}; {settings["measured_train"]} '
-        f'training and {settings["measured_test"]} test examples measured.'
+        f'Radius {radius}; {train} training and {test} test examples measured.'
       )
     first = 'method' if title else 'data set'
     lines.append(
@@ -189,11 +193,11 @@ def markdown(record: dict[str, Any]) -> str:
         f'Rank correlation of the {HEADINGS["eq3_lipschitz"]} over these runs '
         f'of robust methods: {", ".join(texts)}.'
       )
-  sources = [run for row in record['rows'] for run in row.get('runs', [record])]
   lines += dict.fromkeys(
-    'Made by `{command}` at {commit} on {date}, {machine}.'.format(**run)
-    for run in sources
-    if 'command' in run
+    'Made by `{command}` at {commit} on {date}, {machine}.'.format(**made)
+    for row in record['rows']
+    for made in row.get('runs', [record]) + row.get('measured', [])
+    if 'command' in made
   )
   return '\n\n'.join(lines) + '\n'
 
@@ -393,7 +397,7 @@ def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
 
 
 # Candidates of a benchmark that are ours too.
-OURSELVES = ('one at a time', 'cold', 'robustlip strong')
+OURSELVES = ('cold', 'robustlip strong')
 
 
 def speeds() -> dict[str, tuple[str, float]]:
@@ -481,6 +485,8 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   for suffix in ('.json', '.md', '.png'):
     if (file := source.with_suffix(suffix)).exists():
       shutil.copyfile(file, target.with_suffix(suffix))
+    else:  # that of the record before
+      target.with_suffix(suffix).unlink(missing_ok=True)
   return target
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags, logging
@@ -179,8 +178,9 @@ def train(
         common.write_json(record, result)
         common.draw(plots.curves, read_curve(path), path / 'curves')
     multihost_utils.sync_global_devices('the result is written')
-    record = common.read_json(result)
-    last = path / 'checkpoints' / str(record['step'])
+    with common.reading(result):
+      record = common.read_json(result)
+      last = path / 'checkpoints' / str(record['step'])
     if not last.exists():
       logging.warning('%s is gone: its network cannot be measured', last)
     return record
@@ -208,12 +208,21 @@ def check(settings: Config, dataset: Dataset) -> None:
   split, _ = measure.training_split(settings, dataset)
   if not len(split.labels):
     raise ValueError(f'--holdout={settings.holdout} leaves no training example')
-  epoch_order(
+  order = epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
-  image = jnp.float32(dataset.train.images[:1])  # it may be too small
+  # Images may be too small for the network, and a method may not take it.
   module = measure.network(settings, dataset.class_names)
-  jax.eval_shape(module.init, jax.random.key(0), image)
+  make_recipe, *_ = _trainer(settings.static, module, len(order))
+  recipe, shape = make_recipe(numbers_of(settings)), split.images.shape[1:]
+  jax.eval_shape(
+    lambda key: training.initial_state(recipe, key, shape), jax.random.key(0)
+  )
+
+
+def numbers_of(settings: Config) -> dict[str, np.float32]:
+  """What the programs of runs that differ in numbers alone are given."""
+  return {name: np.float32(getattr(settings, name)) for name in config.NUMBERS}
 
 
 def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
@@ -234,15 +243,11 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   steps = len(order(0))
   total = steps * settings.epochs
   make_recipe, program, settler = _trainer(settings.static, module, steps)
-  numbers = {
-    name: np.float32(getattr(settings, name)) for name in config.NUMBERS
-  }
-  key = jax.random.key(settings.seed)
+  numbers, key = numbers_of(settings), jax.random.key(settings.seed)
   watched = watch(settings, dataset, held_out)
   feed = Feed(split, stream=FLAGS.stream)
   recipe = make_recipe(numbers)
   fresh = training.initial_state(recipe, key, split.images.shape[1:])
-  fresh = started(settings, fresh, recipe.optimizer)
   with (
     Store(path / 'checkpoints') as newest,
     Store(path / 'best') as best,
@@ -250,7 +255,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     progress.bar(total, f'training {path.name}', unit='step') as bar,
   ):
     begun = Progress(fresh, np.zeros(()))
-    state, seconds = newest.newest(begun) or begun
+    state, seconds = newest.newest(begun) or begun._replace(
+      state=started(settings, fresh, recipe.optimizer)
+    )
     done, saved_at = int(state.step), time.monotonic()
     states = replicate(state)
     # What was written after the checkpoint is made again.

@@ -7,8 +7,8 @@ training example of another class. Expected on MNIST: 188/255 = 0.737 and
 207/255 = 0.812; on CIFAR-10: 54/255 = 0.212 and 56/255 = 0.220. In the work
 folder, with the data set and any --norm, --random_labels and --drop for NAME:
 `separation_NAME.json` (what is printed last), `separation_NAME.npz` (all
-distances and indices), `histogram_NAME`, `closest_pairs_NAME`,
-`class_matrix_NAME` and `moved_NAME` (Figure 1), as PNG. Several
+distances and indices) and, as PNG, `separation_NAME` (Figure 3),
+`closest_pairs_NAME`, `class_matrix_NAME` and `moved_NAME` (Figure 1). Several
 processes (`--coordinator`) divide the searches, process 0 does the rest.
 """
 
@@ -115,7 +115,7 @@ def main() -> None:
   save_arrays(folder / f'separation_{name}.npz', found, matrix, kept)
   names = data.class_names
   pictures = {
-    'histogram': (separation_figures.histograms, found, record),
+    'separation': (separation_figures.histograms, found, record),
     'closest_pairs': (separation_figures.closest, train, test, pairs, names),
     'class_matrix': (separation_figures.matrix, matrix, names),
     'moved': (separation_figures.moved, train, record, names),

@@ -1,4 +1,4 @@
-r"""The staircase regression: ten methods on 40 and on 30,000 examples.
+r"""The staircase regression: twelve fits of 40 and of 30,000 examples.
 
   python -m experiments.staircase
 

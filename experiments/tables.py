@@ -142,13 +142,15 @@ def finished(
     run = runs.train(dataclasses.replace(base, seed=seed), dataset, path)
     if row.endswith('-early'):
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
+    measured = []
     for attack in further_attacks():
       more = evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint)
       if not attack.certify:
         run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
       run['seconds'] += more['seconds']
       run = more | run  # what only the evaluation has
-    found.append(run)
+      measured.append({key: more[key] for key in PROVENANCE})
+    found.append(run | {'measured': measured})
   return row_record(dataset, base, row, found)
 
 
@@ -178,6 +180,7 @@ def row_record(
     'paper': {c: x for c, x in theirs.items() if c in columns},
     'seconds': sum(run['seconds'] for run in found),
     'runs': [{key: run[key] for key in PROVENANCE} for run in found],
+    'measured': [made for run in found for made in run['measured']],
   }
 
 
@@ -240,9 +243,12 @@ def joined(
   before: dict[str, Any] | None, row: dict[str, Any]
 ) -> dict[str, Any]:
   """A row with what other attacks found of the same runs."""
-  if before is None or before['seeds'] != row['seeds']:
+  if before is None or before['runs'] != row['runs']:
     return row
-  return row | {part: before[part] | row[part] for part in ('ours', 'paper')}
+  measured = before.get('measured', [])  # of older tables nobody knows
+  measured += [made for made in row['measured'] if made not in measured]
+  both = {part: before[part] | row[part] for part in ('ours', 'paper')}
+  return row | both | {'measured': measured}
 
 
 def networks(output: pathlib.Path) -> dict[str, Any]:
@@ -355,6 +361,8 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
         epochs = row['settings']['epochs']
         label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
         place = row['dataset'], row['arch'], _place(row['row'], {}), size
+        if found.get(place, row)['settings'] != row['settings']:
+          raise ValueError(f'{path} has other settings than a table before it')
         more = {'label': label, 'paper': {}, 'paper_settings': {}}
         found[place] = row | more
   if not found:

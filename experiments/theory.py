@@ -16,7 +16,7 @@ and accuracies.
 Ties between classes count as errors; accuracies are fractions of the examples
 counted beside them.
 
-Writes theory_<dataset>.json. 2 minutes on 2 CPU cores at the defaults.
+Writes theory_<dataset>.json. A minute on 2 CPU cores at the defaults.
 """
 
 import math

@@ -202,7 +202,7 @@ def augmentation(names: str) -> Augment:
   Raises:
     ValueError: for a name that is not in `AUGMENTATIONS`.
   """
-  words = names.split(',')
+  words = [word.strip() for word in names.split(',')]
   if unknown := set(words) - set(AUGMENTATIONS):
     raise ValueError(
       f'no augmentation {", ".join(sorted(unknown))}; there are '

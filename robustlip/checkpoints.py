@@ -87,9 +87,12 @@ class Store:
     if _kinds(tree) != _kinds(wanted):  # Orbax would convert them
       raise another
     try:
-      return jax.tree.map(np.asarray, self._orbax.restore(path, wanted))
+      found = jax.tree.map(np.asarray, self._orbax.restore(path, wanted))
     except Exception as error:
       raise another from error
+    if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, wanted):
+      raise another
+    return found
 
   def newest(self, like: Any) -> Any | None:
     """The newest tree that can be restored, see `restore`; None without any."""
@@ -131,7 +134,7 @@ def _usable(path: str | os.PathLike) -> pathlib.Path:
     ValueError: if it has a `[`, which Orbax takes for a pattern of names: it
       finds none of the files that it has written, and says nothing.
   """
-  path = pathlib.Path(path).absolute()
+  path = pathlib.Path(path).expanduser().absolute()
   if '[' in str(path):
     raise ValueError(f'{path}: no checkpoint can be kept where a name has a [')
   return path
@@ -160,8 +163,9 @@ def load(path: str | os.PathLike) -> Any:
   Raises:
     FileNotFoundError: if there is nothing.
   """
+  path = pathlib.Path(path).expanduser().absolute()
   with ocp.StandardCheckpointer() as checkpointer:
-    return jax.tree.map(np.asarray, checkpointer.restore(os.path.abspath(path)))
+    return jax.tree.map(np.asarray, checkpointer.restore(path))
 
 
 def newest_variables(folder: str | os.PathLike) -> tuple[int, dict[str, Any]]:

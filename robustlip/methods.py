@@ -37,8 +37,8 @@ class Method(NamedTuple):
   maximize: Maximizer
   loss: Loss
   fresh_masks: bool = False  # a dropout mask for each call of the network
-  # Drawn parameters -> those that training starts from.
-  prepare: Callable[[Any], Any] = lambda params: params
+  # Drawn variables -> those that training starts from.
+  prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda drawn: drawn
 
 
 def unmoved(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
@@ -212,12 +212,15 @@ def _certified(epsilon, kappa, progress, *, with_lines):
   return Method(unmoved, loss, prepare=narrow_kernels)
 
 
-def narrow_kernels(params: Any) -> Any:
+def narrow_kernels(variables: dict[str, Any]) -> dict[str, Any]:
   """Scales each kernel so that intervals keep their width through the layers.
 
   To a root mean square of sqrt(2 pi) / fan-in: absolute values of Gaussian
   weights then sum to 2, of which a ReLU leaves half. Biases and kernels of
   zeros stay.
+
+  Raises:
+    ValueError: for a network with batch normalisation.
 
   Source: Shi et al. 2021, arXiv:2103.17268, Section 4.1.
   """
@@ -229,7 +232,12 @@ def narrow_kernels(params: Any) -> Any:
     size = jnp.maximum(jnp.sqrt(jnp.mean(leaf**2)), 1e-30)
     return leaf * (math.sqrt(2 * math.pi) / fan_in / size)
 
-  return jax.tree.map(one, params)
+  if variables.get('batch_stats'):
+    raise ValueError(
+      'certified training takes no network with batch normalisation: the '
+      'statistics of a batch have no bounds.'
+    )
+  return variables | {'params': jax.tree.map(one, variables['params'])}
 
 
 METHODS: dict[str, Callable[..., Method]] = {

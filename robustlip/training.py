@@ -90,7 +90,8 @@ def initial_state(
     image = jnp.zeros((1, *image_shape), jnp.float32)
     first = jax.random.fold_in(projections.threefry(key), 0)
     variables = models.init(recipe.module, first, image)
-    params = _method(recipe, 0).prepare(variables['params'])
+    variables = _method(recipe, 0).prepare(variables)
+    params = variables['params']
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -401,6 +402,8 @@ def fit(
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
+  if epochs < 0:
+    raise ValueError(f'epochs must be at least 0, got {epochs}.')
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)

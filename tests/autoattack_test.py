@@ -240,6 +240,10 @@ class FabTest(chex.TestCase):
         lengths[wrong], nearest.distances[wrong], rtol=1e-6
       )
       found.append(nearest.distances)
+      wrong = batch._replace(labels=targets)  # the image itself is an error
+      itself = search(wrong, targets=batch.labels)
+      np.testing.assert_array_equal(itself.distances, 0)
+      np.testing.assert_array_equal(itself.points, batch.inputs)
       normals = (WEIGHTS[:, targets] - WEIGHTS[:, batch.labels]).T
       exact.append(
         [

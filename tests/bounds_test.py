@@ -144,19 +144,25 @@ def test_no_point_is_outside_of_any_bound(kind):
   check()
 
 
+SLOPES = np.array([[0.1, 0.2, -0.3, 0.0, 1.5]], np.float32)
 # Functions of features [B, 5] that are written with rarer primitives.
 PIECES = {
   'leaky ReLU': nn.leaky_relu,
   'slopes of two signs': lambda x: jnp.where(x < 0, -0.5 * x, 2.0 * x),
+  'slopes of features': lambda x: jnp.where(x > 0, x, SLOPES * x),
   'CELU': nn.celu,
-  'softmax': nn.softmax,
-  'softsign': nn.soft_sign,
+  'softmax': lambda x: nn.softmax(jnp.where(SLOPES > 0, x, -jnp.inf)),
+  'quotient': lambda x: x / (1.0 + jnp.square(x)),
   'square root': lambda x: jnp.sqrt(1.0 + jnp.square(x)),
+  'reciprocal': lambda x: (1.0 + jnp.square(x)) ** -2,
   'normalized': lambda x: nn.GroupNorm(1).apply(
     {'params': {'scale': jnp.full(5, 2.0), 'bias': jnp.ones(5)}}, x
   ),
   'least': lambda x: x - x.min(axis=-1, keepdims=True),
   'picked': lambda x: jnp.take(x, jnp.array([3, 0, 3]), axis=1),
+  'filled': lambda x: x.at[:, jnp.array([0, 9])].get(
+    mode='fill', fill_value=0.5
+  ),
   'sliced': lambda x: lax.dynamic_slice(x, (0, 1), (len(x), 3)),
   'stacked': lambda x: jnp.stack([x, 2.0 * x], axis=1).sum(axis=1),
   'tiled': lambda x: jnp.tile(x, (1, 2))[:, 2:],
@@ -175,7 +181,7 @@ def test_no_point_is_outside_of_the_bounds_of_a_piece(name):
 
   inputs = jax.random.uniform(KEY, (4, 2, 2, 3))
   noise = jax.random.uniform(KEY, (100, *inputs.shape), minval=-1.0)
-  for epsilon in (1e-3, 0.05):
+  for epsilon in (1e-3, 0.1):
     points = jnp.clip(inputs[None] + epsilon * noise, 0.0, 1.0)
     outputs = jax.vmap(logits_fn)(points)
     box = bounds.ball(inputs, epsilon=epsilon)
@@ -187,6 +193,32 @@ def test_no_point_is_outside_of_the_bounds_of_a_piece(name):
     ratios = change / jnp.abs(points - inputs[None]).max(axis=(2, 3, 4))
     upper = lipschitz.upper_bound(logits_fn, inputs, epsilon=epsilon)
     assert (ratios <= upper[None] + 1e-5 / epsilon).all()
+
+
+def test_what_is_gathered_from_outside_is_not_forgotten():
+  def logits_fn(x):
+    x = x.reshape(len(x), -1)
+    return x.at[:, jnp.array([0, 5])].get(mode='fill', fill_value=0.5)
+
+  batch = Batch(jnp.full((1, 2, 1, 1), 0.6), jnp.array([0]))
+  for method in bounds.METHODS:
+    least = bounds.margins(logits_fn, batch, epsilon=0.2, method=method)
+    np.testing.assert_allclose(least, [[0.0, -0.1]], atol=1e-4)
+
+
+@pytest.mark.parametrize('function', [jnp.sqrt, jnp.log, jnp.log1p])
+def test_a_box_that_leaves_the_domain_certifies_nothing(function):
+  start = -0.5 if function is not jnp.log1p else -1.5
+
+  def logits_fn(x):
+    x = x.reshape(len(x), -1)
+    return function(jnp.concatenate([x + 3.0, x + start], axis=1))
+
+  batch = Batch(jnp.full((1, 1, 1, 1), 0.6), jnp.array([0]))
+  for method in bounds.METHODS:
+    margins = partial(bounds.margins, logits_fn, batch, method=method)
+    assert jnp.isnan(margins(epsilon=0.2)[0, 1])
+    assert margins(epsilon=0.05)[0, 1] > 0
 
 
 def test_leaky_relu_is_bounded_by_its_ends_and_its_chord():

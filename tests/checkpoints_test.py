@@ -107,6 +107,15 @@ def test_reading_leaves_a_save_under_way_alone(tmp_path):
   assert written.exists()
 
 
+def test_arrays_that_changed_places_are_refused(tmp_path):
+  one, other = np.zeros((3, 5), np.float32), np.zeros((5, 3), np.float32)
+  with checkpoints.Store(tmp_path) as store:
+    store.save(1, {'a': one, 'b': other})
+    store.wait()
+    with pytest.raises(ValueError, match='other arrays'):
+      store.restore(1, {'a': other, 'b': one})
+
+
 @pytest.mark.parametrize(
   'like',
   [{'b': np.zeros(5, np.float32)}, TREE | {'a': np.zeros(6, np.float32)}],

@@ -9,7 +9,7 @@ import scripts
 from experiments import common, separation_figures
 from robustlip import drawing
 
-FIGURES = ('histogram', 'closest_pairs', 'class_matrix', 'moved')
+FIGURES = ('separation', 'closest_pairs', 'class_matrix', 'moved')
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import theory, theory_figures
+from experiments import curves, theory, theory_figures
+from experiments.config import Config
 from robustlip import datasets, separation
 from robustlip.datasets import synthetic
 
@@ -51,7 +52,9 @@ def test_lemma_4_1_holds_around_training_images(dataset):
     assert 0 < result[name]['largest_ratio_times_r'] <= 1 + 1e-5
 
 
-def test_script_prints_one_record(tmp_path, call, monkeypatch):
+def test_script_prints_one_record_that_curves_can_read(
+  tmp_path, call, monkeypatch
+):
   draw = synthetic.one_strong_many_weak  # 10,000 examples, compared in pairs
   monkeypatch.setattr(
     synthetic,
@@ -59,9 +62,10 @@ def test_script_prints_one_record(tmp_path, call, monkeypatch):
     lambda count, *args, **kwargs: draw(count // 10, *args, **kwargs),
   )
   monkeypatch.setattr(theory_figures, 'GRID', 80)
+  dataset = scripts.tiny(tmp_path)
   finished = call(
     'experiments.theory',
-    f'--dataset={scripts.tiny(tmp_path)}',
+    f'--dataset={dataset}',
     f'--workdir={tmp_path}',
     '--epsilon=0.02',
     '--num_attacked=10',
@@ -83,6 +87,16 @@ def test_script_prints_one_record(tmp_path, call, monkeypatch):
   assert f['lipschitz'] <= (1 + 1e-4) / two['r'] < h['lipschitz']
   for figure in (*figures, 'accuracies_tiny'):
     assert (tmp_path / f'{figure}.png').stat().st_size > 10_000
+  at_radii = {f'{x}_at': {'0.1': 1.0, '0.2': 1.0} for x in curves.COLUMNS}
+  run = Config(dataset=record['dataset']).to_json() | at_radii
+  (tmp_path / 'run.json').write_text(json.dumps(run | {'test_acc': 1.0}))
+  drawn = call(
+    'experiments.curves',
+    f'--records={tmp_path}/run.json',
+    f'--theory={tmp_path}/theory_tiny.json',
+    f'--output={tmp_path}/curves.json',
+  )
+  assert scripts.last_json(drawn)['g'] == record['data']['test']['curve']
 
 
 def test_script_asks_for_the_radius_of_ones_own_data(tmp_path, call):

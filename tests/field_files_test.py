@@ -6,6 +6,7 @@ sets in `datasets_load_test`.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -211,10 +212,12 @@ def test_a_checkpoint_is_never_converted(tmp_path):
 def test_training_goes_on_from_the_weights_of_another_run(
   tmp_path, call, trained
 ):
-  flags, first = trained
+  flags, folder = trained
+  first = shutil.copytree(folder, tmp_path / 'first')
   flags += f'--start={first}', '--epochs=1', '--learning_rate=0', '--ema=0.9'
   second = tmp_path / 'second'
-  scripts.last_json(call(TRAIN, *flags, f'--workdir={second}', '--seed=1'))
+  command = TRAIN, *flags, f'--workdir={second}', '--seed=1'
+  scripts.last_json(call(*command))
   (_, trained), (_, kept) = (
     checkpoints.newest_variables(work / 'checkpoints')
     for work in (first, second)
@@ -229,6 +232,9 @@ def test_training_goes_on_from_the_weights_of_another_run(
   nowhere = f'--workdir={fourth}', f'--start={tmp_path / "nowhere"}'
   assert 'no checkpoint' in scripts.error(call(TRAIN, *flags, *nowhere))
   assert not fourth.exists()  # and is free for the right command
+  shutil.rmtree(first)
+  (second / 'result.json').unlink()  # as if it had not been measured yet
+  scripts.last_json(call(*command))
 
 
 def test_damaged_stages_of_a_cascade_are_named(tmp_path):

@@ -125,8 +125,10 @@ def test_another_record_is_replaced_only_when_asked_to(tmp_path, results):
   with pytest.raises(ValueError, match='of today: older; --overwrite'):
     report.publish(source, overwrite=False)
   assert common.read_json(target)['command'] == 'older'
+  target.with_suffix('.png').write_text('of the older')
   report.publish(source, overwrite=True)
   assert common.read_json(target) == MNIST
+  assert not target.with_suffix('.png').exists()
 
 
 def test_a_record_without_an_origin_is_not_published(tmp_path, results):
@@ -190,7 +192,7 @@ def test_a_case_is_compared_with_its_fastest_peer(results):
     {
       'case': 'two',
       'unit': 'images',
-      'candidates': [ours, candidate('one at a time', 2.0)],
+      'candidates': [ours, candidate('cold', 2.0)],
     },
   ]
   record = {'suite': 'train', 'jax_version': '1', 'cases': cases}

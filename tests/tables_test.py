@@ -281,13 +281,15 @@ def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
 
 
 def test_other_attacks_of_the_same_runs_are_kept():
-  before = {'seeds': [0], 'ours': {'a': [1.0]}, 'paper': {'a': 2.0}}
-  row = {'seeds': [0], 'ours': {'b': [3.0]}, 'paper': {}}
+  same = {'runs': [{'commit': 'x'}]}
+  before = same | {'ours': {'a': [1.0]}, 'paper': {'a': 2.0}, 'measured': ['a']}
+  row = same | {'ours': {'b': [3.0]}, 'paper': {}, 'measured': ['a', 'b']}
   both = tables.joined(before, row)
   assert both['ours'] == {'a': [1.0], 'b': [3.0]}
   assert both['paper'] == {'a': 2.0}
-  more = row | {'seeds': [0, 1]}
-  assert tables.joined(before, more) == more
+  assert both['measured'] == ['a', 'b']
+  again = row | {'runs': [{'commit': 'y'}]}  # other networks
+  assert tables.joined(before, again) == again
   assert tables.joined(None, row) == row
 
 
@@ -373,6 +375,10 @@ def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
   ]
   assert '80.00 ± 0.00' in tables.write(record, tmp_path / 'table_sizes.json')
   assert (tmp_path / 'table_sizes.png').stat().st_size > 10_000
+  row['settings']['epochs'] = 3
+  common.write_json({'rows': [row]}, again)
+  with pytest.raises(ValueError, match='b-1examples.* other settings'):
+    tables.sizes(tmp_path)
 
 
 def test_rows_train_are_measured_and_join_one_record(tmp_path, call):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags, logging
@@ -45,7 +44,6 @@ def train(
   peers: bool,
   batch_size: int | None = None,
   precision: str,
-  num_runs: int,
   compile_peer: bool,
 ) -> list[Case]:
   """Images a second of the RST step, with PGD-10, at 64 or (wrn) 32 a batch."""
@@ -56,18 +54,10 @@ def train(
 
   for task in [problem.make(x, STEPS * size_of(x), precision) for x in arch]:
     size = size_of(task.arch)
-    title, one = f'{task.arch}, batch {size}', trained(task, size)
+    title = f'{task.arch}, batch {size}'
     if precision != 'float32':
       title += f', {precision}'
-    candidates = {'robustlip': one}
-    if num_runs > 1:
-      title += f', {num_runs} runs'
-      in_turn = one._replace(
-        run=lambda one=one: [one.run() for _ in range(num_runs)],
-        work=num_runs * one.work,
-      )
-      together = trained_together(task, size, num_runs)
-      candidates = {'robustlip': together, 'one at a time': in_turn}
+    candidates = {'robustlip': trained(task, size)}
     if peers:
       from experiments.benchmarks import torch_peer
 
@@ -76,11 +66,6 @@ def train(
       )
     cases.append(Case(title, 'images', candidates))
   return cases
-
-
-def _recipe(task: problem.Problem) -> training.Recipe:
-  method = methods.rst(epsilon=problem.EPSILON, lam=problem.LAM)
-  return training.Recipe(task.module, method, optax.sgd(1e-3, 0.9))
 
 
 def trained(task: problem.Problem, batch_size: int) -> Candidate:
@@ -93,50 +78,21 @@ def trained(task: problem.Problem, batch_size: int) -> Candidate:
     raise ValueError(
       f'{jax.local_device_count()} devices cannot share a batch of {batch_size}'
     )
-  recipe, key = _recipe(task), jax.random.key(0)
+  method = methods.rst(epsilon=problem.EPSILON, lam=problem.LAM)
+  recipe = training.Recipe(task.module, method, optax.sgd(1e-3, 0.9))
+  key = jax.random.key(0)
   order = np.arange(len(task.split.labels), dtype=np.int32)
   order = order.reshape(-1, batch_size)
   (dispatch,) = Feed(task.split).dispatches(order)
   state = training.initial_state(recipe, key, task.image_shape)
+  kept, arguments = [replicate(state)], ({}, key, *dispatch)
   program = training.trainer(lambda numbers: recipe)
-  state = replicate(state)
-  return _advancing(program, state, ({}, key, *dispatch), order.size)
-
-
-def trained_together(
-  task: problem.Problem, batch_size: int, num_runs: int
-) -> Candidate:
-  """The same for several networks in one program, on one device."""
-  recipe = _recipe(task)
-  keys = jax.random.split(jax.random.key(0), num_runs)
-  states = [training.initial_state(recipe, k, task.image_shape) for k in keys]
-  states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  images, labels = (
-    jnp.asarray(part).reshape(-1, batch_size, *part.shape[1:])
-    for part in task.split
-  )
-  step = jax.vmap(partial(training.step, recipe), (0, None, None, 0))
-
-  def steps(states, keys, images, labels):
-    def advance(index, states):
-      return step(states, images[index], labels[index], keys)
-
-    return jax.lax.fori_loop(0, len(images), advance, states)
-
-  program = jax.jit(steps, donate_argnums=0)
-  work = num_runs * len(task.split.labels)
-  return _advancing(program, states, (keys, images, labels), work)
-
-
-def _advancing(program, state, arguments, work: int) -> Candidate:
-  """Runs `state = program(state, *arguments)`, compiled beforehand."""
-  compiled = program.lower(state, *arguments).compile()
-  kept = [state]
+  compiled = program.lower(*kept, *arguments).compile()
 
   def run():
-    kept[0] = jax.block_until_ready(compiled(kept[0], *arguments))
+    kept[0] = jax.block_until_ready(compiled(*kept, *arguments))
 
-  return Candidate(run, work, timing.memory(compiled))
+  return Candidate(run, order.size, timing.memory(compiled))
 
 
 def per_image(

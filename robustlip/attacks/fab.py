@@ -69,8 +69,8 @@ def nearest_error(
 ) -> Nearest:
   """The nearest points that FAB finds to fool the network, and how far.
 
-  Where the network is affine, within a hundredth of the nearest. Source and
-  targets as those of `fab`.
+  Where the network is affine, within a hundredth of the nearest; of a
+  misclassified image, itself. Source and targets as those of `fab`.
 
   Args:
     num_steps: at least 1.
@@ -120,7 +120,8 @@ def nearest_error(
     count, _, best = state
     return (count < num_steps) & (best.distances > enough).any()
 
-  best = Nearest(inputs, jnp.full(len(inputs), jnp.inf, inputs.dtype))
+  right = losses.correct(network(inputs), labels)
+  best = Nearest(inputs, jnp.where(right, jnp.inf, 0.0).astype(inputs.dtype))
   state = jnp.zeros((), jnp.int32), inputs, best
   points, distances = jax.lax.while_loop(unfinished, step, state)[2]
   # XLA may have rounded the points that it measured in another way.

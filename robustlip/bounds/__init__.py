@@ -6,7 +6,9 @@ the corners of one box for each example. The bounds hold for exact arithmetic
 and for float32 at full precision alike (not for TF32 or bfloat16 products),
 and are meant to be called under `jax.jit`. Of a box that is a point they are
 the plain logits, as they are rounded there. Lines take a logit of -inf, a class
-that is never predicted, for one of -2**125.
+that is never predicted, for one of -2**125. Where intervals of what is divided
+by, or of a logarithm or a root, reach 0 or below, bounds are NaN, and nothing
+is certified.
 
 `interval` carries a box through the network (Gowal et al. 2018,
 arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
@@ -75,6 +77,7 @@ def linear(
   if weights is None:
     weights = jnp.eye(classes, dtype=jnp.float32)
     weights = jnp.broadcast_to(weights, (examples, classes, classes))
+  weights = jnp.asarray(weights, jnp.float32)
   if weights.ndim != 3 or weights.shape[::2] != logits.shape:
     raise ValueError(
       f'weights must be [{examples}, K, {classes}], got {weights.shape}.'

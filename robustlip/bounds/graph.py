@@ -160,6 +160,9 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if isinstance(inputs[0], Condition) and name == 'select_n':
     rewrite = functools.partial(_select, inputs[0].comparisons, where)
     return rewrite(inputs[1:], steps)
+  if name == 'gather' and params['fill_value'] not in (None, 0):
+    filled = functools.partial(_filled, equation.primitive, params, inputs[1])
+    return _rewritten(filled, {}, inputs[:1], steps, where)
   if name in REWRITES and not (name == 'div' and _is_known(inputs[1])):
     return _rewritten(REWRITES[name], params, inputs, steps, where)
   if any(isinstance(value, Condition) for value in inputs):
@@ -239,7 +242,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
       slopes = _slope(chosen, x, steps), _slope(otherwise, x, steps)
     case _:
       slopes = None, None
-  if None not in slopes:
+  if not any(slope is None for slope in slopes):
     return _rewritten(_kink, {}, [x, *slopes], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
@@ -282,7 +285,17 @@ def _reduce_max(x, *, axes, **_):
   kept = [axis for axis in range(x.ndim) if axis not in axes]
   rows = x.transpose(*axes, *kept)
   rows = rows.reshape(-1, *rows.shape[len(axes) :])
-  return functools.reduce(lax.max, list(rows))
+  while len(rows) > 1:  # a tree: few steps to compile
+    half = len(rows) // 2
+    larger = lax.max(rows[:half], rows[half : 2 * half])
+    rows = jnp.concatenate([larger, rows[2 * half :]])
+  return rows[0]
+
+
+def _filled(gather, params, indices, x):
+  """What is gathered, plus what stands for indices that are out of range."""
+  found = gather.bind(x, indices, **{**params, 'fill_value': 0})
+  return found + gather.bind(jnp.zeros_like(x), indices, **params)
 
 
 def _tile(x, *, reps):
@@ -321,12 +334,12 @@ def _window_max(
 
 
 def _power(x, *, y):
-  if y < 1:
-    raise ValueError(f"bounds have no rule for 'integer_pow' with y={y}.")
+  if y < 0:
+    return 1.0 / _power(x, y=-y)
   return functools.reduce(lax.mul, [x] * y)
 
 
-# Primitive -> the same function, exactly, written with those that have rules.
+# Primitive -> the same function written with those that have rules.
 REWRITES: dict[str, Callable[..., chex.Array]] = {
   'min': lambda a, b: -lax.max(-a, -b),
   'abs': lambda x: lax.max(x, -x),

@@ -302,10 +302,15 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
   if step.name == 'mul':
     (a, b) = ends
     corners = jnp.stack([x * y for x in a for y in b])
-    return [outward((corners.min(axis=0), corners.max(axis=0)))]
+    least = corners.min(axis=0)
+    if step.operands[0] is step.operands[1]:  # a square
+      least = jnp.maximum(least, 0.0)
+    return [outward((least, corners.max(axis=0)))]
   if step.name in _SMOOTH:
     ((lower, upper),) = bounds
     image = step.apply([lower])[0], step.apply([upper])[0]
+    outside = jnp.isnan(image[0]) | jnp.isnan(image[1])  # of its domain
+    image = [jnp.where(outside, jnp.nan, end) for end in image]
     return [outward(image, count=_LIBRARY, absolute=_LIBRARY * UNIT)]
   raise ValueError(
     f'bounds have no rule for {step.name!r} of '

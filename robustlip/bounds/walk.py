@@ -94,6 +94,7 @@ def _tightened(network, bounds, variable, gaps) -> Bound:
     rows = jax.nn.one_hot(units, size, dtype=jnp.float32)
     rows = jnp.concatenate([rows, -rows]).reshape(-1, *variable.shape)
     least = backward(network, bounds, {variable: rows})
+    least = jnp.where(jnp.isnan(least), -jnp.inf, least)
     lower = lower.at[units].max(least[:count])
     return first + count, lower, upper.at[units].min(-least[count:])
 
@@ -243,10 +244,8 @@ def climb(
   """
   output = network.output
   start = {output: weights}
-  best = jnp.maximum(
-    backward(network, bounds, start),
-    backward(network, bounds, start, lines=False),
-  )
+  last = backward(network, bounds, start, lines=False)
+  best = _better(last, backward(network, bounds, start))
   if not num_steps:
     return best
 
@@ -268,9 +267,14 @@ def climb(
     updates, state = optimizer.update(gradients, state)
     alphas = optax.apply_updates(alphas, updates)
     alphas = jax.tree.map(lambda a: jnp.clip(a, 0.0, 1.0), alphas)
-    return alphas, state, jnp.maximum(best, values)
+    return alphas, state, _better(best, values)
 
   carry = alphas, optimizer.init(alphas), best
   # A round measures the slopes that the one before has found.
   *_, best = lax.fori_loop(0, num_steps + 1, climb, carry)
   return best
+
+
+def _better(best, values) -> chex.Array:
+  """The higher bound. Lines that are NaN, as infinities make them, are none."""
+  return jnp.where(jnp.isnan(values), best, jnp.maximum(best, values))

@@ -105,6 +105,10 @@ def check_layout(
       f'{type(split).__name__}.'
     )
   images, labels = split
+  if not (hasattr(images, 'shape') and hasattr(labels, 'shape')):
+    raise ValueError(
+      f'{source}: images and labels must be arrays; np.asarray makes one.'
+    )
   found = f'{source}: images are {images.dtype} of shape {images.shape}'
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(
