@@ -107,7 +107,8 @@ def speeds(cases: dict[str, tuple[str, float]], path: pathlib.Path) -> None:
       1.05 * max(ratio, 1), place, text, va='center', fontsize='x-small'
     )
   axes.axvline(1, color='0.2', linewidth=0.8)
-  axes.set(xscale='log', xlim=(0.5, 8 * max(ratios)), ylim=(len(cases), -1))
+  axes.set(xscale='log', ylim=(len(cases), -1))
+  axes.set_xlim(min(0.5, 0.8 * min(ratios)), 8 * max(ratios))
   axes.set_xlabel('times the rate of the fastest peer')
   axes.tick_params('y', labelsize='x-small')
   save(figure, path)
