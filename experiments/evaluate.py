@@ -41,7 +41,7 @@ def define() -> None:
   )
   flags.DEFINE_integer('num_steps', None, "Default: the attack's own.", 1)
   flags.DEFINE_integer(
-    'num_restarts', 1, 'Of every attack that draws; the worst counts.', 1
+    'num_restarts', 1, 'Starts of each attack that draws; the worst counts.', 1
   )
   flags.DEFINE_enum(
     'checkpoint',
