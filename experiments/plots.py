@@ -68,12 +68,16 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   Args:
     runs: evaluations at several radii, with bounds or without, and a `label`.
   """
+  import matplotlib
+
+  few = len(runs) <= 10
+  colors = matplotlib.colormaps['tab10' if few else 'tab20'].colors
   kinds = ACCURACIES, CONSTANTS
   kinds = [kind for kind in kinds if f'{kind[0]}_at' in runs[0]]
   figure = drawing.figure(4.5 * len(kinds), 4.2)
   left, *right = figure.subplots(1, len(kinds), squeeze=False)[0]
   for index, run in enumerate(runs):
-    left.plot([], [], f'C{index}', label=run['label'])
+    left.plot([], [], color=colors[index % 20], label=run['label'])
     for axes, names in zip((left, *right), kinds, strict=True):
       start = {0.0: run['test_acc']} if axes is left else {}
       for name, line in zip(names, ('--', '-'), strict=True):
@@ -83,7 +87,7 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
           curve, marker = start | curve, '.'
         if curve:
           points = zip(*curve.items(), strict=True)
-          axes.plot(*points, line, color=f'C{index}', marker=marker)
+          axes.plot(*points, line, color=colors[index % 20], marker=marker)
   left.set(xlabel='radius', ylabel='test accuracy (%)', ylim=(0, 101))
   left.set_title('dashed: under attack; full: certified')
   for axes in right:
