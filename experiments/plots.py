@@ -93,7 +93,8 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axes in right:
     axes.set(xlabel='radius', ylabel='local Lipschitz constant', yscale='log')
     axes.set_title('dashed: found; full: upper bound')
-  figure.legend(loc='outside lower center', ncols=6, frameon=False)
+  ncols = 6 if few else 5
+  figure.legend(loc='outside lower center', ncols=ncols, frameon=False)
   save(figure, path)
 
 
