@@ -232,6 +232,7 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'network': '{arch}',
       'method': '{method}',
       'epochs': '{epochs}',
+      'radius': '{epsilon:.3g}',
       'measured': '{measured_train:,} + {measured_test:,}',
       'train': '{train_acc:.1f}',
       'test': '{test_acc:.1f}',
