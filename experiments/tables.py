@@ -246,9 +246,9 @@ def joined(
   if before is None or before['runs'] != row['runs']:
     return row
   measured = before.get('measured', [])  # of older tables nobody knows
-  measured += [made for made in row['measured'] if made not in measured]
+  new = [made for made in row['measured'] if made not in measured]
   both = {part: before[part] | row[part] for part in ('ours', 'paper')}
-  return row | both | {'measured': measured}
+  return row | both | {'measured': measured + new}
 
 
 def networks(output: pathlib.Path) -> dict[str, Any]:

@@ -324,6 +324,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--ema=.9', '--swa=.5'], 'two averages'),
   (TRAIN, ['--batch_size=45', '--cutmix=1'], 'in pairs'),
   (TRAIN, ['--method=ibp', '--dropout=0', '--cutmix=.1'], 'one label'),
+  (TRAIN, ['--method=ibp', '--dropout=0', '--label_smoothing=.1'], 'one label'),
   (TRAIN, ['--method=ibp', '--arch=cnn1'], 'needs --dropout=0'),
   (TRAIN, ['--method=ibp', '--arch=wrn_10_1'], 'batch normalisation'),
   (TRAIN, ['--epsilon_warmup=1'], 'means nothing to natural'),

@@ -290,6 +290,8 @@ def test_other_attacks_of_the_same_runs_are_kept():
   assert both['measured'] == ['a', 'b']
   again = row | {'runs': [{'commit': 'y'}]}  # other networks
   assert tables.joined(before, again) == again
+  more = row | {'runs': 2 * same['runs']}  # of two seeds
+  assert tables.joined(before, more) == more
   assert tables.joined(None, row) == row
 
 

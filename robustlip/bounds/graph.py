@@ -163,7 +163,7 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if name == 'gather' and params['fill_value'] not in (None, 0):
     filled = functools.partial(_filled, equation.primitive, params, inputs[1])
     return _rewritten(filled, {}, inputs[:1], steps, where)
-  if name in REWRITES and not (name == 'div' and _is_known(inputs[1])):
+  if name in REWRITES and (name != 'div' or isinstance(inputs[1], Variable)):
     return _rewritten(REWRITES[name], params, inputs, steps, where)
   if any(isinstance(value, Condition) for value in inputs):
     raise ValueError(
@@ -227,7 +227,7 @@ def _condition(name, inputs, shape) -> Condition | None:
 
 
 def _select(comparisons, where, cases, steps) -> list[Operand]:
-  """`where(a > b, a, b)` and its relatives are maxima and minima."""
+  """`where(a > b, a, b)` and its relatives, and `where(x > 0, x, 0.1 * x)`."""
   otherwise, chosen = cases
   if not comparisons:
     return [otherwise]
@@ -252,7 +252,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
 
 
 def _kink(x, below, above):
-  """A function of slopes `below` and `above` 0, of which one is of a ReLU."""
+  """Of slopes `below` and `above` 0; with one maximum its chord is exact."""
   return below * x + (above - below) * lax.max(x, jnp.zeros_like(x))
 
 
@@ -262,14 +262,9 @@ def _slope(value, x, steps) -> chex.Numeric | None:
     return 1.0
   for step in steps:
     if step.name == 'mul' and step.outputs == (value,) and x in step.variables:
-      others = [v for v in step.operands if v is not x]
-      return others[0] if others and _is_known(others[0]) else None
+      known = [v for v in step.operands if not isinstance(v, Variable)]
+      return known[0] if known else None
   return None
-
-
-def _is_known(value: Operand) -> bool:
-  """Whether an operand does not depend on the input."""
-  return not isinstance(value, Variable)
 
 
 def _same(a, b) -> bool:

@@ -271,10 +271,7 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 # --- The other steps --------------------------------------------------------
 
 # Increasing functions whose derivative is least at an end of any interval.
-_SMOOTH = (
-  *('tanh', 'logistic', 'erf', 'exp', 'expm1'),
-  *('log', 'log1p', 'sqrt'),
-)
+_SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
 _LIBRARY = 32  # roundings: an elementary function is not rounded correctly
 
 
