@@ -252,7 +252,6 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     Store(path / 'checkpoints') as newest,
     Store(path / 'best') as best,
     stop_asked() as stopping,
-    progress.bar(total, f'training {path.name}', unit='step') as bar,
   ):
     begun = Progress(fresh, np.zeros(()))
     state, seconds = newest.newest(begun) or begun._replace(
@@ -262,7 +261,6 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     states = replicate(state)
     # What was written after the checkpoint is made again.
     curve = [line for line in read_curve(path) if line['step'] <= done]
-    bar.update(done)
 
     def save_if_due(last: bool = False) -> None:
       nonlocal saved_at
@@ -274,34 +272,38 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
       if stopping():
         raise KeyboardInterrupt
 
-    for epoch in range(done // steps, settings.epochs):
-      end = (epoch + 1) * steps
-      for arguments in feed.dispatches(order(epoch), done - epoch * steps):
-        began, taken = time.monotonic(), arguments[2] - arguments[1]
-        states = program(states, numbers, key, *arguments)
-        loss = check_finite(states, newest)  # waits for the devices
-        seconds = np.float64(seconds + time.monotonic() - began)
-        done += taken
-        bar.set_postfix_str(
-          f'loss {loss / (done - end + steps):.3f}', refresh=False
+    bar = progress.bar(
+      total, f'training {path.name}', unit='step', initial=done
+    )
+    with bar:
+      for epoch in range(done // steps, settings.epochs):
+        end = (epoch + 1) * steps
+        for arguments in feed.dispatches(order(epoch), done - epoch * steps):
+          began, taken = time.monotonic(), arguments[2] - arguments[1]
+          states = program(states, numbers, key, *arguments)
+          loss = check_finite(states, newest)  # waits for the devices
+          seconds = np.float64(seconds + time.monotonic() - began)
+          done += taken
+          bar.set_postfix_str(
+            f'loss {loss / (done - end + steps):.3f}', refresh=False
+          )
+          bar.update(taken)
+          if done < end:
+            save_if_due()
+        states = states._replace(loss_sum=states.loss_sum * 0)
+        state = training.settled(
+          settler, unreplicate(states), numbers, key, feed, order(0)
         )
-        bar.update(taken)
-        if done < end:
+        line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
+        line |= {'seconds': round(float(seconds), 2)} | watched(state.variables)
+        if settings.holdout and line['holdout_adv_acc'] > max(
+          (earlier['holdout_adv_acc'] for earlier in curve), default=-1
+        ):
+          best.save(done, Progress(state, seconds))
+        curve.append(line)
+        write_curve(path, curve)
+        if done < total:
           save_if_due()
-      states = states._replace(loss_sum=states.loss_sum * 0)
-      state = training.settled(
-        settler, unreplicate(states), numbers, key, feed, order(0)
-      )
-      line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
-      line |= {'seconds': round(float(seconds), 2)} | watched(state.variables)
-      if settings.holdout and line['holdout_adv_acc'] > max(
-        (earlier['holdout_adv_acc'] for earlier in curve), default=-1
-      ):
-        best.save(done, Progress(state, seconds))
-      curve.append(line)
-      write_curve(path, curve)
-      if done < total:
-        save_if_due()
     check_finite(states, newest, weights=True)
     if done != max(newest.numbers(), default=0):
       states = replicate(state)
