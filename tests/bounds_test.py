@@ -1,4 +1,5 @@
 import itertools
+import math
 from functools import partial
 
 import chex
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 from robustlip import attacks, bounds, lipschitz, losses, methods, models
+from robustlip.bounds import crop, walk
 from robustlip.models import layers
+from robustlip.models.convolution import convolve
 from robustlip.types import Batch
 
 KEY = jax.random.key(0)
@@ -357,6 +360,81 @@ def test_bounds_are_those_of_the_papers():
       assert (np.ptp(narrower, axis=0) < np.ptp(wider, axis=0)).all()
     lower, upper = found[1]
     assert difference[0][0, 0] >= lower[0, 0] - upper[0, 1]
+
+
+def branching(x, conv):
+  """Two paths, dilation, padding on one side only."""
+  x = nn.relu(conv(x, padding=((1, 1), (1, 1))))
+  x = x + conv(nn.relu(conv(x, padding=((1, 1), (2, 0)))), dilation=2)
+  return nn.relu(x).mean((1, 2))
+
+
+def pooled(x, conv):
+  """Strides and two kinds of pooling."""
+  x = layers.max_pool(nn.relu(conv(x, padding=((0, 1), (1, 0)))))
+  x = nn.max_pool(nn.tanh(conv(x, strides=2)), (2, 2), (1, 1))
+  return nn.relu(conv(x)).mean((1, 2))
+
+
+def convolution(x, *, kernel, strides=1, dilation=1, padding='SAME'):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (strides,) * 2,
+    padding,
+    rhs_dilation=(dilation,) * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def product(x, **settings):
+  """The same convolution as one matrix, on which no window is small."""
+  one = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+  shape = jax.eval_shape(partial(convolution, **settings), one).shape[1:]
+  eye = jnp.eye(math.prod(x.shape[1:])).reshape(-1, *x.shape[1:])
+  matrix = convolution(eye, **settings).reshape(len(eye), -1)
+  return (x.reshape(len(x), -1) @ matrix).reshape(len(x), *shape)
+
+
+@pytest.mark.parametrize('network', [branching, pooled])
+def test_windows_bound_as_the_matrices_of_convolutions_do(network):
+  kernel = jax.random.normal(KEY, (3, 3, 8, 8)) / 8
+  inputs = jax.random.uniform(KEY, (1, 12, 12, 8))
+  box = inputs - 0.1, inputs + 0.1
+
+  def fast(x, **settings):
+    if {*settings} == {'padding'}:
+      return convolve(x, kernel, strides=1, **settings)
+    return convolution(x, kernel=kernel, **settings)
+
+  found, expected = (
+    jax.jit(partial(bounds.linear, partial(network, conv=conv), tighten=True))(
+      *box
+    )
+    for conv in (fast, partial(product, kernel=kernel))
+  )
+  # Longer sums leave more room for rounding, a few thousandths here.
+  width = (expected[1] - expected[0]).max()
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=0.01 * width)
+
+
+def test_windows_are_receptive_fields():
+  kernel = jnp.ones((3, 3, 16, 16))
+
+  def logits_fn(x):
+    for strides in (1, 2, 1):
+      x = nn.relu(convolution(x, kernel=kernel, strides=strides))
+    return x.mean((1, 2))
+
+  network = walk.trace_one(logits_fn, (40, 40, 16))
+  last = [step for step in network.steps if step.name == 'max'][-1]
+  part = crop.part(network, last.variables[0], 16)
+  assert len(part.origins) == 20 * 20  # one place each, all its features
+  spans = part.windows[network.input]  # 3, 7 with gaps of 2, 9 places wide
+  assert [span.size for span in spans] == [9, 9, 16]
+  # SAME pads 0 before and 1 behind at stride 2: 2 * (0 - 1) - 0 - 1.
+  assert [span.start((0, 5, 7, 0)) for span in spans] == [7, 11, 0]
 
 
 def test_optimised_slopes_and_tighter_layers_only_help():

@@ -61,9 +61,9 @@ def linear(
 
   Args:
     weights: [B, K, C]; None bounds the logits themselves.
-    tighten: what intervals leave undecided at the nonlinearities is bounded by
-      lines too, one example after the other, each unit on its own: CROWN as
-      published. Without it is CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316).
+    tighten: what enters the nonlinearities is bounded by lines too, one
+      example after the other, each unit on its own: CROWN as published. Without
+      it is CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316).
     num_steps: of Adam on the slopes of the lines below undecided maxima, for
       each output its own (alpha-CROWN, Xu et al. 2021, arXiv:2011.13824).
 

@@ -162,9 +162,9 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
     return rewrite(inputs[1:], steps)
   if name == 'gather' and params['fill_value'] not in (None, 0):
     filled = functools.partial(_filled, equation.primitive, params, inputs[1])
-    return _rewritten(filled, {}, inputs[:1], steps, where)
+    return rewritten(filled, {}, inputs[:1], steps, where)
   if name in REWRITES and (name != 'div' or isinstance(inputs[1], Variable)):
-    return _rewritten(REWRITES[name], params, inputs, steps, where)
+    return rewritten(REWRITES[name], params, inputs, steps, where)
   if any(isinstance(value, Condition) for value in inputs):
     raise ValueError(
       f'bounds need a rule for {name!r} of a comparison of features, '
@@ -178,7 +178,7 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
       same = (jnp.broadcast_to(x, avals[0].shape) for x in values)
       return equation.primitive.bind(*same, **params)
 
-    return _rewritten(spread, {}, inputs, steps, where)
+    return rewritten(spread, {}, inputs, steps, where)
   if any(aval.dtype != jnp.float32 for aval in avals):
     raise ValueError(
       f'bounds need float32 features; {name!r} gives {avals[0].dtype}, '
@@ -198,7 +198,7 @@ def _called(params) -> ClosedJaxpr:
   raise ValueError(f'no jaxpr among the parameters {sorted(params)}.')
 
 
-def _rewritten(function, params, inputs, steps, where) -> list[Operand]:
+def rewritten(function, params, inputs, steps, where) -> list[Operand]:
   """Inlines a function of the operands in place of a primitive."""
   function = functools.partial(function, **params)
   closed = jax.make_jaxpr(function)(
@@ -233,9 +233,9 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
     return [otherwise]
   match comparisons:
     case [(a, b)] if _same(a, chosen) and _same(b, otherwise):
-      return _rewritten(lax.max, {}, cases, steps, where)
+      return rewritten(lax.max, {}, cases, steps, where)
     case [(a, b)] if _same(b, chosen) and _same(a, otherwise):
-      return _rewritten(REWRITES['min'], {}, cases, steps, where)
+      return rewritten(REWRITES['min'], {}, cases, steps, where)
     case [(x, b)] if _same(b, 0.0):
       slopes = _slope(otherwise, x, steps), _slope(chosen, x, steps)
     case [(a, x)] if _same(a, 0.0):
@@ -243,7 +243,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
     case _:
       slopes = None, None
   if not any(slope is None for slope in slopes):
-    return _rewritten(_kink, {}, [x, *slopes], steps, where)
+    return rewritten(_kink, {}, [x, *slopes], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
     'neither their maximum, their minimum nor a kink at 0 as in a leaky ReLU, '

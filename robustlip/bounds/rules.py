@@ -271,7 +271,7 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 # --- The other steps --------------------------------------------------------
 
 # Increasing functions whose derivative is least at an end of any interval.
-_SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
+SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
 _LIBRARY = 32  # roundings: an elementary function is not rounded correctly
 
 
@@ -303,7 +303,7 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     if step.operands[0] is step.operands[1]:  # a square
       least = jnp.maximum(least, 0.0)
     return [outward((least, corners.max(axis=0)))]
-  if step.name in _SMOOTH:
+  if step.name in SMOOTH:
     ((lower, upper),) = bounds
     image = step.apply([lower])[0], step.apply([upper])[0]
     outside = jnp.isnan(image[0]) | jnp.isnan(image[1])  # of its domain
@@ -351,7 +351,7 @@ def lines(
   )
   size += jnp.abs(intercepts[0]) + jnp.abs(intercepts[1])
   slack = gamma(owed) * size + TINY
-  if step.name in _SMOOTH:
+  if step.name in SMOOTH:
     slack += _LIBRARY * UNIT * (1 + magnitude(values))
   return _without_constants(step, ends, slopes, intercepts, slack)
 
@@ -390,14 +390,6 @@ def _max_lines(a, b, alpha):
     alpha = jnp.where(upper + lower > 0, 1.0, 0.0)
   low = jnp.where(undecided, alpha, decided)
   return low, high, jnp.where(undecided, shift, 0.0)
-
-
-def undecided(step: Step, bounds: Sequence[Bound]) -> chex.Array:
-  """How far tighter bounds of the variables could matter to a step, 0: not."""
-  if step.name != 'max':
-    return sum(upper - lower for lower, upper in bounds)
-  lower, upper = _difference(*step.fill(bounds, lambda array: (array, array)))
-  return jnp.maximum(jnp.minimum(-lower, upper), 0.0)
 
 
 def _derivatives(step, lower, upper) -> Bound:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from robustlip.bounds import rules
+from robustlip.bounds import crop, rules
 from robustlip.bounds.graph import Network, Step, Variable, trace
 from robustlip.bounds.rules import TINY, Bound, gamma
 from robustlip.losses import check_logits
@@ -50,8 +50,8 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
   """Bounds of every variable, each from those before it.
 
   Args:
-    tighten: where intervals are not exact, what a nonlinearity leaves
-      undecided is bounded by lines.
+    tighten: where intervals are not exact, what enters a nonlinearity is
+      bounded by lines.
   """
   bounds = {network.input: box}
   dependent = set()  # variables whose components cannot move apart
@@ -59,10 +59,9 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
   for step in network.steps:
     variables = step.variables
     if tighten and not rules.is_affine(step):
-      gaps = rules.undecided(step, [bounds[v] for v in variables])
       for variable in variables:
         if variable in loose:
-          bounds[variable] = _tightened(network, bounds, variable, gaps)
+          bounds[variable] = _tightened(network, bounds, variable)
           loose.remove(variable)
     outputs = rules.interval(step, [bounds[v] for v in variables])
     bounds |= dict(zip(step.outputs, outputs, strict=True))
@@ -77,29 +76,39 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
 _UNITS = 64  # of one variable, that are bounded together
 
 
-def _tightened(network, bounds, variable, gaps) -> Bound:
-  """Bounds by lines of the units with a gap, the widest first."""
-  lower, upper = (end.reshape(-1) for end in bounds[variable])
-  gaps, size = gaps.reshape(-1), math.prod(variable.shape)
+def _tightened(network, bounds, variable) -> Bound:
+  """Bounds of every unit by lines, from the windows on which a few depend."""
+  part = crop.part(network, variable, _UNITS)
+  if part is None:
+    return _bounded(network, bounds, variable)
+
+  def bounded(index, ends):
+    origin = jnp.asarray(part.origins)[index]
+    cropped, known = part.at(bounds, origin)
+    found = _bounded(cropped, known, cropped.output)
+    return tuple(
+      lax.dynamic_update_slice(end, new, tuple(origin))
+      for end, new in zip(ends, found, strict=True)
+    )
+
+  return lax.fori_loop(0, len(part.origins), bounded, bounds[variable])
+
+
+def _bounded(network, bounds, variable) -> Bound:
+  """The better of lines and what is known, of every unit on its own."""
+  lower, upper = bounds[variable]
+  shape, size = lower.shape, lower.size
   count = min(_UNITS, size)
-  order = jnp.pad(jnp.argsort(-gaps), (0, -size % count))
 
-  def open_(carry):
-    first, _, _ = carry
-    return (first < size) & (gaps[order[first]] > 0)
-
-  def bounded(carry):
-    first, lower, upper = carry
-    units = lax.dynamic_slice_in_dim(order, first, count)
+  def least(units):
     rows = jax.nn.one_hot(units, size, dtype=jnp.float32)
-    rows = jnp.concatenate([rows, -rows]).reshape(-1, *variable.shape)
-    least = backward(network, bounds, {variable: rows})
-    least = jnp.where(jnp.isnan(least), -jnp.inf, least)
-    lower = lower.at[units].max(least[:count])
-    return first + count, lower, upper.at[units].min(-least[count:])
+    rows = jnp.concatenate([rows, -rows]).reshape(-1, *shape)
+    return backward(network, bounds, {variable: rows}).reshape(2, count)
 
-  _, lower, upper = lax.while_loop(open_, bounded, (0, lower, upper))
-  return lower.reshape(variable.shape), upper.reshape(variable.shape)
+  units = jnp.arange(size + -size % count) % size
+  below, above = jnp.moveaxis(lax.map(least, units.reshape(-1, count)), 1, 0)
+  below, above = (x.reshape(-1)[:size].reshape(shape) for x in (below, above))
+  return _better(lower, below), -_better(-upper, above)
 
 
 def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
@@ -184,8 +193,10 @@ def backward(
       return None
     line = rules.lines(step, given, count, (alphas or {}).get(index))
     terms.append((received, (line.lower, line.upper)))
+    # XLA for CPUs does not vectorize a choice between what it broadcasts.
+    above, below = jnp.maximum(received, 0.0), jnp.minimum(received, 0.0)
     return [
-      received * jnp.where(received > 0, low, high)
+      above * low[None] + below * high[None]
       for low, high in zip(line.lower_slopes, line.upper_slopes, strict=True)
     ]
 
@@ -211,7 +222,10 @@ def _least(rows, lower, upper) -> chex.Array:
   count = gamma(total_terms(rows.shape[1:]))
   lower = lower - count * jnp.abs(lower)
   upper = upper + count * jnp.abs(upper)
-  return total(rows * jnp.where(rows > 0, lower, upper)) - TINY
+  # Flat: XLA for CPUs is slow where the last of several axes is short.
+  rows = rows.reshape(len(rows), -1)
+  lower, upper = lower.reshape(1, -1), upper.reshape(1, -1)
+  return total(jnp.minimum(rows * lower, rows * upper)) - TINY
 
 
 def total(rows: chex.Array) -> chex.Array:
