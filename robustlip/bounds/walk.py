@@ -39,10 +39,7 @@ def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
 def over_examples(
   one: Callable[[Any], chex.Array], examples: Any, *, tighten: bool
 ) -> chex.Array:
-  """`one` of each example: one after the other if it tightens bounds.
-
-  Each then takes as many rounds, and they as much memory, as it needs alone.
-  """
+  """`one` of each example: one after the other, for memory, if it tightens."""
   return lax.map(one, examples) if tighten else jax.vmap(one)(examples)
 
 
