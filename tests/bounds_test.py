@@ -437,6 +437,20 @@ def test_windows_are_receptive_fields():
   assert [span.start((0, 5, 7, 0)) for span in spans] == [7, 11, 0]
 
 
+def test_windows_pass_a_pooling_that_pads_nothing():
+  kernel = jnp.ones((3, 3, 16, 16))
+
+  def logits_fn(x):
+    x = nn.max_pool(nn.relu(convolution(x, kernel=kernel)), (2, 2), (2, 2))
+    return nn.relu(convolution(x, kernel=kernel)).mean((1, 2))
+
+  network = walk.trace_one(logits_fn, (40, 40, 16))
+  last = [step for step in network.steps if step.name == 'max'][-1]
+  part = crop.part(network, last.variables[0], 16)
+  spans = part.windows[network.input]  # 3 pooled ones, 6, 8 places
+  assert [span.size for span in spans] == [8, 8, 16]
+
+
 def test_optimised_slopes_and_tighter_layers_only_help():
   layers = dense_layers(KEY, (12, 20, 15, 3))
   inputs = jax.random.uniform(KEY, (3, 2, 2, 3))

@@ -7,7 +7,7 @@ another relaxation of max-pooling, so that on cnn2 only intervals must agree.
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -61,6 +61,7 @@ class Plain(nn.Module):
     return layers.dense(inputs.reshape(len(inputs), -1), 10)
 
 
+@cache
 def make(arch: str, num_images: int) -> tuple[problem.Problem, Any]:
   """A network, images and weights; `plain_<depth>_<width>` is a network too."""
   plain = re.fullmatch(r'plain_([1-9]\d*)_([1-9]\d*)', arch)

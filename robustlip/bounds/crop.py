@@ -124,8 +124,9 @@ def _dot(step: Step, window: Window) -> Needs | None:
 def _pad(step: Step, window: Window) -> Needs | None:
   value, config = step.operands[1], step.params['padding_config']
   known = not isinstance(value, Variable | jax.core.Tracer)
-  gaps = any(inside for *_, inside in config)
-  if gaps or not known or np.asarray(value) != 0:
+  padded = any(before > 0 or behind > 0 for before, behind, _ in config)
+  zeros = not padded or (known and np.asarray(value) == 0)
+  if not zeros or any(inside for *_, inside in config):
     return None
   found = [
     span.below(start=-before)
@@ -283,12 +284,12 @@ class Part(NamedTuple):
   def _moved(self, step, variable, need, origin, x) -> chex.Array:
     """What a step needs of a variable, from its window `x`."""
     have, shape = self.windows[variable], variable.shape
+    beyond = self._beyond(need, shape)
     if [span[:2] for span in have] == [span[:2] for span in need]:
       starts = [b.shift - a.shift for a, b in zip(have, need, strict=True)]
       ends = np.add(starts, _sizes(need)).tolist()
       x = x if have == need else lax.slice(x, starts, ends)
     else:
-      beyond = self._beyond(need, shape)
       starts = [
         b.start(origin) - a.start(origin) + before
         for a, b, (before, _) in zip(have, need, beyond, strict=True)
@@ -296,9 +297,7 @@ class Part(NamedTuple):
       x = lax.dynamic_slice(jnp.pad(x, beyond), starts, _sizes(need))
     if step.name not in _ZEROS_AROUND:
       return x
-    for axis, (span, amounts) in enumerate(
-      zip(need, self._beyond(need, shape), strict=True)
-    ):
+    for axis, (span, amounts) in enumerate(zip(need, beyond, strict=True)):
       if any(amounts):
         places = lax.broadcasted_iota(jnp.int32, x.shape, axis)
         places += span.start(origin)

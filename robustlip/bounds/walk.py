@@ -227,8 +227,8 @@ def _least(rows, lower, upper) -> chex.Array:
 def _least_products(rows, lower, upper):
   """Least products of each element with anything between two.
 
-  XLA for CPUs does not vectorize a choice between what it broadcasts, but their
-  derivatives with one take less memory and time than those of a minimum.
+  XLA for CPUs does not vectorize a choice between what it broadcasts; yet the
+  derivatives of a choice take less memory and time than those of a minimum.
   """
   return jnp.minimum(rows * lower, rows * upper)
 
