@@ -69,7 +69,8 @@ def define() -> None:
     'num_images',
     None,
     'Images that are measured. Default: 1000; 100 for autoattack and bounds. '
-    'In separation: of a synthetic set, which a tenth of it searches.',
+    'In separation: of a synthetic set, which a tenth of it (at most 50,000) '
+    'searches; it need not fit into memory.',
     1,
   )
   flags.DEFINE_integer(

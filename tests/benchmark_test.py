@@ -82,6 +82,7 @@ def test_what_a_candidate_found():
 def test_a_large_set_is_the_set_and_then_itself_moved():
   images = np.random.default_rng(0).integers(0, 255, (5, 20, 20, 1), np.uint8)
   found = cases.enlarged(datasets.Split(images, np.arange(5)), 12)
+  assert isinstance(found.images, np.memmap)
   assert found.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
   np.testing.assert_array_equal(found.images[:5], images)
   moved, kept = found.images[5], images[0]

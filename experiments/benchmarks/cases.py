@@ -36,6 +36,7 @@ STEPS = 4  # to one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
 PEERS_BATCH_SIZE = 64
 NUM_QUERIES = 64  # of a peer's separation search
+MOST_SEARCHING = 50_000  # of a large set; as many as ImageNet validates on
 
 
 def train(
@@ -198,12 +199,12 @@ def _search(data: datasets.Dataset, peers: bool) -> Case:
 
 
 def _large_search(num_images: int) -> Case:
-  """A tenth of a large set searches all of it."""
+  """A tenth of a large set, at most `MOST_SEARCHING`, searches all of it."""
   data = datasets.load(
     'restricted_imagenet', data_dir=FLAGS.data_dir, download=False
   )
   images, labels = enlarged(data.train, num_images)
-  count = num_images // 10
+  count = min(num_images // 10, MOST_SEARCHING)
   search = partial(
     separation.nearest_opposite, images[:count], labels[:count], images, labels
   )
@@ -213,12 +214,19 @@ def _large_search(num_images: int) -> Case:
 
 
 def enlarged(split: datasets.Split, count: int) -> datasets.Split:
-  """So many images: those of the split, then again moved by up to 8 pixels."""
-  chosen = np.arange(count) % len(split.labels)
-  images, rng = split.images[chosen], np.random.default_rng(0)
-  for image in images[len(split.labels) :]:
-    image[:] = np.roll(image, rng.integers(-8, 9, 2), (0, 1))
-  return datasets.Split(images, split.labels[chosen])
+  """So many images: those of the split, then again moved by up to 8 pixels.
+
+  They are memory-mapped from a file without a name, so that they may be more
+  than memory holds.
+  """
+  size, rng = len(split.labels), np.random.default_rng(0)
+  with tempfile.TemporaryFile() as file:
+    shape = count, *split.images.shape[1:]
+    images = np.memmap(file, np.uint8, 'w+', shape=shape)
+  for i in range(count):
+    move = rng.integers(-8, 9, 2) if i >= size else (0, 0)
+    images[i] = np.roll(split.images[i % size], move, (0, 1))
+  return datasets.Split(images, split.labels[np.arange(count) % size])
 
 
 def _peers_searches(queries, others):
