@@ -7,7 +7,7 @@ else the defaults here.
 import dataclasses
 import math
 import pathlib
-import typing
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import flags
@@ -28,15 +28,16 @@ QUICK = dict(
   inner_steps=3,
   eval_examples=1000,
 )
+WEIGHTS = ('lam', 'beta', 'mu', 'kappa')  # of the terms of a loss
 # What runs of one program may differ in, besides the seed.
-NUMBERS = ('epsilon', 'learning_rate', 'lam', 'beta', 'mu', 'kappa')
+NUMBERS = ('epsilon', 'learning_rate', *WEIGHTS)
 
 
 def setting(
   default: Any,
   text: str,
   *,
-  choices: typing.Collection[str] = (),
+  choices: Collection[str] = (),
   lower: float | None = None,
   upper: float | None = None,
 ) -> Any:
@@ -289,8 +290,15 @@ def check_data(path: pathlib.Path, settings: Config, dataset: Dataset) -> None:
     )
 
 
-def define(*, without: tuple[str, ...] = ()) -> None:
-  """Defines `--preset` and a flag for each setting, its default None."""
+def define(
+  *, without: tuple[str, ...] = (), several: tuple[str, ...] = ()
+) -> None:
+  """Defines `--preset` and a flag for each setting, its default None.
+
+  Args:
+    without: settings that have no flag.
+    several: numbers whose flag is a list of them.
+  """
   flags.DEFINE_enum(
     'preset',
     'quick',
@@ -303,10 +311,15 @@ def define(*, without: tuple[str, ...] = ()) -> None:
     'seeds', 1, 'Number of runs with consecutive seeds from --seed on.', 1
   )
   for field in dataclasses.fields(Config):
-    text = field.metadata['text']
-    if text and field.name not in without:
-      if field.metadata['choices']:
-        text += f' One of {", ".join(field.metadata["choices"])}.'
+    text, choices = field.metadata['text'], field.metadata['choices']
+    if not text or field.name in without:
+      continue
+    if field.name in several:
+      text = f'{text.removesuffix(".")}, or several.'
+      flags.DEFINE_list(field.name, None, text)
+    elif choices:
+      flags.DEFINE_enum(field.name, None, choices, text)
+    else:
       _DEFINE[field.type](field.name, None, text)
 
 
@@ -335,7 +348,7 @@ def given() -> dict[str, Any]:
   return found
 
 
-def numbers(name: str, kind: type = float) -> list[Any] | None:
+def numbers(name: str, kind: Callable[[str], Any]) -> list[Any] | None:
   """The numbers of a list flag, None if it is not given.
 
   Raises:
@@ -393,15 +406,13 @@ def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
   """
   chosen = given() | overrides
   method = chosen.get('method', Config.method)
-  if method not in released.METHODS:
-    raise ValueError(f'--method={method}: one of {", ".join(released.METHODS)}')
   chosen['dataset'] = dataset.source
   chosen['fingerprint'] = dataset.fingerprint
   if 'epsilon' not in chosen:
     chosen['epsilon'] = common.radius(dataset)
   base = preset(FLAGS.preset, dataset, method)
   settings = base | chosen
-  for name in NUMBERS[2:]:
+  for name in WEIGHTS:
     if name in chosen and name not in base:
       raise ValueError(f'--{name} means nothing to --method={method}')
   found = Config(**settings)

@@ -23,7 +23,7 @@ NOTE = (
   'The test set was trained on, together with the training set: the numbers '
   'say that such a network exists, not how well one generalizes.'
 )
-FIXED = ('method', 'lam', 'beta', 'mu', 'kappa', 'holdout', 'train_examples')
+FIXED = ('method', *config.WEIGHTS, 'holdout', 'train_examples')
 
 
 def define() -> None:

@@ -74,7 +74,7 @@ def define() -> None:
   common.define_dataset(
     "With --preset=paper or short, the paper's sets unless one is given."
   )
-  config.define(without=('method', 'lam', 'beta', 'mu', 'kappa'))
+  config.define(without=('method', *config.WEIGHTS))
   runs.define()
   flags.DEFINE_enum(
     'table',

@@ -10,7 +10,6 @@ The same command again goes on from the last checkpoint, or prints the result
 of a finished run at once.
 """
 
-import dataclasses
 import itertools
 import pathlib
 
@@ -21,18 +20,13 @@ from experiments.config import Config
 from robustlip import datasets
 
 FLAGS = flags.FLAGS
-LISTS = ('lam', 'beta', 'mu')  # weights of which there may be several
 
 
 def define() -> None:
   """The flags of this script."""
   common.define_dataset()
-  config.define(without=LISTS)
+  config.define(several=config.WEIGHTS)
   runs.define()
-  for field in dataclasses.fields(Config):
-    if field.name in LISTS:
-      text = field.metadata['text'].removesuffix('.')
-      flags.DEFINE_list(field.name, None, f'{text}, or several.')
   flags.DEFINE_string(
     'workdir',
     None,
@@ -48,8 +42,8 @@ def wanted(dataset: datasets.Dataset) -> list[Config]:
     ValueError: for a flag that does not fit the data set or another flag.
   """
   choices = {'seed': config.seeds()}
-  for name in LISTS:
-    if (values := config.numbers(name)) is not None:
+  for name in config.WEIGHTS:
+    if (values := config.numbers(name, common.Number().parse)) is not None:
       if not values:
         raise ValueError(f'--{name} has no number')
       choices = {name: values, **choices}
