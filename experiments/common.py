@@ -45,7 +45,7 @@ RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 
 
 class Number(flags.FloatParser):
-  """Finite floats, and fractions such as 8/255."""
+  """Parser of a flag for a finite float, between bounds: also 8/255."""
 
   def convert(self, argument):
     """The number that a text names."""
@@ -58,17 +58,6 @@ class Number(flags.FloatParser):
     if not math.isfinite(value):
       raise ValueError(f'{argument} must be a number')
     return value
-
-
-def define_number(
-  name: str,
-  default: float | None,
-  text: str,
-  lower: float | None = None,
-  upper: float | None = None,
-) -> None:
-  """A flag for a finite float between bounds, fractions allowed."""
-  flags.DEFINE(Number(lower, upper), name, default, text)
 
 
 def define_dataset(note: str = '') -> None:
@@ -102,7 +91,7 @@ def define_seed() -> None:
 
 def define_epsilon() -> None:
   """The radius that `radius` reads."""
-  define_number('epsilon', None, RADIUS, 0.0, 1.0)
+  flags.DEFINE(Number(0.0, 1.0), 'epsilon', None, RADIUS)
 
 
 def define_processes() -> None:

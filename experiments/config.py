@@ -5,6 +5,7 @@ else the defaults here.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Collection
@@ -327,8 +328,8 @@ _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,
   bool: flags.DEFINE_bool,
-  float: common.define_number,
-  float | None: common.define_number,
+  float: functools.partial(flags.DEFINE, common.Number()),
+  float | None: functools.partial(flags.DEFINE, common.Number()),
   tuple[int, ...]: flags.DEFINE_list,
 }
 

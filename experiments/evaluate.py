@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from experiments import common, config, measure, plots
 from experiments.config import Config
-from robustlip import attacks, bounds, checkpoints
+from robustlip import attacks, checkpoints
 from robustlip.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -57,14 +57,7 @@ def define() -> None:
   flags.DEFINE_enum(
     'norm', 'linf', ['linf', 'l2'], 'Of the ball; l2 needs its own --epsilon.'
   )
-  flags.DEFINE_enum(
-    'certify',
-    '',
-    ['', *bounds.METHODS],
-    'Bound what can happen in the ball too: certified accuracy, and an upper '
-    'bound on the Lipschitz constant. From left to right tighter and slower; '
-    'crown takes seconds an image.',
-  )
+  measure.define_certify()
   flags.DEFINE_bool(
     'save_examples', False, 'Write the adversarial test images beside it.'
   )

@@ -45,6 +45,18 @@ def define() -> None:
   )
 
 
+def define_certify() -> None:
+  """The flag of what can bound as well as attack."""
+  flags.DEFINE_enum(
+    'certify',
+    '',
+    ['', *bounds.METHODS],
+    'Bound what can happen in the ball too: certified accuracy, and an upper '
+    'bound on the Lipschitz constant. From left to right tighter and slower; '
+    'crown takes seconds an image.',
+  )
+
+
 class Attack(NamedTuple):
   """How to measure, and what the record states of it."""
 

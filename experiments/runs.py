@@ -48,8 +48,11 @@ def define() -> None:
   """The flags of everything that trains."""
   measure.define()
   common.define_processes()
-  common.define_number(
-    'checkpoint_seconds', 60.0, 'Least time between two checkpoints.', 0.0
+  flags.DEFINE(
+    common.Number(0.0),
+    'checkpoint_seconds',
+    60.0,
+    'Least time between two checkpoints.',
   )
   flags.DEFINE_bool(
     'stream',

@@ -39,7 +39,6 @@ from experiments import (
   table_rows,
 )
 from experiments.table_rows import ROWS
-from robustlip import bounds
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
@@ -98,12 +97,7 @@ def define() -> None:
     'multi_targeted_released. Default: the last two for `mt`, strong for 5; '
     '`--attacks=`: none.',
   )
-  flags.DEFINE_enum(
-    'certify',
-    '',
-    ['', *bounds.METHODS],
-    'Columns for certified accuracy and for an upper Lipschitz bound too.',
-  )
+  measure.define_certify()
   flags.DEFINE_string(
     'workdir',
     None,
