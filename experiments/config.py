@@ -201,15 +201,15 @@ class Config:
     if self.ema and self.swa:
       raise ValueError('--ema and --swa are two averages: one is the network')
     method = released.METHODS[self.method]
-    certified = method in (methods.ibp, methods.crown_ibp)
-    drops = self.dropout or (self.dropout is None and 'cnn' in self.arch)
-    if certified and drops:
-      raise ValueError(f'--method={self.method} needs --dropout=0')
-    if certified and (self.cutmix or self.label_smoothing):
-      raise ValueError(
-        f'--method={self.method} bounds the loss of one label: it takes no '
-        '--cutmix and no --label_smoothing'
-      )
+    if method in (methods.ibp, methods.crown_ibp):
+      drops = self.dropout is None and self.arch in models.WITH_DROPOUT
+      if self.dropout or drops:
+        raise ValueError(f'--method={self.method} needs --dropout=0')
+      if self.cutmix or self.label_smoothing:
+        raise ValueError(
+          f'--method={self.method} bounds the loss of one label: it takes no '
+          '--cutmix and no --label_smoothing'
+        )
     steps = type(self).inner_steps
     if self.inner_steps != steps and not methods.accepts(method, 'num_steps'):
       raise ValueError(f'--inner_steps means nothing to {self.method}')

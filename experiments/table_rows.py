@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import config, paper
 from experiments.findings import DROPOUT
-from robustlip import methods, released
+from robustlip import methods, models, released
 from robustlip.augmentations import AUGMENTATIONS
 from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
@@ -150,7 +150,7 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   found = config.from_flags(dataset, **chosen)
   if FLAGS.table == '5':
     return _with_tools(found, tools, dataset)
-  if FLAGS.table == '4' and found.arch.startswith('cnn'):
+  if FLAGS.table == '4' and found.arch in models.WITH_DROPOUT:
     raise ValueError(
       f'--table=4 adds dropout and {found.arch} has it already; use a wrn or '
       'resnet'
@@ -174,7 +174,7 @@ def _with_tools(
     if not chosen[name]:
       raise ValueError(f'--{name}=0 leaves nothing of a row with {name}')
   if 'dropout' in tools:
-    its_own = found.arch.startswith('cnn') and FLAGS.dropout is None
+    its_own = found.arch in models.WITH_DROPOUT and FLAGS.dropout is None
     chosen['dropout'] = None if its_own else _dropout_rate(dataset)
   more = [tool for tool in tools if tool in AUGMENTATIONS]
   names = [name for name in (found.augment, *more) if name != 'none']

@@ -23,6 +23,7 @@ from robustlip.types import LogitsFn
 __all__ = [
   'ACTIVATIONS',
   'MODELS',
+  'WITH_DROPOUT',
   'build',
   'from_torch',
   'init',
@@ -31,6 +32,7 @@ __all__ = [
 
 Factory = Callable[..., nn.Module]
 
+WITH_DROPOUT = ('cnn1', 'cnn2')  # where no rate is given
 ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
 
 
