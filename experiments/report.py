@@ -10,7 +10,7 @@ and `<!-- end -->`, where BLOCK is one of `BLOCKS`, in brackets the record where
 it is of one: `run(train_NAME)`. `--check` writes nothing and fails if a table
 differs from its records. `--publish` first copies the record of a finished run,
 or any record that a script has written, with the Markdown and the picture
-beside it, into experiments/results; one that is there and differs is replaced
+beside it (none of an evaluation), into experiments/results; one that is there and differs is replaced
 with `--overwrite` alone.
 
 `markdown` renders the record of a table of the paper (`experiments.tables`).
@@ -483,7 +483,9 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
         f'{target} has another record, of {other.get("date")}: '
         f'{other.get("command")}; --overwrite replaces it'
       )
-  for suffix in ('.json', '.md', '.png'):
+  # No page shows the picture of one evaluation; `curves` joins several.
+  suffixes = '.json', '.md', '.png'
+  for suffix in suffixes[:1] if name.startswith('evaluation_') else suffixes:
     if (file := source.with_suffix(suffix)).exists():
       shutil.copyfile(file, target.with_suffix(suffix))
     else:  # that of the record before

@@ -100,8 +100,10 @@ def test_a_finished_run_is_published_under_the_name_of_its_folder(
   assert report.publish(run, overwrite=False) == target  # the same again
   evaluation = run / 'evaluations' / 'pgd-newest.json'
   common.write_json(MNIST, evaluation)
+  evaluation.with_suffix('.png').write_text('shown on no page')
   target = report.publish(evaluation, overwrite=False)
   assert target.name == 'evaluation_mnist-rst_pgd-newest.json'
+  assert not list(results.glob('*.png'))
   row = tmp_path / 'runs' / 'mnist-cnn2' / 'at' / 'seed0'
   common.write_json(MNIST, row / 'result.json')
   target = report.publish(row, overwrite=False)
