@@ -10,8 +10,8 @@ and `<!-- end -->`, where BLOCK is one of `BLOCKS`, in brackets the record where
 it is of one: `run(train_NAME)`. `--check` writes nothing and fails if a table
 differs from its records. `--publish` first copies the record of a finished run,
 or any record that a script has written, with the Markdown and the picture
-beside it (none of an evaluation), into experiments/results; one that is there and differs is replaced
-with `--overwrite` alone.
+beside it (none of an evaluation), into experiments/results; one that is there
+and differs is replaced with `--overwrite` alone.
 
 `markdown` renders the record of a table of the paper (`experiments.tables`).
 """
