@@ -41,6 +41,7 @@ RADIUS = (  # help of --epsilon
   'Radius of the l-inf ball in units of the pixel range, such as 0.1 or 8/255. '
   "Default: the paper's for the data set."
 )
+ORIGIN = ('command', 'commit', 'date', 'machine')  # what a page says of it
 RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
 
 

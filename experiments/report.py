@@ -99,10 +99,10 @@ def grid(rows: Iterable[dict[str, str]]) -> str:
 # Tables of the paper.
 
 
-def panels(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-  """The rows of a table by network and data set."""
+def panels(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+  """Rows of a table by network and data set."""
   found: dict[str, list[dict[str, Any]]] = {}
-  for row in record['rows']:
+  for row in rows:
     title = f'{row["arch"]} on {row["dataset"]}' if row['arch'] else ''
     found.setdefault(title, []).append(row)
   return found
@@ -160,7 +160,7 @@ def markdown(record: dict[str, Any]) -> str:
   """The record of a table of the paper: its panels, each with its findings."""
   lines = [f'## {record["title"]}']
   lines += filter(None, [record.get('caption')])
-  for title, rows in panels(record).items():
+  for title, rows in panels(record['rows']).items():
     names = columns(rows)
     beside = {c: any(c in row['paper'] for row in rows) for c in names}
     lines += [f'### {title}'] if title else []
@@ -465,10 +465,9 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
       'or a JSON record'
     )
   found, target = common.read_json(source), common.RESULTS / f'{name}.json'
-  if missing := {'command', 'commit', 'machine', 'date'} - found.keys():
+  if missing := sorted({*common.ORIGIN} - found.keys()):
     raise ValueError(
-      f'{source} does not say where it comes from: no '
-      f'{", ".join(sorted(missing))}'
+      f'{source} does not say where it comes from: no {", ".join(missing)}'
     )
   if any(target.match(glob) for glob, _ in BLOCKS.values()):
     described(found, name)  # refuses what a page cannot show

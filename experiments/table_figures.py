@@ -33,7 +33,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
   others = {'5': tools, 'sizes': sizes}
   if other := others.get(record['table']):
     return other(record, path)
-  panels = report.panels(record)
+  panels = report.panels(record['rows'])
   names = {kind(column) for column in report.columns(record['rows'])}
   kinds = [end for end in KINDS if end in names]
   heights = [0.25 * len(rows) + 2.6 for rows in panels.values()]
@@ -63,7 +63,7 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
   """
   import matplotlib
 
-  panels = report.panels(record)
+  panels = report.panels(record['rows'])
   methods = list(dict.fromkeys(_parts(row)[0] for row in record['rows']))
   names = dict.fromkeys(_parts(row)[1] for row in record['rows'])
   figure = drawing.figure(4 * len(methods) + 5, 3.8 * len(panels))
@@ -99,7 +99,7 @@ def sizes(record: dict[str, Any], path: pathlib.Path) -> None:
   lines are of clean images, dashed ones of attacked images, bars the range
   over seeds.
   """
-  panels = report.panels(record)
+  panels = report.panels(record['rows'])
   figure = drawing.figure(9, 3.8 * len(panels))
   axes = figure.subplots(len(panels), 2, squeeze=False)
   for line, (title, rows) in zip(axes, panels.items(), strict=True):

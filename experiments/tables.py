@@ -65,7 +65,6 @@ ATTACKS = {
   'mt': ['multi_targeted_released', 'multi_targeted'],
 }
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
-PROVENANCE = ('command', 'commit', 'date', 'machine')
 
 
 def define() -> None:
@@ -143,7 +142,7 @@ def finished(
         run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
       run['seconds'] += more['seconds']
       run = more | run  # what only the evaluation has
-      measured.append({key: more[key] for key in PROVENANCE})
+      measured.append({key: more[key] for key in common.ORIGIN})
     found.append(run | {'measured': measured})
   return row_record(dataset, base, row, found)
 
@@ -173,31 +172,43 @@ def row_record(
     'ours': {c: [run[c] for run in found] for c in columns},
     'paper': {c: x for c, x in theirs.items() if c in columns},
     'seconds': sum(run['seconds'] for run in found),
-    'runs': [{key: run[key] for key in PROVENANCE} for run in found],
+    'runs': [{key: run[key] for key in common.ORIGIN} for run in found],
     'measured': [made for run in found for made in run['measured']],
   }
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """The record of a table, its rows in order and its findings drawn anew."""
-  record = {'table': FLAGS.table, 'title': TITLES[FLAGS.table], 'rows': []}
-  record |= {'findings': {}, 'seconds': sum(row['seconds'] for row in rows)}
-  if FLAGS.table == '5':
-    record |= {'caption': CAPTION, 'correlations': {}}
+  ordered, decided, correlations = [], {}, {}
   rows = sorted(rows, key=lambda row: (row['dataset'], row['arch']))
-  for title, panel in report.panels({'rows': rows}).items():
+  for title, panel in report.panels(rows).items():
     means = {
       row['row']: {c: sum(x) / len(x) for c, x in row['ours'].items()}
       for row in panel
     }
-    record['rows'] += sorted(
+    ordered += sorted(
       panel, key=lambda row, means=means: _place(row['row'], means)
     )
     if found := findings.decided(means):
-      record['findings'][title] = found
-    if FLAGS.table == '5':
-      record['correlations'][title] = findings.rank_correlations(panel)
+      decided[title] = found
+    correlations[title] = findings.rank_correlations(panel)
+  record = titled(ordered, decided)
+  if FLAGS.table == '5':
+    record |= {'caption': CAPTION, 'correlations': correlations}
   return record
+
+
+def titled(
+  rows: list[dict[str, Any]], decided: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+  """The record of the table that the flags name."""
+  return {
+    'table': FLAGS.table,
+    'title': TITLES[FLAGS.table],
+    'rows': rows,
+    'findings': decided,
+    'seconds': sum(row['seconds'] for row in rows),
+  }
 
 
 def _place(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
@@ -311,7 +322,7 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
         'ours': {column: [float(record[column])] for column in theirs},
         'paper': theirs,
         'seconds': float(record['seconds']),
-        'runs': [{key: record.get(key) for key in PROVENANCE}],
+        'runs': [{key: record.get(key) for key in common.ORIGIN}],
       }
   if not rows:
     raise FileNotFoundError(
@@ -319,23 +330,13 @@ def separations(root: pathlib.Path) -> dict[str, Any]:
       f'--dataset=NAME --workdir={root}'
     )
   found = [rows[name] for name, _ in paper.panels('1') if name in rows]
-  distances = [
-    (
-      f'{row["label"]} {part}',
-      row['ours'][part][0],
-      2 * row['ours']['epsilon'][0],
-    )
-    for row in found
-    for part in ('train_train_min', 'test_train_min')
-  ]
-  return {
-    'table': '1',
-    'title': TITLES['1'],
-    'rows': found,
-    'findings': {'': {'separated': findings.finding(distances)}},
-    'seconds': sum(row['seconds'] for row in found),
-    **common.provenance(),
-  }
+  distances = []
+  for row in found:
+    ours = {column: value for column, (value,) in row['ours'].items()}
+    for part in ('train_train_min', 'test_train_min'):
+      name = f'{row["label"]} {part}'
+      distances.append((name, ours[part], 2 * ours['epsilon']))
+  return titled(found, {'': {'separated': findings.finding(distances)}})
 
 
 def sizes(root: pathlib.Path) -> dict[str, Any]:
@@ -366,13 +367,8 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
       f'--workdir={root} with it'
     )
   rows = [found[place] for place in sorted(found)]
-  record = {'table': 'sizes', 'title': TITLES['sizes'], 'rows': rows}
-  record['findings'] = {
-    title: findings.by_size(panel)
-    for title, panel in report.panels(record).items()
-  }
-  record['seconds'] = sum(row['seconds'] for row in rows)
-  return record | common.provenance()
+  panels = report.panels(rows).items()
+  return titled(rows, {title: findings.by_size(x) for title, x in panels})
 
 
 # Tables that are made of records which other commands have written.
@@ -415,12 +411,12 @@ def write(record: dict[str, Any], output: pathlib.Path) -> str:
 def main() -> None:
   """The table as Markdown, then its record on one line."""
   output = location()
-  if FLAGS.render_only and not output.exists():
-    raise FileNotFoundError(
-      f'there is no {output} to render; the same command without '
-      '--render_only makes it'
-    )
   if FLAGS.render_only:
+    if not output.exists():
+      raise FileNotFoundError(
+        f'there is no {output} to render; the same command without '
+        '--render_only makes it'
+      )
     record = common.read_json(output)
   elif FLAGS.table in JOINED:
     given = [*config.given(), 'rows', 'attacks', 'certify', 'seeds']
@@ -432,7 +428,7 @@ def main() -> None:
     root = output.parent
     if FLAGS.table == '1' and not FLAGS.workdir:
       root = common.RESULTS
-    record = JOINED[FLAGS.table](root)
+    record = JOINED[FLAGS.table](root) | common.provenance()
   else:
     record = networks(output)
   print(write(record, output))
