@@ -196,7 +196,9 @@ class Config:
       value, about = getattr(self, field.name), field.metadata
       values = value if isinstance(value, tuple) else (value,)
       for one in values:
-        _check(field.name, one, **{k: about[k] for k in about if k != 'text'})
+        _check(
+          field.name, one, about['choices'], about['lower'], about['upper']
+        )
     augmentations.augmentation(self.augment)
     if self.ema and self.swa:
       raise ValueError('--ema and --swa are two averages: one is the network')
@@ -340,10 +342,8 @@ def given() -> dict[str, Any]:
   Raises:
     ValueError: if a list has something else than integers.
   """
-  found = {}
-  for field in dataclasses.fields(Config):
-    if field.name in FLAGS and FLAGS[field.name].present:
-      found[field.name] = FLAGS[field.name].value
+  names = [x.name for x in dataclasses.fields(Config) if x.name in FLAGS]
+  found = {name: FLAGS[name].value for name in names if FLAGS[name].present}
   if 'milestones' in found:
     found['milestones'] = tuple(numbers('milestones', int))
   return found

@@ -48,13 +48,11 @@ def train(
   compile_peer: bool,
 ) -> list[Case]:
   """Images a second of the RST step, with PGD-10, at 64 or (wrn) 32 a batch."""
-  cases = []
-
-  def size_of(name):
-    return batch_size or (64 if name.startswith('cnn') else 32)
-
-  for task in [problem.make(x, STEPS * size_of(x), precision) for x in arch]:
-    size = size_of(task.arch)
+  cases, tasks = [], []
+  for name in arch:
+    size = batch_size or (64 if name.startswith('cnn') else 32)
+    tasks.append((size, problem.make(name, STEPS * size, precision)))
+  for size, task in tasks:
     title = f'{task.arch}, batch {size}'
     if precision != 'float32':
       title += f', {precision}'
