@@ -7,7 +7,7 @@ optimal.
 Shared arguments: `data` is a `splines.Data`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import clarabel
 import numpy as np
@@ -41,91 +41,88 @@ def natural(data: splines.Data) -> Fit:
   return Fit(np.linalg.pinv(hessian, hermitian=True) @ gradient, 0.0)
 
 
-def minimize(objective, quadratic, squares, costs, bounds) -> Fit:
-  """Minimizes t'Ht - 2 g't + c + sum(squares s^2 + costs s) over t and s.
+def minimize(
+  quadratic: tuple,
+  features: np.ndarray,
+  groups: np.ndarray,
+  targets: np.ndarray,
+  *,
+  squares: Any = 0.0,
+  costs: Any = 0.0,
+) -> Fit:
+  """Minimizes t'Ht - 2 g't + c + sum(squares s^2 + costs s) over t.
+
+  s_i is the largest |f t - targets_i| over the features f of its group. The
+  variables of the program are t, the largest and the smallest f t of each
+  group, and s.
 
   Args:
-    objective: function of the coefficients t that this equals at the best s.
     quadratic: the triple (H, g, c).
-    bounds: a matrix and a vector; the matrix times (t, s) is at most the
-      vector.
+    features: [D, K, 34], D of each group.
+    groups: [N], the group of each target.
+    targets: [N].
+    squares: what s^2 costs, [N] or a number.
+    costs: what s costs, [N] or a number.
   """
   hessian, gradient, constant = quadratic
-  matrix = scipy.sparse.block_diag([hessian, scipy.sparse.diags(squares)])
+  sides, num_groups, _ = features.shape
+  squares, costs = (np.broadcast_to(x, len(targets)) for x in (squares, costs))
+  around, free = np.concatenate(features), np.zeros(2 * num_groups)
+  each = np.tile(np.eye(num_groups), (sides, 1))
+  pick = np.eye(num_groups)[groups]
+  size = scipy.sparse.identity(len(targets))
+  bounds = scipy.sparse.bmat(
+    [
+      [around, -each, None, None],
+      [-around, None, each, None],
+      [None, pick, None, -size],
+      [None, None, -pick, -size],
+    ],
+    format='csc',
+  )
+  right_side = np.concatenate([np.zeros(2 * len(around)), targets, -targets])
+  matrix = scipy.sparse.block_diag(
+    [hessian, scipy.sparse.diags(np.concatenate([free, squares]))]
+  )
   settings = clarabel.DefaultSettings()
   settings.verbose = False
   settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
   solution = clarabel.DefaultSolver(
     scipy.sparse.triu(2 * matrix, format='csc'),
-    np.concatenate([-2 * gradient, costs]),
-    scipy.sparse.csc_matrix(bounds[0]),
-    bounds[1],
-    [clarabel.NonnegativeConeT(len(bounds[1]))],
+    np.concatenate([-2 * gradient, free, costs]),
+    bounds,
+    right_side,
+    [clarabel.NonnegativeConeT(len(right_side))],
     settings,
   ).solve()
-  coefficients = np.array(solution.x[: len(gradient)])
-  lower_bound = solution.obj_val_dual + constant
-  return Fit(coefficients, objective(coefficients) - lower_bound)
+  best = np.array(solution.x[: len(gradient)])
+  sizes = np.abs((features @ best)[:, groups] - targets).max(axis=0)
+  value = best @ hessian @ best - 2 * gradient @ best + constant
+  value += squares @ sizes**2 + costs @ sizes
+  return Fit(best, value - (solution.obj_val_dual + constant))
 
 
 def robust(data: splines.Data, *, clean: float, attacked: float) -> Fit:
   """Minimizes clean * squared error + attacked * largest squared error.
 
-  AT is (0, 1), RST is (1, lambda). The variables beside the coefficients are
-  the largest and the smallest value around each distinct input, and the
-  largest absolute error of each example.
+  AT is (0, 1), RST is (1, lambda).
   """
-
-  def objective(coefficients):
-    squares = splines.errors(coefficients, data) ** 2
-    total = clean * squares[1].sum() + attacked * squares.max(axis=0).sum()
-    return total + splines.penalty(coefficients)
-
-  num_points, num_examples = len(data.counts), len(data.targets)
-  around = np.concatenate(data.around)
-  three = np.tile(np.eye(num_points), (3, 1))
-  pick = scipy.sparse.csr_matrix(
-    (np.ones(num_examples), (np.arange(num_examples), data.groups))
-  )
-  error = scipy.sparse.identity(num_examples)
-  matrix = scipy.sparse.bmat(
-    [
-      [around, -three, None, None],
-      [-around, None, three, None],
-      [None, pick, None, -error],
-      [None, None, -pick, -error],
-    ]
-  )
-  right_side = np.concatenate(
-    [np.zeros(2 * len(around)), data.targets, -data.targets]
-  )
-  squares = np.repeat([0.0, attacked], [2 * num_points, num_examples])
   return minimize(
-    objective,
     least_squares(data, clean),
-    squares,
-    np.zeros_like(squares),
-    (matrix, right_side),
+    data.around,
+    data.groups,
+    data.targets,
+    squares=attacked,
   )
 
 
 def trades(data: splines.Data, *, beta: float) -> Fit:
-  """Minimizes squared error + beta * largest squared move of the value.
-
-  The variables beside the coefficients are the largest absolute moves.
-  """
-
-  def objective(coefficients):
-    errors = splines.errors(coefficients, data)
-    moves = ((errors - errors[1]) ** 2).max(axis=0).sum()
-    return (errors[1] ** 2).sum() + beta * moves + splines.penalty(coefficients)
-
-  steps = np.concatenate(data.around[::2] - data.center)
-  two = np.tile(np.eye(len(data.counts)), (2, 1))
+  """Minimizes squared error + beta * largest squared move of the value."""
+  inputs = np.arange(len(data.counts))
   return minimize(
-    objective,
     least_squares(data),
-    beta * data.counts,
-    np.zeros(len(data.counts)),
-    (np.block([[steps, -two], [-steps, -two]]), np.zeros(2 * len(steps))),
+    data.around[::2] - data.center,
+    inputs,
+    np.zeros(len(inputs)),
+    squares=beta * data.counts,
   )

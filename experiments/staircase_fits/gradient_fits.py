@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-import scipy.sparse
 
 from experiments.staircase_fits import convex_fits, splines
 from experiments.staircase_fits.convex_fits import Fit
@@ -19,27 +18,15 @@ from experiments.staircase_fits.convex_fits import Fit
 def gr_released(data: splines.Data, *, beta: float) -> Fit:
   """Minimizes squared error + beta / 2 * sum |error| ||features||_2.
 
-  The released penalty: the gradient with respect to the coefficients. The
-  variables beside the coefficients are the absolute errors.
+  The released penalty: the gradient with respect to the coefficients.
   """
   lengths = np.linalg.norm(data.center, axis=1)[data.groups]
-
-  def objective(coefficients):
-    errors = splines.errors(coefficients, data)[1]
-    total = (errors**2).sum() + beta / 2 * np.abs(errors) @ lengths
-    return total + splines.penalty(coefficients)
-
-  features = scipy.sparse.csr_matrix(data.center[data.groups])
-  error = scipy.sparse.identity(len(data.targets))
   return convex_fits.minimize(
-    objective,
     convex_fits.least_squares(data),
-    np.zeros(len(data.targets)),
-    beta / 2 * lengths,
-    (
-      scipy.sparse.bmat([[features, -error], [-features, -error]]),
-      np.concatenate([data.targets, -data.targets]),
-    ),
+    data.center[None],
+    data.groups,
+    data.targets,
+    costs=beta / 2 * lengths,
   )
 
 
