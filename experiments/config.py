@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Collection
 from typing import Any
 
+import flax.linen as nn
 from absl import flags
 
 from experiments import common, paper
@@ -217,10 +218,15 @@ class Config:
       raise ValueError(f'--inner_steps means nothing to {self.method}')
     if self.epsilon_warmup and not methods.has_radius(method):
       raise ValueError(f'--epsilon_warmup means nothing to {self.method}')
-    models.build(
+    self.network(num_classes=2)
+
+  def network(self, num_classes: int) -> nn.Module:
+    """The Linen module that the settings name, for so many classes."""
+    return models.build(
       self.arch,
-      2,
+      num_classes,
       dropout_rate=self.dropout,
+      dtype=self.precision,
       activation=self.activation,
       remat=self.remat,
     )
@@ -434,13 +440,12 @@ def name(config: Config, dataset: Dataset) -> str:
   if FLAGS.preset != 'quick':
     parts.append(f'preset{FLAGS.preset}')
   usual = Config(**preset(FLAGS.preset, dataset, config.method))
-  said = ('dataset', 'arch', 'method', 'epsilon', 'seed', 'dropout')
+  said = {'arch', 'method', 'epsilon', 'seed', 'dropout', *config.weights}
   for field in dataclasses.fields(Config):
     value = getattr(config, field.name)
-    unsaid = (
-      field.name not in (*said, *config.weights) and field.metadata['text']
-    )
-    if unsaid and value != getattr(usual, field.name):
+    if not field.metadata['text'] or field.name in said:
+      continue
+    if value != getattr(usual, field.name):
       value = '_'.join(map(str, value)) if isinstance(value, tuple) else value
       value = pathlib.Path(value).name if field.name == 'start' else value
       parts.append(f'{field.name}{value}'.replace(',', '+'))

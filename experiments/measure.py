@@ -12,7 +12,6 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags, logging
@@ -82,25 +81,14 @@ class Outcome(NamedTuple):
   by_radius: dict[float, evaluation.Attacked]  # the smallest first
 
 
-def network(config: Config, class_names: tuple[str, ...]) -> nn.Module:
-  """The Linen module that `config` names, for these classes."""
-  return models.build(
-    config.arch,
-    len(class_names),
-    dropout_rate=config.dropout,
-    dtype=config.precision,
-    activation=config.activation,
-    remat=config.remat,
-  )
-
-
 def evaluator(
   config: Config, dataset: Dataset, attack: Attack
 ) -> evaluation.Evaluator:
   """Compiled measurements for networks trained with `config`."""
+  num_classes = len(dataset.class_names)
   return _evaluator(
-    network(config, dataset.class_names),
-    len(dataset.class_names),
+    config.network(num_classes),
+    num_classes,
     attack._replace(epsilons=attack.radii(config)),
     FLAGS.eval_batch_size,
   )
@@ -285,7 +273,7 @@ def certificates(
     ArithmeticError: if an example is certified and was broken, or a lower
       bound exceeds an upper one: one of the two is wrong.
   """
-  module, split = network(config, dataset.class_names), outcome.split
+  module, split = config.network(len(dataset.class_names)), outcome.split
 
   def certified(method, variables, batch, keys, epsilon):
     del keys
@@ -416,7 +404,7 @@ def doubted(
 ) -> dict[str, float]:
   """What makes these numbers doubtful, each with a warning; {} is none."""
   found = doubts.facts(
-    partial(models.logits_fn, network(config, dataset.class_names)),
+    partial(models.logits_fn, config.network(len(dataset.class_names))),
     variables,
     subset(dataset.test, 100),
     key(config),

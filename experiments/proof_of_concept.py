@@ -10,7 +10,6 @@ were not to be found. The same command again goes on or prints the result.
 """
 
 import pathlib
-from typing import Any
 
 from absl import flags
 
@@ -70,25 +69,20 @@ def certificate(dataset: Dataset, epsilon: float) -> dict[str, float]:
   }
 
 
-def record(dataset: Dataset, path: pathlib.Path) -> dict[str, Any]:
-  """Trains, measures and certifies what is missing; everything measured."""
-  chosen = settings(dataset)
-  found = {'note': NOTE, **runs.train(chosen, dataset, path)}
-  attack = measure.Attack('multi_targeted')
-  stronger = evaluate.evaluate(path, dataset, attack)
-  for name in ('adv_train_acc', 'adv_test_acc', 'adv_gap'):
-    found[f'multi_targeted_{name}'] = stronger[name]
-  return found | certificate(dataset, chosen.epsilon)
-
-
 def main() -> None:
-  """One data set, one record."""
+  """One data set, one record: trains, measures, certifies what is missing."""
   if FLAGS.seeds > 1:
     raise ValueError('the proof of concept is one run: drop --seeds')
   dataset = common.load_dataset()
+  chosen = settings(dataset)
   root = pathlib.Path(FLAGS.workdir or f'runs/{FLAGS.preset}')
-  name = f'proof_of_concept-{dataset.name}-seed{settings(dataset).seed}'
-  found = record(dataset, root / name)
+  name = f'proof_of_concept-{dataset.name}-seed{chosen.seed}'
+  found = {'note': NOTE, **runs.train(chosen, dataset, root / name)}
+  attack = measure.Attack('multi_targeted')
+  stronger = evaluate.evaluate(root / name, dataset, attack)
+  for column in ('adv_train_acc', 'adv_test_acc', 'adv_gap'):
+    found[f'multi_targeted_{column}'] = stronger[column]
+  found |= certificate(dataset, chosen.epsilon)
   common.finish(found, root / f'{name}.json')
 
 

@@ -111,8 +111,9 @@ def radius_schedule(
 
 
 @functools.lru_cache(maxsize=2)
-def _trainer(static: Config, module, steps_per_epoch: int):
+def _trainer(static: Config, num_classes: int, steps_per_epoch: int):
   """(make_recipe, its programs) of all runs that differ in numbers alone."""
+  module = static.network(num_classes)
   total = static.epochs * steps_per_epoch
   factory = released.METHODS[static.method]
 
@@ -215,8 +216,9 @@ def check(settings: Config, dataset: Dataset) -> None:
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
   # Images may be too small for the network, and a method may not take it.
-  module = measure.network(settings, dataset.class_names)
-  make_recipe, *_ = _trainer(settings.static, module, len(order))
+  make_recipe, *_ = _trainer(
+    settings.static, len(dataset.class_names), len(order)
+  )
   recipe, shape = make_recipe(numbers_of(settings)), split.images.shape[1:]
   jax.eval_shape(
     lambda key: training.initial_state(recipe, key, shape), jax.random.key(0)
@@ -236,7 +238,6 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     KeyboardInterrupt: after Ctrl-C or SIGTERM, with the last step on disk.
   """
   split, held_out = measure.training_split(settings, dataset)
-  module = measure.network(settings, dataset.class_names)
   order = functools.partial(
     epoch_order,
     settings.seed,
@@ -245,7 +246,9 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   )
   steps = len(order(0))
   total = steps * settings.epochs
-  make_recipe, program, settler = _trainer(settings.static, module, steps)
+  make_recipe, program, settler = _trainer(
+    settings.static, len(dataset.class_names), steps
+  )
   numbers, key = numbers_of(settings), jax.random.key(settings.seed)
   watched = watch(settings, dataset, held_out)
   feed = Feed(split, stream=FLAGS.stream)

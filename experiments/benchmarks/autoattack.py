@@ -89,7 +89,7 @@ def compared(
   if peers and num_classes != 10:
     raise ValueError(f'{path}: a twin has ten classes; leave out --peers')
   split = measure.subset(dataset.test, num_images)
-  module = measure.network(settings, dataset.class_names)
+  module = settings.network(num_classes)
   task = Problem(settings.arch, module, split, settings.precision)
   step, variables = checkpoints.newest_variables(path / 'checkpoints')
   pieces = f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
