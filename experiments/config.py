@@ -155,9 +155,7 @@ class Config:
     choices=('eval', 'train'),
   )
   precision: str = setting(
-    'float32',
-    'What the network computes in.',
-    choices=('float32', 'bfloat16'),
+    'float32', 'What the network computes in.', choices=('float32', 'bfloat16')
   )
   train_examples: int = setting(
     0,

@@ -26,9 +26,7 @@ COLUMNS = (*plots.ACCURACIES, *plots.CONSTANTS)
 def define() -> None:
   """The flags of this script."""
   flags.DEFINE_list(
-    'records',
-    None,
-    'Evaluations with --certify of several radii, or patterns.',
+    'records', None, 'Evaluations with --certify of several radii, or patterns.'
   )
   flags.DEFINE_string(
     'theory', None, 'Record of g. Default: the published one of the data set.'

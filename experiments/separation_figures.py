@@ -44,10 +44,7 @@ def histograms(path, found, record) -> None:
     axes.xaxis.label.set_size(8)
     if axes.get_legend_handles_labels()[0]:
       axes.legend(
-        loc='upper center',
-        bbox_to_anchor=(0.5, -0.22),
-        ncols=2,
-        fontsize=8,
+        loc='upper center', bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize=8
       )
   plots.save(figure, path)
 

@@ -60,10 +60,7 @@ CAPTION = (  # of Table 5
   'first. All are trained without the same held-out examples; early stopping '
   'takes the network of the run without it that is best on them under attack.'
 )
-ATTACKS = {
-  '5': ['strong'],
-  'mt': ['multi_targeted_released', 'multi_targeted'],
-}
+ATTACKS = {'5': ['strong'], 'mt': ['multi_targeted_released', 'multi_targeted']}
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
 
 
