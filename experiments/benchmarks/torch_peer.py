@@ -95,11 +95,10 @@ def _wide_resnet(depth: int, width: int, channels: int) -> nn.Module:
 
 
 def _cnn1(channels: int) -> nn.Module:
-  return nn.Sequential(
-    *(nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3)),
-    *(nn.MaxPool2d(2), nn.Dropout2d(0.25), nn.Flatten()),
-    *(nn.LazyLinear(128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
-  )
+  layers = [nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3)]
+  layers += [nn.MaxPool2d(2), nn.Dropout2d(0.25), nn.Flatten()]
+  layers += [nn.LazyLinear(128), nn.ReLU(), nn.Dropout(0.5)]
+  return nn.Sequential(*layers, nn.Linear(128, 10))
 
 
 def _cnn2(channels: int) -> nn.Module:
@@ -109,10 +108,9 @@ def _cnn2(channels: int) -> nn.Module:
       layers += [nn.Conv2d(features, width, 3), nn.ReLU()]
       features = width
     layers.append(nn.MaxPool2d(2))
-  return nn.Sequential(
-    *(*layers, nn.Flatten(), nn.LazyLinear(200), nn.ReLU(), nn.Dropout(0.5)),
-    *(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)),
-  )
+  layers += [nn.Flatten(), nn.LazyLinear(200), nn.ReLU(), nn.Dropout(0.5)]
+  layers += [nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)]
+  return nn.Sequential(*layers)
 
 
 def _plain(channels: int, depth: int, width: int) -> nn.Module:
@@ -198,8 +196,11 @@ def twin(task: Problem, variables) -> nn.Module:
 _ARRAYS = {'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 _KINDS = {nn.Conv2d: 'Conv', nn.Linear: 'Dense', nn.BatchNorm2d: 'BatchNorm'}
 _IN_BLOCK = {
-  **{'norm1': 'BatchNorm_0', 'norm2': 'BatchNorm_1'},
-  **{'conv1': 'Conv_0', 'conv2': 'Conv_1', 'shortcut': 'Conv_2'},
+  'norm1': 'BatchNorm_0',
+  'norm2': 'BatchNorm_1',
+  'conv1': 'Conv_0',
+  'conv2': 'Conv_1',
+  'shortcut': 'Conv_2',
 }
 
 
