@@ -242,7 +242,7 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
 
 
 def owner(dataset: datasets.Dataset, path: pathlib.Path) -> dict[str, Any]:
-  """Whose record `path` is to have, as the record says it.
+  """The data set that the record in `path` is of, as a record names it.
 
   Raises:
     ValueError: if it has one of another data set.

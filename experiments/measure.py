@@ -203,11 +203,9 @@ def under_attack(
   for name, split in measured(config, dataset).items():
     outcomes[name], done = Outcome(split, {}), None
     for epsilon in attack.radii(config):
-      file = None
-      if partial_file:
-        file = partial_file.with_name(
-          f'{partial_file.name}-{name}-{epsilon:g}.npz'
-        )
+      file = partial_file and partial_file.with_name(
+        f'{partial_file.name}-{name}-{epsilon:g}.npz'
+      )
       outcome = measures.accuracies(
         variables,
         split,
@@ -216,7 +214,7 @@ def under_attack(
         epsilon=epsilon,
         keep_points=keep_points,
         done=_saved(file, keep_points) or done,
-        save=partial(_save, file, began) if file else None,
+        save=file and partial(_save, file, began),
       )
       outcomes[name].by_radius[epsilon], done = outcome, (0, outcome)
   return outcomes

@@ -176,9 +176,10 @@ def row_record(
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """The record of a table, its rows in order and its findings drawn anew."""
-  ordered, decided, correlations = [], {}, {}
+  ordered, decided = [], {}
   rows = sorted(rows, key=lambda row: (row['dataset'], row['arch']))
-  for title, panel in report.panels(rows).items():
+  panels = report.panels(rows)
+  for title, panel in panels.items():
     means = {
       row['row']: {c: sum(x) / len(x) for c, x in row['ours'].items()}
       for row in panel
@@ -188,9 +189,9 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     )
     if found := findings.decided(means):
       decided[title] = found
-    correlations[title] = findings.rank_correlations(panel)
   record = titled(ordered, decided)
   if FLAGS.table == '5':
+    correlations = {k: findings.rank_correlations(x) for k, x in panels.items()}
     record |= {'caption': CAPTION, 'correlations': correlations}
   return record
 
