@@ -262,7 +262,7 @@ def certificates(
   attack: Attack,
   outcome: Outcome,
 ) -> dict[str, Any]:
-  """The other side of what an attack showed of a split: bounds.
+  """Bounds for a split that was attacked: accuracy and Lipschitz constant.
 
   Each method up to the one asked for bounds what those before it leave open,
   from the largest radius on: who is certified there is so in smaller balls.

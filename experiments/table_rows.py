@@ -190,7 +190,7 @@ def _with_tools(
 
 
 def bare(dataset: str) -> bool:
-  """Whether numbers without augmentation, of the appendix, stand beside."""
+  """Whether ours stand beside the appendix's numbers without augmentation."""
   plain = dataset == 'cifar10' and FLAGS.augment == 'none'
   return plain and FLAGS.table != '5'
 

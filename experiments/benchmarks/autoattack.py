@@ -260,7 +260,7 @@ def ours(
 
 
 def within(points, images, epsilon) -> np.ndarray:
-  """Who lies in ball and box, but for the rounding of byte / 255 + epsilon."""
+  """Which points lie in ball and box, up to rounding: byte / 255 + epsilon."""
   points, images = np.float64(points), np.float64(images)
   lengths = np.abs(points - images).max(axis=(1, 2, 3), initial=0)
   inside = ((points >= 0) & (points <= 1)).all(axis=(1, 2, 3))
@@ -268,7 +268,7 @@ def within(points, images, epsilon) -> np.ndarray:
 
 
 def fools(twin, points, labels) -> np.ndarray:
-  """Whom the points fool in PyTorch."""
+  """Which points the network in PyTorch misclassifies, [N] bool."""
   from experiments.benchmarks import torch_peer
 
   predicted = twin(torch_peer.on_device(points)).argmax(1)
