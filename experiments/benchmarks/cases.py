@@ -202,7 +202,7 @@ def _large_search(num_images: int) -> Case:
     'restricted_imagenet', data_dir=FLAGS.data_dir, download=False
   )
   images, labels = enlarged(data.train, num_images)
-  count = min(num_images // 10, MOST_SEARCHING)
+  count = min(max(num_images // 10, 1), MOST_SEARCHING)
   search = partial(
     separation.nearest_opposite, images[:count], labels[:count], images, labels
   )
