@@ -158,6 +158,9 @@ class Evaluator:
       the mean of a randomised one (`attacks.expected`), or something with
       gradients.
     batch_size: examples to a dispatch, see `per_example`.
+
+  Raises:
+    ValueError: for a cascade of something else than stages.
   """
 
   def __init__(
@@ -170,6 +173,11 @@ class Evaluator:
     batch_size: int = 100,
   ):
     self.cascade = tuple(cascade)
+    if not all(isinstance(stage, Stage) for stage in self.cascade):
+      raise ValueError(
+        "cascade must be stages: attacks.cascade('strong', epsilon=..., "
+        'num_classes=...) makes them.'
+      )
     self._network, self._attacked = network, attacked
     self._batch_size = batch_size
     self._correct = over_devices(self._classify)
@@ -232,6 +240,7 @@ class Evaluator:
       key=key,
       batch_size=self._batch_size,
     )
+    self._check_radius(epsilon)
     if done is None:
       check_layout(split)
       network = self._network(variables)
@@ -260,9 +269,6 @@ class Evaluator:
       settings = dict(stage.settings)
       if epsilon is not None:
         settings['epsilon'] = epsilon
-      if 'epsilon' in settings:  # compiled, it could not be refused
-        one = np.zeros(1, np.float32)
-        projections.check_radius(settings['epsilon'], one, norm=stage.norm)
       found = measure(
         self._attacks[stage.attack, keep_points],
         indices=standing,
@@ -277,6 +283,14 @@ class Evaluator:
         save(place + 1, attacked)
     return attacked
 
+  def _check_radius(self, epsilon):
+    """Refuses what could not be refused where it is compiled."""
+    one = np.zeros(1, np.float32)
+    for stage in self.cascade:
+      radius = stage.settings.get('epsilon') if epsilon is None else epsilon
+      if radius is not None:
+        projections.check_radius(radius, one, norm=stage.norm)
+
   def accuracies_at(
     self,
     variables: Any,
@@ -290,7 +304,12 @@ class Evaluator:
 
     An example broken at a radius is broken at every larger one, and is not
     attacked there.
+
+    Raises:
+      ValueError: as `accuracies`, for any of the radii before all work.
     """
+    for epsilon in epsilons:
+      self._check_radius(epsilon)
     results, done = {}, None
     for epsilon in sorted(epsilons):
       results[epsilon] = self.accuracies(

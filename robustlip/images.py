@@ -47,6 +47,8 @@ def check_images(inputs: chex.Array) -> chex.Array:
     return jnp.where(outside, jnp.nan, inputs)
   known = np.asarray(inputs)
   lowest, highest = known.min(), known.max()
+  if np.isnan(lowest):
+    raise ValueError('inputs must be in [0, 1]; there are NaN among them.')
   if not (lowest >= 0 and highest <= 1):
     raise ValueError(
       f'inputs must be in [0, 1], got {lowest:.9g} to {highest:.9g}; a network '

@@ -198,8 +198,13 @@ def _gradients(recipe, method, params, batch_stats, batch, points, keys):
     network = _TrainingMode(
       recipe.module, params, batch_stats, keys[0], method.fresh_masks
     )
-    loss = method.loss(network, batch, points).mean(dtype=jnp.float32)
-    return loss, network.batch_stats
+    loss = method.loss(network, batch, points)
+    if jnp.shape(loss) != (len(batch.inputs),):
+      raise ValueError(
+        f'a loss must be a number for each example, {(len(batch.inputs),)}, '
+        f'got {jnp.shape(loss)}; a norm of logits takes axis=-1.'
+      )
+    return loss.mean(dtype=jnp.float32), network.batch_stats
 
   return jax.value_and_grad(objective, has_aux=True)(params)
 

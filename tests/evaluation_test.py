@@ -166,6 +166,17 @@ class EvaluationTest(chex.TestCase):
       np.testing.assert_array_equal(attacked.robust, exact(radius)[1])
     with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
       evaluator().accuracies_at({}, SPLIT, KEY, [8])
+    seen = []
+    measure = evaluation.Evaluator(  # nothing stands at 1
+      lambda _: seen.append(0), cascade=evaluator().cascade
+    )
+    with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
+      measure.accuracies_at({}, SPLIT, KEY, [0.01, 1.0, 8])
+    assert not seen
+
+  def test_a_cascade_by_name_is_refused(self):
+    with pytest.raises(ValueError, match='attacks.cascade'):
+      evaluation.Evaluator(lambda _: linear, cascade='autoattack')
 
   def test_a_stage_of_ones_own_with_no_radius_of_a_ball_is_refused(self):
     stage = attacks.Stage('mine', attacks.pgd, {'epsilon': 8})

@@ -380,12 +380,51 @@ def test_images_of_two_types_share_nothing():
     (dict(split=Split(CHANNELS_FIRST, LABELS)), 'channels first'),
     (dict(batch_size=39), 'does not split evenly'),
     (dict(split=BATCH), 'must be a datasets.Split .* got Batch'),
+    (dict(split=Split(IMAGES[:0], LABELS[:0])), 'no examples'),
+    (dict(split=Split(IMAGES[..., 0], LABELS)), r'images\[..., None\]'),
+    (dict(split=Split(IMAGES // 255, LABELS)), 'divided by 255 before'),
+    (dict(split=Split(INPUTS, LABELS)), r'np.round\(255 \* images'),
+    (dict(split=Split(255 * INPUTS, LABELS)), r'np.round\(images'),
+    (dict(split=Split(INPUTS - 1, LABELS)), 'these are from -1 to 0'),
   ],
 )
 def test_what_cannot_be_trained_on_is_one_line(changes, message):
   given = dict(split=SPLIT, key=KEY, batch_size=20, epochs=1) | changes
   with pytest.raises(ValueError, match=message):
     training.fit(RECIPE, **given)
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    lambda losses: losses[:, None] * losses[None],
+    lambda losses: losses[:, None],
+    lambda losses: losses.mean(),
+  ],
+)
+def test_a_loss_that_is_no_number_for_each_example_is_refused(wrong):
+  def loss(*arguments):
+    return wrong(losses.natural(*arguments))
+
+  recipe = RECIPE._replace(method=methods.Method(methods.unmoved, loss))
+  with pytest.raises(ValueError, match=r'for each example, \(\d+,\), got'):
+    training.fit(recipe, SPLIT, KEY, batch_size=20, epochs=1)
+
+
+@pytest.mark.parametrize('name', ['ibp', 'crown_ibp'])
+def test_what_certified_training_cannot_take_is_said(name):
+  method = released.METHODS[name]
+  with pytest.raises(ValueError, match='kappa must be .* at most 1, got 2'):
+    method(epsilon=0.1, kappa=2.0)
+  with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
+    method(epsilon=8.0, progress=0.1).loss(linear, BATCH, INPUTS)
+
+
+def test_nan_among_images_is_said():
+  with pytest.raises(ValueError, match='there are NaN among them'):
+    attacks.pgd(
+      linear, Batch(INPUTS.at[1].set(jnp.nan), LABELS), KEY, epsilon=0
+    )
 
 
 @pytest.mark.parametrize('name', released.METHODS)

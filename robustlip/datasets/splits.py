@@ -80,8 +80,6 @@ def check(
   labels = check_labels(
     split.labels, f'{source} labels', num_classes=num_classes
   )
-  if split.images.size == 0:
-    raise ValueError(f'{source}: no examples.')
   return split._replace(labels=labels)
 
 
@@ -110,10 +108,16 @@ def check_layout(
       f'{source}: images and labels must be arrays; np.asarray makes one.'
     )
   found = f'{source}: images are {images.dtype} of shape {images.shape}'
-  if images.dtype != np.uint8 or images.ndim != 4:
+  wanted = f'{found}, expected uint8 of shape (N, height, width, channels)'
+  if images.dtype != np.uint8:
+    raise ValueError(f'{wanted}{_as_bytes(images)}.')
+  if images.ndim != 4:
+    gray = '; of gray ones: images[..., None]' * (images.ndim == 3)
+    raise ValueError(f'{wanted}{gray}.')
+  if images[:1000].max(initial=0) == 1:
     raise ValueError(
-      f'{found}, expected uint8 of shape (N, height, width, channels); of '
-      'floats in [0, 1]: np.uint8(np.round(255 * images)).'
+      f'{source}: images are uint8 from 0 to 1, expected 0 to 255: they seem '
+      'to have been divided by 255 before.'
     )
   shape = images.shape[1:]
   if shape[0] <= 4 < min(shape[1:]):
@@ -127,6 +131,21 @@ def check_layout(
     raise ValueError(
       f'{source}: {len(images)} images but {len(labels)} labels.'
     )
+  if not images.size:
+    raise ValueError(f'{source}: no examples.')
+
+
+def _as_bytes(images) -> str:
+  """How to make uint8 of other images, for the message of an error."""
+  few = np.asarray(images[:1000])
+  if not few.size or not np.issubdtype(few.dtype, np.floating):
+    return ''
+  lowest, highest = few.min(), few.max()
+  if 0 <= lowest <= highest <= 1:
+    return '; of floats in [0, 1]: np.uint8(np.round(255 * images))'
+  if 0 <= lowest <= highest <= 255:
+    return '; of floats in [0, 255]: np.uint8(np.round(images))'
+  return f'; these are from {lowest:g} to {highest:g}'
 
 
 def check_labels(
