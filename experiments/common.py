@@ -53,8 +53,8 @@ class Number(flags.FloatParser):
     try:
       if isinstance(argument, str) and '/' in argument:
         return float(fractions.Fraction(argument))
-    except ZeroDivisionError as error:
-      raise ValueError(error) from None
+    except ZeroDivisionError:
+      raise ValueError(f'{argument} divides by 0') from None
     value = super().convert(argument)
     if not math.isfinite(value):
       raise ValueError(f'{argument} must be a number')
@@ -343,7 +343,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """
   try:
     record = json.loads(pathlib.Path(path).read_text())
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f'{path} is not JSON: {error}') from None
   if not isinstance(record, dict):
     raise ValueError(f'{path} does not hold a JSON object')

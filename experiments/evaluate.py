@@ -193,6 +193,8 @@ def main() -> None:
   path = pathlib.Path(FLAGS.workdir)
   dataset = common.load_dataset(FLAGS.dataset or config.read(path).dataset)
   radius = common.Number(0.0, 1.0 if FLAGS.norm == 'linf' else None)
+  if FLAGS.epsilon == []:
+    raise ValueError('--epsilon names no radius')
   attack = measure.Attack(
     FLAGS.attack,
     FLAGS.num_steps,

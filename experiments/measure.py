@@ -160,7 +160,8 @@ def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
     if rest or len(firsts) < config.train_examples:
       raise ValueError(
         f'--train_examples={config.train_examples} are no equal shares of '
-        f'{len(dataset.class_names)} classes that {dataset.name} has'
+        f'{len(dataset.class_names)} classes that {dataset.name} has: a '
+        f'multiple of {len(dataset.class_names)} is, if every class has as many'
       )
     split = take(split, firsts)
   if config.holdout == 0:

@@ -308,6 +308,8 @@ def test_the_first_examples_of_each_class(tmp_path):
 
 WRONG_FLAGS = [
   (TRAIN, ['--epsilon=8/0'], 'epsilon'),
+  (TRAIN, ['--epsilon=8/0'], '8/0 divides by 0'),
+  (TRAIN, ['--dataset=./nowhere'], 'arrays; there is no /'),
   (TRAIN, ['--epsilon=300/255'], 'epsilon'),
   (TRAIN, ['--checkpoint_seconds=nan'], 'must be a number'),
   (TRAIN, ['--train_examples=7'], 'equal shares'),

@@ -65,6 +65,8 @@ def test_several_radii_in_one_call(call, trained):
     (record['test_acc'] - record['adv_test_acc']) * 30 / 100
   )
   assert list((work / 'evaluations').glob('strong-*.png'))
+  none = call(EVALUATE, *flags, '--epsilon=')
+  assert '--epsilon names no radius' in scripts.error(none)
   (file,) = (work / 'evaluations').glob('*-examples.npz')
   saved = np.load(file)
   images = scripts.tiny_arrays()['test_images']

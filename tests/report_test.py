@@ -139,6 +139,9 @@ def test_a_record_without_an_origin_is_not_published(tmp_path, results):
     report.publish(tmp_path / 'a.json', overwrite=True)
   with pytest.raises(ValueError, match='there is no .*result.json'):
     report.publish(tmp_path, overwrite=True)  # a run that is not finished
+  (tmp_path / 'a.npz').write_bytes(b'PK\x8b')
+  with pytest.raises(ValueError, match='a.npz is not JSON'):
+    report.publish(tmp_path / 'a.npz', overwrite=True)
   assert list(results.iterdir()) == []
 
 

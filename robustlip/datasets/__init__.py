@@ -77,9 +77,10 @@ def load(
       short += path.suffix or '.npy'
     return Dataset(short, train, test, class_names, None, digest, str(path))
   if name not in NAMES:
+    absent = f'; there is no {path}' if os.sep in name else ''
     raise ValueError(
       f'unknown data set {name!r}, expected one of {", ".join(NAMES)}, or the '
-      'path of an .npz file or of a folder of arrays.'
+      f'path of an .npz file or of a folder of arrays{absent}.'
     )
   if name == 'mnist5k':
     train, test, class_names = arrays.read(EMBEDDED)

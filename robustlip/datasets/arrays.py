@@ -1,6 +1,7 @@
 """Arrays of one's own in a file or a folder, and the MNIST subset."""
 
 import pathlib
+import zipfile
 
 import numpy as np
 from absl import logging
@@ -56,16 +57,19 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   with (
     files.expect(path, f'an .npz file of plain arrays, {_EXAMPLE}'),
     path.open('rb') as file,  # np.load leaves damaged files open
-    np.load(file, allow_pickle=False) as archive,
   ):
-    missing = [key for key in KEYS if key not in archive]
-    if missing:
-      found = ', '.join(archive.files)
-      raise ValueError(f'it has {found}, not {", ".join(missing)}')
-    if 'val_images' in archive:
-      logging.info('%s: the examples of val_images are left out', path)
-    wanted = {*KEYS, 'class_names'}.intersection(archive.files)
-    return {key: archive[key] for key in wanted}
+    if not zipfile.is_zipfile(file):  # np.load would take it for a pickle
+      raise ValueError('it is no zip archive')
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+      missing = [key for key in KEYS if key not in archive]
+      if missing:
+        found = ', '.join(archive.files)
+        raise ValueError(f'it has {found}, not {", ".join(missing)}')
+      if 'val_images' in archive:
+        logging.info('%s: the examples of val_images are left out', path)
+      wanted = {*KEYS, 'class_names'}.intersection(archive.files)
+      return {key: archive[key] for key in wanted}
 
 
 def mapped(folder: pathlib.Path) -> dict[str, np.ndarray]:
