@@ -312,7 +312,10 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     },
   ),
 }
-RUN = '{seconds:.0f} seconds of training and measuring on {machine}, {date}.\n'
+RUN = (  # below README's table
+  '{seconds:.0f} seconds of training and measuring on {machine}, {date} '
+  '([record](experiments/results/{stem}.json)).\n'
+)
 
 
 def block(name: str, of: str) -> str:
