@@ -690,6 +690,23 @@ def test_bad_boxes_and_methods_are_refused():
     )
   with pytest.raises(ValueError, match='lower <= upper'):
     bounds.interval(jnp.abs, *BOX[::-1])
+  for function in (bounds.interval, bounds.linear):
+    with pytest.raises(ValueError, match='there are no boxes'):
+      function(jnp.abs, BOX[0][:0], BOX[1][:0])
+
+
+@pytest.mark.parametrize('settings', [None, {}, {'tighten': True}])
+def test_corners_that_are_out_of_order_bound_nothing_within_jit(settings):
+  layers = dense_layers(KEY, (4, 5, 3))
+  function = bounds.interval
+  if settings is not None:
+    function = partial(bounds.linear, **settings)
+  bounded = jax.jit(partial(function, partial(apply_dense, layers)))
+  lower = BOX[0].at[1, 2].set(1.5)  # above its upper end, in one box of two
+  wrong, right = bounded(lower, BOX[1]), bounded(*BOX)
+  for found, expected in zip(wrong, right, strict=True):
+    assert jnp.isnan(found[1]).all()
+    chex.assert_trees_all_close(found[0], expected[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

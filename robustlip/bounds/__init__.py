@@ -39,7 +39,7 @@ def interval(
     ValueError: if a primitive of the network has no rule, or if the boxes are
       not pairs of float32 arrays.
   """
-  check_boxes(lower, upper)
+  lower, upper = check_boxes(lower, upper)
 
   def one(lower, upper):
     network = walk.trace_one(logits_fn, lower.shape)
@@ -70,7 +70,7 @@ def linear(
   Raises:
     ValueError: as `interval`.
   """
-  check_boxes(lower, upper)
+  lower, upper = check_boxes(lower, upper)
   logits = jax.eval_shape(logits_fn, lower)
   check_logits(logits, fewest=1)
   examples, classes = logits.shape
@@ -207,13 +207,19 @@ def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
   radius = projections.check_radius(epsilon, inputs)
   radius = jnp.where(radius > 0, radius + 4 * UNIT, radius)
   corners = inputs - radius, inputs + radius
-  lower, upper = (jnp.clip(corner, 0.0, 1.0) for corner in corners)
-  check_boxes(lower, upper)
-  return lower, upper
+  return check_boxes(*(jnp.clip(corner, 0.0, 1.0) for corner in corners))
 
 
-def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
-  """Raises ValueError unless they are float32 [B, ...], known ones in order."""
+def check_boxes(lower: chex.Array, upper: chex.Array) -> Bound:
+  """The corners, if they are float32 [B, ...] and in order.
+
+  Within `jax.jit`, where the order is not known, both corners of a box that is
+  none become NaN, and so its bounds.
+
+  Raises:
+    ValueError: for other shapes or types, no boxes, or known corners out of
+      order.
+  """
   for corner in (lower, upper):
     if corner.shape != lower.shape or corner.ndim < 2:
       raise ValueError(
@@ -222,9 +228,15 @@ def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
       )
     if corner.dtype != jnp.float32:
       raise ValueError(f'boxes must be float32, got {corner.dtype}.')
-  known = not any(isinstance(x, jax.core.Tracer) for x in (lower, upper))
-  if known and not (lower <= upper).all():
+  if not lower.size:
+    raise ValueError(f'there are no boxes: corners are {lower.shape}.')
+  ordered = lower <= upper
+  if isinstance(ordered, jax.core.Tracer):
+    ordered = ordered.all(axis=tuple(range(1, lower.ndim)), keepdims=True)
+    lower, upper = (jnp.where(ordered, x, jnp.nan) for x in (lower, upper))
+  elif not ordered.all():
     raise ValueError('boxes must have lower <= upper everywhere, without NaN.')
+  return lower, upper
 
 
 def _exact_at_points(logits_fn, lower, upper, bound, weights=None) -> Bound:
