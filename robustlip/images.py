@@ -79,7 +79,9 @@ def check_labels(
       f'{name} must be integers of shape {(count,)}, got '
       f'{labels.dtype} of shape {labels.shape}.'
     )
-  valid = (labels >= 0) & (labels < np.int32(num_classes))  # bytes wrap around
+  # In their own type: bytes wrap around, and JAX makes int32 of uint32.
+  largest = min(num_classes - 1, jnp.iinfo(labels.dtype).max)
+  valid = (labels >= 0) & (labels <= labels.dtype.type(largest))
   if known and not valid.all():
     raise ValueError(
       f'{name} must be in [0, {num_classes}), got {labels.min()} to '

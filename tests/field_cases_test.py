@@ -324,14 +324,21 @@ def test_a_byte_is_one_class_of_300():
     assert found == safe
 
 
-@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16', 'int32'])
+@pytest.mark.parametrize(
+  'dtype', ['uint8', 'int8', 'uint16', 'int32', 'uint32']
+)
 @pytest.mark.parametrize('count', [2, 128, 256, 300, 1000])
 def test_which_labels_are_classes_does_not_depend_on_their_type(dtype, count):
   info = np.iinfo(dtype)
-  labels = np.array([0, 1, 5, 100, 127, min(info.max, 999), info.min], dtype)
+  labels = [0, 1, 5, 100, 127, min(info.max, 999), info.min, info.max]
+  labels = np.array(labels, dtype)
   expected = [0 <= label < count for label in labels.tolist()]
   found = jax.jit(lambda x: check_labels(x, len(labels), count))(labels)
   np.testing.assert_array_equal(found, expected)
+  logits = jnp.zeros((len(labels), count))
+  for loss in (losses.cross_entropy, losses.margins):
+    known = ~np.isnan(jax.jit(loss)(logits, labels))
+    np.testing.assert_array_equal(known, expected)
   shares = losses.shares_of_classes(labels, count)
   np.testing.assert_array_equal(~jnp.isnan(shares).any(axis=1), expected)
 
