@@ -451,6 +451,41 @@ def test_windows_pass_a_pooling_that_pads_nothing():
   assert [span.size for span in spans] == [8, 8, 16]
 
 
+PICKS = {
+  'channels': lambda x: jnp.take(x, jnp.array([1, 0]), axis=3),
+  'mask': lambda x: jnp.where(jnp.arange(12)[:, None] % 5 > 0, x, 0.5),
+  'sliced': lambda x: lax.dynamic_slice(x, (0, 1, 0, 0), (len(x), 10, 12, 2)),
+}
+
+
+@pytest.mark.parametrize('name', PICKS)
+def test_windows_reach_what_is_picked_or_masked(name, monkeypatch):
+  kernels = [jax.random.normal(KEY, (3, 3, n, 8)) / n for n in (2, 8, 8)]
+
+  def logits_fn(x):
+    x = PICKS[name](x)
+    for kernel in kernels:
+      x = nn.relu(convolution(x, kernel=kernel))
+    return x.mean((1, 2))
+
+  monkeypatch.setattr(walk, '_UNITS', 8)  # small windows of small images
+  network = walk.trace_one(logits_fn, (12, 12, 2))
+  last = [step for step in network.steps if step.name == 'max'][-1]
+  assert crop.part(network, last.variables[0], 8) is not None
+  inputs = jax.random.uniform(KEY, (1, 12, 12, 2))
+  box = inputs - 0.05, inputs + 0.05
+
+  def bound():
+    return jax.jit(partial(bounds.linear, logits_fn, tighten=True))(*box)
+
+  found = bound()
+  monkeypatch.setattr(crop, 'part', lambda *args: None)
+  expected = bound()
+  width = (expected[1] - expected[0]).max()
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=0.01 * width)
+
+
 def test_optimised_slopes_and_tighter_layers_only_help():
   layers = dense_layers(KEY, (12, 20, 15, 3))
   inputs = jax.random.uniform(KEY, (3, 2, 2, 3))

@@ -201,10 +201,16 @@ def _called(params) -> ClosedJaxpr:
 def rewritten(function, params, inputs, steps, where) -> list[Operand]:
   """Inlines a function of the operands in place of a primitive."""
   function = functools.partial(function, **params)
-  closed = jax.make_jaxpr(function)(
-    *(jax.ShapeDtypeStruct(jnp.shape(v), jnp.float32) for v in inputs)
-  )
-  return _inline(closed, inputs, steps, where)
+  kinds = [jax.ShapeDtypeStruct(jnp.shape(v), _dtype(v)) for v in inputs]
+  return _inline(jax.make_jaxpr(function)(*kinds), inputs, steps, where)
+
+
+def _dtype(operand):
+  """float32 but of what picks values: indices and masks."""
+  known = jnp.float32
+  if not isinstance(operand, Variable):
+    known = jnp.result_type(operand)
+  return jnp.float32 if jnp.issubdtype(known, jnp.floating) else known
 
 
 def _where(equation, prefix) -> str:
