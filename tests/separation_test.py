@@ -297,3 +297,17 @@ def test_neighbors_in_another_norm_are_refused():
   neighbors = separation.nearest_opposite(images, labels, norm='linf')
   with pytest.raises(ValueError, match='not of these arrays in l2'):
     separation.closest_pairs(images, labels, norm='l2', neighbors=neighbors)
+
+
+def test_neighbors_of_the_same_class_are_refused():
+  images = np.random.default_rng(0).integers(0, 256, (30, 5), np.uint8)
+  labels = np.arange(30) % 3
+  nearest = separation.nearest(images, images)  # each is its own, at 0
+  others = separation.nearest_opposite(images, np.arange(30) % 2)
+  message = 'neighbors are not of these arrays'
+  with pytest.raises(ValueError, match=message):
+    separation.closest_pairs(
+      *(images, labels, images, labels), neighbors=nearest
+    )
+  with pytest.raises(ValueError, match=message):
+    separation.class_matrix(images, labels, num_classes=3, neighbors=others)

@@ -262,6 +262,8 @@ def _neighbor_gaps(queries, refs, norm, neighbors):
   if len(indices) != len(gaps) or indices.max(initial=-1) >= len(refs.labels):
     raise others
   known = np.flatnonzero(indices >= 0)
+  if (queries.labels[known] == refs.labels[indices[known]]).any():
+    raise others
   gaps[known] = kernels.exact_gaps(
     queries.images, refs.images, known, indices[known], norm=norm
   )
