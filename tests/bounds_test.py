@@ -639,6 +639,23 @@ def test_training_on_the_bound_lowers_it():
     assert values[-1] < 0.8 * values[0]
 
 
+def test_a_weight_of_lines_out_of_range_is_no_bound():
+  # Beyond 1 what is called an upper bound lay below the loss itself.
+  logits_fn = partial(apply_dense, dense_layers(KEY, (4, 5, 3)))
+  batch = Batch(jnp.full((2, 4), 0.5), jnp.array([0, 1]))
+
+  def worst(lines):
+    return bounds.cross_entropy(logits_fn, batch, epsilon=0.2, lines=lines)
+
+  for lines in (3.0, -0.5, np.nan):
+    with pytest.raises(
+      ValueError, match='lines must be at least 0 and at most'
+    ):
+      worst(lines)
+    assert jnp.isnan(jax.jit(worst)(lines)).all()
+  assert (jax.jit(worst)(1.0) >= losses.natural(logits_fn, batch, None)).all()
+
+
 @pytest.mark.parametrize('name', ['ibp', 'crown_ibp'])
 def test_certified_training_starts_natural_and_ends_above_any_attack(name):
   layers = dense_layers(KEY, (12, 20, 3))

@@ -179,11 +179,19 @@ def cross_entropy(
     lines: weight in [0, 1] of the linear margins against those of intervals,
       which at 0 take no time; None uses intervals alone.
 
+  Raises:
+    ValueError: if `lines` is out of range, or as `margins`; inside `jax.jit`
+      the bound is NaN instead.
+
   Source: Gowal et al. 2018, arXiv:1810.12715; with `lines`, Zhang et al. 2020,
   arXiv:1906.06316, Eq. (9).
   """
   least = margins(logits_fn, batch, epsilon=epsilon, method='interval')
   if lines is not None:
+    one_number = jnp.zeros((), jnp.float32)
+    lines = projections.check_numbers(
+      lines, one_number, name='lines', highest=1.0
+    )
     other = lax.cond(
       jnp.asarray(lines) > 0,
       lambda: margins(logits_fn, batch, epsilon=epsilon, method='linear'),
