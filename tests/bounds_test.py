@@ -486,6 +486,38 @@ def test_windows_reach_what_is_picked_or_masked(name, monkeypatch):
     np.testing.assert_allclose(one, other, atol=0.01 * width)
 
 
+def mixed_rows(x):
+  """Of one image: rows are mixed by a matrix on the left."""
+  x = (jnp.tri(6) @ x.reshape(6, 8)).reshape(1, 6, 8)
+  return nn.relu(x @ jnp.ones((8, 64)))
+
+
+def grouped_batch(x):
+  """Of one image: its quarters go through kernels of their own."""
+  x = lax.conv_general_dilated(
+    *(x.reshape(4, 10, 10, 1), jnp.ones((3, 3, 1, 16)), (1, 1), 'SAME'),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    batch_group_count=4,
+  )
+  x = nn.relu(convolution(nn.relu(x), kernel=jnp.ones((3, 3, 16, 16))))
+  return nn.relu(convolution(x, kernel=jnp.ones((3, 3, 16, 16))))
+
+
+@pytest.mark.parametrize(
+  ('features', 'shape'), [(mixed_rows, (6, 8)), (grouped_batch, (20, 20, 1))]
+)
+def test_products_that_have_no_windows_are_left_whole(features, shape):
+  def logits_fn(x):
+    x = features(x)
+    x = nn.relu(x @ jnp.ones((x.shape[-1], 64)))
+    return nn.relu(x @ jnp.ones((64, 64))).reshape(1, -1)[:, :3]
+
+  box = jnp.zeros((1, *shape)), jnp.ones((1, *shape))
+  tight = partial(bounds.linear, logits_fn, tighten=True)
+  lower, upper = jax.eval_shape(tight, *box)
+  assert lower.shape == upper.shape == (1, 3)
+
+
 def test_optimised_slopes_and_tighter_layers_only_help():
   layers = dense_layers(KEY, (12, 20, 15, 3))
   inputs = jax.random.uniform(KEY, (3, 2, 2, 3))

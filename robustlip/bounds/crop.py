@@ -93,9 +93,9 @@ def _convolution(step: Step, window: Window) -> Needs | None:
   strides = step.params.get('window_strides', ones)
   dilations = step.params.get('rhs_dilation', ones)
   features = shapes[1][kernel[0]]
-  if window[theirs[1]] != _all(features) or set(
-    step.params.get('lhs_dilation', ones)
-  ) != {1}:
+  plain = set(step.params.get('lhs_dilation', ones)) == {1}
+  plain &= step.params.get('batch_group_count', 1) == 1
+  if window[theirs[1]] != _all(features) or not plain:
     return None
   found = list(_whole(shapes[0]))
   found[ours[0]] = window[theirs[0]]
@@ -374,6 +374,7 @@ def _unflattened(steps: Sequence[Step]) -> list[Step]:
       rows = features.shape[:-1] == output.shape[:-1]
       columns = features.shape[-1] == product.variables[0].shape[-1]
       plain = product.params['dimension_numbers'] == matrices
+      plain &= product.operands[0] is product.variables[0]
       if rows and columns and plain:
         last = (((len(features.shape) - 1,), (0,)), ((), ()))
         step = product._replace(
