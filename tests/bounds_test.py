@@ -158,6 +158,7 @@ PIECES = {
   'quotient': lambda x: x / (1.0 + jnp.square(x)),
   'square root': lambda x: jnp.sqrt(1.0 + jnp.square(x)),
   'reciprocal': lambda x: (1.0 + jnp.square(x)) ** -2,
+  'polynomial': lambda x: sum(0.5**i * x**i for i in range(4)),
   'normalized': lambda x: nn.GroupNorm(1).apply(
     {'params': {'scale': jnp.full(5, 2.0), 'bias': jnp.ones(5)}}, x
   ),
@@ -719,6 +720,7 @@ BOX = jnp.zeros((2, 4)), jnp.ones((2, 4))
     (jnp.sin, "no rule for 'sin'"),
     (lambda x: jnp.sort(x), "no rule for 'sort'"),
     (lambda x: x * x.astype(jnp.bfloat16), 'float32'),
+    (lambda x: lax.top_k(x, 2)[0], "'top_k' gives int32"),
     (lambda x: jnp.where(x > 0.5, 2.0 * x, x), "'select_n'"),
     (lambda x: x @ x.T, "no rule for 'dot_general'"),
     (lambda x: jnp.ones((2, 3)), 'do not depend'),

@@ -179,11 +179,12 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
       return equation.primitive.bind(*same, **params)
 
     return rewritten(spread, {}, inputs, steps, where)
-  if any(aval.dtype != jnp.float32 for aval in avals):
-    raise ValueError(
-      f'bounds need float32 features; {name!r} gives {avals[0].dtype}, '
-      f'in {where}.'
-    )
+  for aval in avals:
+    if aval.dtype != jnp.float32:
+      raise ValueError(
+        f'bounds need float32 features; {name!r} gives {aval.dtype}, '
+        f'in {where}.'
+      )
   outputs = tuple(Variable(aval.shape) for aval in avals)
   steps.append(Step(equation.primitive, tuple(inputs), params, outputs, where))
   return list(outputs)
@@ -337,7 +338,7 @@ def _window_max(
 def _power(x, *, y):
   if y < 0:
     return 1.0 / _power(x, y=-y)
-  return functools.reduce(lax.mul, [x] * y)
+  return functools.reduce(lax.mul, [x] * y) if y else jnp.ones_like(x)
 
 
 # Primitive -> the same function written with those that have rules.
