@@ -454,15 +454,21 @@ def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
   assert before.loss_sum.dtype == points.dtype == jnp.float32
 
 
-def test_bounds_are_float32_in_a_session_of_doubles():
+@pytest.mark.parametrize(
+  'activation', [jax.nn.relu, jax.nn.leaky_relu, jax.nn.celu]
+)
+def test_bounds_are_float32_in_a_session_of_doubles(activation):
+  def network(inputs):
+    return linear(activation(inputs - 0.5))
+
   def bounded(inputs):
     batch = BATCH._replace(inputs=inputs)
     found = [
-      bounds.margins(linear, batch, epsilon=0.1, method=method)
+      bounds.margins(network, batch, epsilon=0.1, method=method)
       for method in bounds.METHODS
     ]
-    found += bounds.linear(linear, inputs, inputs + 0.1)
-    return found, lipschitz.upper_bound(linear, inputs, epsilon=0.1)
+    found += bounds.linear(network, inputs, inputs + 0.1)
+    return found, lipschitz.upper_bound(network, inputs, epsilon=0.1)
 
   with jax.enable_x64(True):
     found = jax.eval_shape(bounded, INPUTS)

@@ -266,7 +266,7 @@ def _kink(x, below, above):
 def _slope(value, x, steps) -> chex.Numeric | None:
   """What a step multiplied x by to give a value, 1 if it is x, else None."""
   if value is x:
-    return 1.0
+    return np.float32(1)  # a session of doubles would make float64 of 1.0
   for step in steps:
     if step.name == 'mul' and step.outputs == (value,) and x in step.variables:
       known = [v for v in step.operands if not isinstance(v, Variable)]
