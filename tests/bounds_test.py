@@ -225,6 +225,29 @@ def test_a_box_that_leaves_the_domain_certifies_nothing(function):
     assert margins(epsilon=0.05)[0, 1] > 0
 
 
+@pytest.mark.parametrize(
+  'product',
+  [
+    lambda x: jnp.exp(100 * x) - jnp.exp(99 * x),  # inf - inf at 1
+    lambda x: jnp.exp(100 * x) * (x - 1.0),  # inf * 0
+    lambda x: jnp.exp(100 * x) @ jnp.array([[1.0, -1.0], [-1.0, 1.0]]),
+  ],
+)
+@pytest.mark.parametrize('method', bounds.METHODS)
+def test_where_the_logits_may_be_no_number_nothing_is_certified(
+  product, method
+):
+  def logits_fn(x):
+    kept = 2.0 + jnp.tanh(product(x)[:, :1])  # bounded, if it is a number
+    return jnp.concatenate([kept, x[:, :1] - 1.0], axis=1)
+
+  batch = Batch(jnp.full((1, 2), 0.8), jnp.array([0]))
+  assert not losses.correct(logits_fn(jnp.ones((1, 2))), batch.labels)
+  certified = partial(bounds.certified, logits_fn, batch, method=method)
+  assert not certified(epsilon=0.2)
+  assert certified(epsilon=0.05)
+
+
 def test_leaky_relu_is_bounded_by_its_ends_and_its_chord():
   def logits_fn(x):
     return nn.leaky_relu(x, 0.2)

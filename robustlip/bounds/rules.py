@@ -178,7 +178,7 @@ def _affine_interval(step, bounds) -> list[Bound]:
   center, radius = lower / 2 + upper / 2, upper / 2 - lower / 2
   reach = radius + gamma(3 * fan_in) * (jnp.abs(center) + radius)
   (middle,), (spread,) = step.apply([center]), absolute(step, [reach])
-  return [(middle - (spread + TINY), middle + (spread + TINY))]
+  return [_numbers((middle - (spread + TINY), middle + (spread + TINY)))]
 
 
 def _signed_sum(name, a, b=None) -> Bound:
@@ -186,7 +186,18 @@ def _signed_sum(name, a, b=None) -> Bound:
     return -a[1], -a[0]
   if name == 'sub':
     b = -b[1], -b[0]
-  return plus(a, b)
+  return _numbers(plus(a, b))
+
+
+def _numbers(bound: Bound) -> Bound:
+  """NaN for a bound from -inf to inf.
+
+  What overflows to both sides has a sum or a product that may be NaN.
+  """
+  lower, upper = bound
+  anything = (lower == -jnp.inf) & (upper == jnp.inf)
+  # Added, not written: XLA for CPUs errs in exponentials of a NaN it knows.
+  return tuple(jnp.where(anything, lower + upper, end) for end in bound)
 
 
 def plus(a: Bound, b: Bound) -> Bound:
@@ -302,7 +313,7 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     least = corners.min(axis=0)
     if step.operands[0] is step.operands[1]:  # a square
       least = jnp.maximum(least, 0.0)
-    return [outward((least, corners.max(axis=0)))]
+    return [_numbers(outward((least, corners.max(axis=0))))]
   if step.name in SMOOTH:
     ((lower, upper),) = bounds
     image = step.apply([lower])[0], step.apply([upper])[0]
