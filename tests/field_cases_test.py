@@ -188,6 +188,30 @@ def test_within_jit_nothing_out_of_range_yields_a_number(scale, shift, epsilon):
   assert not sure[:, ~legal].any()
 
 
+def test_within_jit_an_exponential_of_what_is_out_of_range_is_no_number():
+  # XLA for CPUs makes any number of the exponential of a NaN that it knows.
+  def network(inputs):
+    return jnp.exp(inputs.reshape(len(inputs), -1)[:, :3])
+
+  @jax.jit
+  def numbers(inputs, epsilon):
+    batch, settings = Batch(inputs, FEW.labels), dict(epsilon=epsilon)
+    margins = [
+      bounds.margins(network, batch, method=method, **settings).sum(axis=1)
+      for method in ('interval', 'linear', 'crown')
+    ]
+    entropy = bounds.cross_entropy(network, batch, **settings)
+    boxes = bounds.interval(network, inputs, 0 * inputs + 1)
+    return jnp.stack([*margins, entropy]), boxes[0].sum(axis=1)
+
+  inputs = FEW.inputs.at[1].set(2.0)
+  found, lower = numbers(inputs, 0.05)
+  np.testing.assert_array_equal(np.isnan(found).all(axis=0), [0, 1, 0, 0])
+  np.testing.assert_array_equal(np.isnan(found).any(axis=0), [0, 1, 0, 0])
+  np.testing.assert_array_equal(np.isnan(lower), [0, 1, 0, 0])
+  assert np.isnan(numbers(inputs, 1.5)[0]).all()
+
+
 def test_logits_that_are_no_numbers_classify_nothing():
   def broken(inputs):
     bright = inputs.mean((1, 2, 3)) > 0.5

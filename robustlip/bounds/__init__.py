@@ -240,9 +240,12 @@ def check_boxes(lower: chex.Array, upper: chex.Array) -> Bound:
     raise ValueError(f'there are no boxes: corners are {lower.shape}.')
   ordered = lower <= upper
   if isinstance(ordered, jax.core.Tracer):
-    ordered = ordered.all(axis=tuple(range(1, lower.ndim)), keepdims=True)
-    lower, upper = (jnp.where(ordered, x, jnp.nan) for x in (lower, upper))
-  elif not ordered.all():
+    axes = tuple(range(1, lower.ndim))
+    # A root, since XLA for CPUs errs in exponentials of a NaN that it knows.
+    nothing = 0 * jnp.sqrt((upper - lower).min(axis=axes, keepdims=True))
+    nothing = lax.stop_gradient(nothing)  # or NaN, where there is none
+    return lower + nothing, upper + nothing
+  if not ordered.all():
     raise ValueError('boxes must have lower <= upper everywhere, without NaN.')
   return lower, upper
 
