@@ -168,8 +168,11 @@ def _affine_interval(step, bounds) -> list[Bound]:
   step = _finite(step)
   fan_in, _ = _AFFINE[step.name](step)
   if step.name in ('add', 'add_any', 'sub', 'neg'):
-    ends = step.fill(bounds, lambda array: (array, array))
-    return [_signed_sum(step.name, *ends)]
+    found = _signed_sum(
+      step.name, *step.fill(bounds, lambda array: (array, array))
+    )
+    several = all(isinstance(v, Variable) for v in step.operands)
+    return [_numbers(found) if several else found]
   lowers, uppers = zip(*bounds, strict=True)
   if not fan_in:
     ends = step.apply(lowers), step.apply(uppers)
@@ -178,7 +181,8 @@ def _affine_interval(step, bounds) -> list[Bound]:
   center, radius = lower / 2 + upper / 2, upper / 2 - lower / 2
   reach = radius + gamma(3 * fan_in) * (jnp.abs(center) + radius)
   (middle,), (spread,) = step.apply([center]), absolute(step, [reach])
-  return [_numbers((middle - (spread + TINY), middle + (spread + TINY)))]
+  middle += 0 * spread  # no number, as `_numbers`, where that is infinite
+  return [(middle - (spread + TINY), middle + (spread + TINY))]
 
 
 def _signed_sum(name, a, b=None) -> Bound:
@@ -186,7 +190,7 @@ def _signed_sum(name, a, b=None) -> Bound:
     return -a[1], -a[0]
   if name == 'sub':
     b = -b[1], -b[0]
-  return _numbers(plus(a, b))
+  return plus(a, b)
 
 
 def _numbers(bound: Bound) -> Bound:
