@@ -518,10 +518,10 @@ def mixed_rows(x):
 
 def grouped_batch(x):
   """Of one image: its quarters go through kernels of their own."""
+  x, kernel = x.reshape(4, 10, 10, 1), jnp.ones((3, 3, 1, 16))
+  layout = 'NHWC', 'HWIO', 'NHWC'
   x = lax.conv_general_dilated(
-    *(x.reshape(4, 10, 10, 1), jnp.ones((3, 3, 1, 16)), (1, 1), 'SAME'),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    batch_group_count=4,
+    x, kernel, (1, 1), 'SAME', dimension_numbers=layout, batch_group_count=4
   )
   x = nn.relu(convolution(nn.relu(x), kernel=jnp.ones((3, 3, 16, 16))))
   return nn.relu(convolution(x, kernel=jnp.ones((3, 3, 16, 16))))

@@ -305,9 +305,8 @@ def test_neighbors_of_the_same_class_are_refused():
   nearest = separation.nearest(images, images)  # each is its own, at 0
   others = separation.nearest_opposite(images, np.arange(30) % 2)
   message = 'neighbors are not of these arrays'
+  sets = images, labels, images, labels
   with pytest.raises(ValueError, match=message):
-    separation.closest_pairs(
-      *(images, labels, images, labels), neighbors=nearest
-    )
+    separation.closest_pairs(*sets, neighbors=nearest)
   with pytest.raises(ValueError, match=message):
     separation.class_matrix(images, labels, num_classes=3, neighbors=others)
