@@ -6,6 +6,7 @@ example is `fold_in(key, its index)`: but for rounding no result depends on the
 batch size, on the number of devices or on which other examples are measured.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,8 +73,8 @@ def per_example(
       so that one program serves any of them.
     indices: or a mask, bool [N]; None is all examples.
     settings: numbers that the measure takes beside the batch.
-    short_tail: whether the last examples go in a half, a quarter, ... of a
-      dispatch, which is worth one more program where that takes long.
+    short_tail: whether the last examples go in quarters of a dispatch, which
+      is worth more programs where that takes long.
     description: what the progress bar says.
 
   Raises:
@@ -120,11 +121,11 @@ def _dispatch_size(num_examples: int, batch_size: int) -> int:
 
 
 def _room(count: int, size: int, short_tail: bool) -> int:
-  """Examples to a dispatch for the last `count`."""
-  devices = jax.local_device_count()
-  while short_tail and 2 * count <= size and size % (2 * devices) == 0:
-    size //= 2
-  return size
+  """Examples to a dispatch for the last `count`: quarters of it, if asked."""
+  if not short_tail:
+    return size
+  part = size // math.gcd(size // jax.local_device_count(), 4)
+  return part * -(-count // part)
 
 
 class Attacked(NamedTuple):

@@ -85,11 +85,16 @@ class EvaluationTest(chex.TestCase):
       return attacks.pgd(logits_fn, batch, keys, epsilon=epsilon)
 
     settings = {'epsilon': EPSILON}
-    robust = exact()[1].sum()
-    for passes, expected in ((20, [12]), (100, [12, 6])):
+    correct, robust = (x.sum() for x in exact())
+    assert correct == 15  # who are attacked
+    for size, passes, expected in (
+      (12, 20, [12]),
+      (12, 100, [12, 6]),
+      (24, 100, [18]),
+    ):
       stages = [attacks.Stage('spy', spying, settings, passes=passes)]
       measure = evaluation.Evaluator(
-        lambda variables: linear, cascade=stages, batch_size=12
+        lambda variables: linear, cascade=stages, batch_size=size
       )
       attacked = measure.accuracies({}, SPLIT, KEY)
       assert sizes == expected

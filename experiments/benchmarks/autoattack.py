@@ -237,7 +237,7 @@ def ours(
     """Every program, on a ball so large that an attack ends at once."""
     kinds = {x.attack: i for i, x in enumerate(evaluator(attack).cascade)}
     for place in kinds.values():  # the last of each kind
-      for size in {count, -(-count // 2), -(-count // 4)}:
+      for size in {-(-count * quarters // 4) for quarters in range(1, 5)}:
         run(attack, np.arange(size), place, 1.0)
 
   def work(attack, given):
