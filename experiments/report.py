@@ -313,8 +313,8 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
   ),
 }
 RUN = (  # below README's table
-  '{seconds:.0f} seconds of training and measuring on {machine}, {date} '
-  '([record](experiments/results/{stem}.json)).\n'
+  '{seconds:.0f} seconds of training and measuring on {machine}, {date}. '
+  '[Record](experiments/results/{stem}.json).\n'
 )
 
 
