@@ -121,7 +121,7 @@ def _dispatch_size(num_examples: int, batch_size: int) -> int:
 
 
 def _room(count: int, size: int, short_tail: bool) -> int:
-  """Examples to a dispatch for the last `count`: quarters of it, if asked."""
+  """Examples to a dispatch of the last `count`: all or some quarters."""
   if not short_tail:
     return size
   part = size // math.gcd(size // jax.local_device_count(), 4)

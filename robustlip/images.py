@@ -42,10 +42,7 @@ def check_images(inputs: chex.Array) -> chex.Array:
   if not np.size(inputs):
     raise ValueError(f'there are no images: inputs are {np.shape(inputs)}.')
   if isinstance(inputs, jax.core.Tracer):
-    room = jnp.minimum(inputs, 1 - inputs)  # below 0 out of range
-    room = room.min(axis=tuple(range(1, inputs.ndim)), keepdims=True)
-    # A root, since XLA for CPUs errs in exponentials of a NaN that it knows.
-    return inputs + jax.lax.stop_gradient(0 * jnp.sqrt(room))
+    return inputs + zero_or_nan(jnp.minimum(inputs, 1 - inputs))
   known = np.asarray(inputs)
   lowest, highest = known.min(), known.max()
   if np.isnan(lowest):
@@ -56,6 +53,16 @@ def check_images(inputs: chex.Array) -> chex.Array:
       'that wants others has to scale them itself.'
     )
   return jnp.asarray(inputs)
+
+
+def zero_or_nan(room: chex.Array) -> chex.Array:
+  """0 for an example of [B, ...] with nothing below 0, else NaN: [B, 1, ...].
+
+  No gradient flows through it. By a root, since XLA for CPUs makes any number
+  of the exponential of a NaN that it knows.
+  """
+  least = room.min(axis=tuple(range(1, room.ndim)), keepdims=True)
+  return jax.lax.stop_gradient(0 * jnp.sqrt(least))
 
 
 def check_labels(

@@ -195,13 +195,12 @@ def crown_ibp(
 
 
 def _certified(epsilon, kappa, progress, *, with_lines):
-  one = jnp.zeros((), jnp.float32)
-  kappa = projections.check_numbers(kappa, one, name='kappa', highest=1.0)
+  kappa = projections.check_numbers(kappa, name='kappa', highest=1.0)
   ramp = jnp.clip(2 * (progress - 0.1), 0.0, 1.0)
   weight = ramp * (1 - kappa)
 
   def loss(logits_fn, batch, points):
-    projections.check_radius(epsilon, batch.inputs)  # a share may be in range
+    projections.check_radius(epsilon, batch.inputs)  # bounded is a share of it
     lines = jnp.where(ramp > 0, 1 - ramp, 0.0)  # none where `weight` is 0
     worst = bounds.cross_entropy(
       logits_fn,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NORMS = ('linf', 'l2')
+ONE_NUMBER = np.zeros((), np.float32)
 HALVINGS = 30  # of a bracket: to the precision of float32
 
 
@@ -27,7 +28,7 @@ def check_norm(norm: str) -> None:
 
 def check_numbers(
   numbers: chex.Numeric,
-  like: chex.Array,
+  like: chex.Array = ONE_NUMBER,
   *,
   name: str,
   highest: float = math.inf,
@@ -35,7 +36,7 @@ def check_numbers(
   """A number or one per example as an array that broadcasts with `like`.
 
   Args:
-    like: [B, ...], whose type the result has.
+    like: [B, ...], whose type the result has; by default one number will do.
     name: what the message of an error calls the numbers.
     highest: the largest that means anything.
 

@@ -23,7 +23,7 @@ from jax import lax
 from robustlip import projections
 from robustlip.bounds import walk
 from robustlip.bounds.rules import UNIT, Bound
-from robustlip.images import check_images
+from robustlip.images import check_images, zero_or_nan
 from robustlip.losses import check_labels, check_logits, correct, is_class
 from robustlip.types import Batch, LogitsFn
 
@@ -39,7 +39,7 @@ def interval(
     ValueError: if a primitive of the network has no rule, or if the boxes are
       not pairs of float32 arrays.
   """
-  lower, upper = check_boxes(lower, upper)
+  lower, upper = ordered(lower, upper)
 
   def one(lower, upper):
     network = walk.trace_one(logits_fn, lower.shape)
@@ -70,7 +70,7 @@ def linear(
   Raises:
     ValueError: as `interval`.
   """
-  lower, upper = check_boxes(lower, upper)
+  lower, upper = ordered(lower, upper)
   logits = jax.eval_shape(logits_fn, lower)
   check_logits(logits, fewest=1)
   examples, classes = logits.shape
@@ -188,10 +188,7 @@ def cross_entropy(
   """
   least = margins(logits_fn, batch, epsilon=epsilon, method='interval')
   if lines is not None:
-    one_number = jnp.zeros((), jnp.float32)
-    lines = projections.check_numbers(
-      lines, one_number, name='lines', highest=1.0
-    )
+    lines = projections.check_numbers(lines, name='lines', highest=1.0)
     other = lax.cond(
       jnp.asarray(lines) > 0,
       lambda: margins(logits_fn, batch, epsilon=epsilon, method='linear'),
@@ -215,19 +212,31 @@ def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
   radius = projections.check_radius(epsilon, inputs)
   radius = jnp.where(radius > 0, radius + 4 * UNIT, radius)
   corners = inputs - radius, inputs + radius
-  return check_boxes(*(jnp.clip(corner, 0.0, 1.0) for corner in corners))
+  lower, upper = (jnp.clip(corner, 0.0, 1.0) for corner in corners)
+  check_boxes(lower, upper)
+  return lower, upper
 
 
-def check_boxes(lower: chex.Array, upper: chex.Array) -> Bound:
-  """The corners, if they are float32 [B, ...] and in order.
+def ordered(lower: chex.Array, upper: chex.Array) -> Bound:
+  """The corners of boxes, if they are that.
 
-  Within `jax.jit`, where the order is not known, both corners of a box that is
-  none become NaN, and so its bounds.
+  Within `jax.jit`, where their order is not known, both corners of a box that
+  is none become NaN, and so its bounds.
 
   Raises:
-    ValueError: for other shapes or types, no boxes, or known corners out of
-      order.
+    ValueError: as `check_boxes`, or for known corners out of order.
   """
+  check_boxes(lower, upper)
+  if isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
+    nothing = zero_or_nan(upper - lower)
+    return lower + nothing, upper + nothing
+  if not (lower <= upper).all():
+    raise ValueError('boxes must have lower <= upper everywhere, without NaN.')
+  return lower, upper
+
+
+def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
+  """Raises ValueError unless they are float32 [B, ...] of one shape."""
   for corner in (lower, upper):
     if corner.shape != lower.shape or corner.ndim < 2:
       raise ValueError(
@@ -238,16 +247,6 @@ def check_boxes(lower: chex.Array, upper: chex.Array) -> Bound:
       raise ValueError(f'boxes must be float32, got {corner.dtype}.')
   if not lower.size:
     raise ValueError(f'there are no boxes: corners are {lower.shape}.')
-  ordered = lower <= upper
-  if isinstance(ordered, jax.core.Tracer):
-    axes = tuple(range(1, lower.ndim))
-    # A root, since XLA for CPUs errs in exponentials of a NaN that it knows.
-    nothing = 0 * jnp.sqrt((upper - lower).min(axis=axes, keepdims=True))
-    nothing = lax.stop_gradient(nothing)  # or NaN, where there is none
-    return lower + nothing, upper + nothing
-  if not ordered.all():
-    raise ValueError('boxes must have lower <= upper everywhere, without NaN.')
-  return lower, upper
 
 
 def _exact_at_points(logits_fn, lower, upper, bound, weights=None) -> Bound:

@@ -208,10 +208,14 @@ def rewritten(function, params, inputs, steps, where) -> list[Operand]:
 
 def _dtype(operand):
   """float32 but of what picks values: indices and masks."""
-  known = jnp.float32
-  if not isinstance(operand, Variable):
-    known = jnp.result_type(operand)
-  return jnp.float32 if jnp.issubdtype(known, jnp.floating) else known
+  if isinstance(operand, Variable) or is_float(operand):
+    return jnp.float32
+  return jnp.result_type(operand)
+
+
+def is_float(array) -> bool:
+  """Whether a constant has values, instead of picking them."""
+  return jnp.issubdtype(jnp.result_type(array), jnp.floating)
 
 
 def _where(equation, prefix) -> str:

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustlip.bounds.graph import Step, Variable
+from robustlip.bounds.graph import Step, Variable, is_float
 
 Bound = tuple[chex.Array, chex.Array]
 
@@ -126,10 +126,6 @@ def is_affine(step: Step) -> bool:
   return first or step.name not in _FIRST_ONLY
 
 
-def _is_float(array) -> bool:
-  return jnp.issubdtype(jnp.result_type(array), jnp.floating)
-
-
 def absolute(
   step: Step, values: Sequence[chex.Array], *, linear: bool = False
 ) -> list[chex.Array]:
@@ -140,7 +136,7 @@ def absolute(
   """
 
   def constant(array):
-    if not _is_float(array):
+    if not is_float(array):
       return array
     if linear and step.name in _PLACED:
       return jnp.zeros_like(array)
@@ -171,6 +167,7 @@ def _affine_interval(step, bounds) -> list[Bound]:
     found = _signed_sum(
       step.name, *step.fill(bounds, lambda array: (array, array))
     )
+    # With a constant a sum is a number where the variable is.
     several = all(isinstance(v, Variable) for v in step.operands)
     return [_numbers(found) if several else found]
   lowers, uppers = zip(*bounds, strict=True)
@@ -243,7 +240,7 @@ def offset(
   step = _finite(step)
   count = roundings(step, owed)
   placed = step.name in _PLACED and len(step.variables) < len(
-    [v for v in step.operands if isinstance(v, Variable) or _is_float(v)]
+    [v for v in step.operands if isinstance(v, Variable) or is_float(v)]
   )
   if not count and not placed:
     return None
@@ -272,7 +269,7 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 
   def linear(*values):
     def constant(array):
-      placed = step.name in _PLACED and _is_float(array)
+      placed = step.name in _PLACED and is_float(array)
       return jnp.zeros_like(array) if placed else array
 
     operands = step.fill(values, constant)
