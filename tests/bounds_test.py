@@ -148,6 +148,28 @@ def test_no_point_is_outside_of_any_bound(kind):
 
 
 SLOPES = np.array([[0.1, 0.2, -0.3, 0.0, 1.5]], np.float32)
+
+
+def scanned(x):
+  """Layers with weights of their own, last first, and what each gives."""
+
+  def layer(x, weights_and_place):
+    weights, place = weights_and_place
+    x = nn.relu(x * weights + 0.1 * place)
+    return x, x[:, :2]
+
+  weights = SLOPES[None] * jnp.array([1.0, -1.0, 2.0]).reshape(3, 1, 1)
+  x, found = lax.scan(layer, x, (weights, jnp.arange(3)), reverse=True)
+  return x + found[0, :, :1] - found[2, :, 1:]
+
+
+def attention(x):
+  """A mean of values [B, 5, 2] with weights that are features too."""
+  weights = nn.softmax(0.1 * jnp.einsum('bi,bj->bij', x, x))
+  values = jnp.stack([x, 2.0 - x], axis=-1)
+  return jnp.einsum('bij,bjh->bhi', weights, values)[:, 0]
+
+
 # Functions of features [B, 5] that are written with rarer primitives.
 PIECES = {
   'leaky ReLU': nn.leaky_relu,
@@ -171,6 +193,8 @@ PIECES = {
   'stacked': lambda x: jnp.stack([x, 2.0 * x], axis=1).sum(axis=1),
   'tiled': lambda x: jnp.tile(x, (1, 2))[:, 2:],
   'stopped': lax.stop_gradient,
+  'attention': attention,
+  'layers of one shape': scanned,
 }
 
 

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.extend.core import (
+  ClosedJaxpr,
+  Jaxpr,
+  Literal,
+  Primitive,
+  jaxpr_as_fun,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +169,9 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if name == 'gather' and params['fill_value'] not in (None, 0):
     filled = functools.partial(_filled, equation.primitive, params, inputs[1])
     return rewritten(filled, {}, inputs[:1], steps, where)
-  if name in REWRITES and (name != 'div' or isinstance(inputs[1], Variable)):
+  # A quotient by constants and a product with constants are affine.
+  features = {'div': inputs[1:], 'dot_general': inputs}.get(name, ())
+  if name in REWRITES and all(isinstance(v, Variable) for v in features):
     return rewritten(REWRITES[name], params, inputs, steps, where)
   if any(isinstance(value, Condition) for value in inputs):
     raise ValueError(
@@ -339,6 +347,37 @@ def _window_max(
   return functools.reduce(lax.max, views)
 
 
+def _dot(a, b, *, dimension_numbers, **_):
+  """A product of features with features, as in attention."""
+  contracted, shared = dimension_numbers
+  count = len(shared[0])
+
+  def ordered(x, last, first):
+    free = [i for i in range(x.ndim) if i not in (*first, *last)]
+    return x.transpose(*first, *free, *last), len(free)
+
+  a, rows = ordered(a, contracted[0], shared[0])
+  b, columns = ordered(b, contracted[1], shared[1])
+  a = jnp.expand_dims(a, range(count + rows, count + rows + columns))
+  b = jnp.expand_dims(b, range(count, count + rows))
+  return (a * b).sum(range(count + rows + columns, a.ndim))
+
+
+def _scan(*operands, jaxpr, length, num_consts, num_carry, reverse, **_):
+  """A loop of known length, such as layers of one shape, written out."""
+  split = num_consts, num_consts + num_carry
+  constants, carry, inputs = np.split(np.arange(len(operands)), split)
+  carry, found = [operands[i] for i in carry], []
+  for turn in range(length)[:: -1 if reverse else 1]:
+    sliced = (lax.index_in_dim(operands[i], turn, 0, False) for i in inputs)
+    known = (operands[i] for i in constants)
+    outputs = jaxpr_as_fun(jaxpr)(*known, *carry, *sliced)
+    carry = outputs[:num_carry]
+    found.append(outputs[num_carry:])
+  stacked = zip(*found[:: -1 if reverse else 1], strict=True)
+  return [*carry, *map(jnp.stack, stacked)]
+
+
 def _power(x, *, y):
   if y < 0:
     return 1.0 / _power(x, y=-y)
@@ -351,6 +390,8 @@ REWRITES: dict[str, Callable[..., chex.Array]] = {
   'abs': lambda x: lax.max(x, -x),
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
   'div': lambda a, b: a * lax.exp(-lax.log(b)),  # by features; NaN below 0
+  'dot_general': _dot,  # of features with features
+  'scan': _scan,
   'rsqrt': lambda x, **_: 1.0 / lax.sqrt(x),
   'stop_gradient': lambda x: x,
   'stack': lambda *arrays, axis: jnp.concatenate(
