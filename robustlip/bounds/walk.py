@@ -33,7 +33,15 @@ def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
     check_logits(logits, fewest=1)
     return logits[0]
 
-  return trace(one, shape)
+  network = trace(one, shape)
+  two = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *shape), 'float32'))
+  if two.shape != (2, *network.output.shape):
+    raise ValueError(
+      f'logits of two examples are {two.shape}, those of one '
+      f'{network.output.shape}: bounds need a network that takes each example '
+      'by itself.'
+    )
+  return network
 
 
 def over_examples(
