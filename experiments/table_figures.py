@@ -49,7 +49,7 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
       ax.set_yticks(range(len(rows)), labels or [''] * len(rows))
       ax.set_xlabel(KINDS[end])
       found = record['findings'].get(title, {})
-      _verdicts(ax, {k: v for k, v in found.items() if _beside(k) == end})
+      _verdicts(ax, {k: v for k, v in found.items() if _deciding(k) == end})
     line[0].set_title(title, loc='left', fontweight='bold')
   plots.save(figure, path)
 
@@ -150,7 +150,7 @@ def _arrows(
   ax.set(xlabel='adv. train acc. (%)', ylabel='adv. test acc. (%)')
 
 
-def _beside(finding: str) -> str:
+def _deciding(finding: str) -> str:
   """The kind of number that decides a finding."""
   if finding == 'separated':
     return ''

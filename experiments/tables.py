@@ -125,7 +125,7 @@ def finished(
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  panel, found = '-'.join([dataset.name, base.arch, *_part()]), []
+  panel, found = '-'.join([dataset.name, base.arch, *_subset_suffix()]), []
   for seed in config.seeds():
     path = root / panel / table_rows.folder(row) / f'seed{seed}'
     checkpoint = 'newest'
@@ -185,7 +185,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
       for row in panel
     }
     ordered += sorted(
-      panel, key=lambda row, means=means: _place(row['row'], means)
+      panel, key=lambda row, means=means: _sort_key(row['row'], means)
     )
     if found := findings.decided(means):
       decided[title] = found
@@ -209,7 +209,7 @@ def titled(
   }
 
 
-def _place(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
+def _sort_key(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
   place = (table_rows.ORDER.index(row.split('-')[0]),)
   return place + (findings.place(row, means) if FLAGS.table == '5' else ())
 
@@ -353,7 +353,7 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
         size = row['settings']['train_examples']
         epochs = row['settings']['epochs']
         label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
-        place = row['dataset'], row['arch'], _place(row['row'], {}), size
+        place = row['dataset'], row['arch'], _sort_key(row['row'], {}), size
         if found.get(place, row)['settings'] != row['settings']:
           raise ValueError(f'{path} has other settings than a table before it')
         more = {'label': label, 'paper': {}, 'paper_settings': {}}
@@ -383,10 +383,10 @@ def location() -> pathlib.Path:
     parts.append(pathlib.Path(FLAGS.dataset).stem)
   if FLAGS.arch:
     parts.append(FLAGS.arch)
-  return root / f'{"-".join(parts + _part())}.json'
+  return root / f'{"-".join(parts + _subset_suffix())}.json'
 
 
-def _part() -> list[str]:
+def _subset_suffix() -> list[str]:
   """The part of file names that `--train_examples` adds, [] if it is 0."""
   count = FLAGS.train_examples
   return [f'{count}examples'] if count else []

@@ -75,7 +75,7 @@ def facts(
     batch_size=batch_size,
     description='doubts',
   )
-  look = over_devices(partial(_look, network))
+  look = over_devices(partial(_example_facts, network))
   first, again = measure(look), measure(look)
   found = {
     name: float(first[name].mean())
@@ -95,7 +95,7 @@ def facts(
   radius = cascade[0].settings.get('epsilon', 0) if len(cascade) > 1 else 0
   if radius > 0:
     values, right = measure(
-      over_devices(partial(_ascents, network, cascade[0].norm)),
+      over_devices(partial(_pgd_curves, network, cascade[0].norm)),
       settings={'epsilon': radius},
     )
     misled = (values[:, 1:].max(axis=1) <= values[:, 0]) & ~(
@@ -107,7 +107,7 @@ def facts(
   return found
 
 
-def _look(network, variables, batch, keys):
+def _example_facts(network, variables, batch, keys):
   """For each example three facts, its logits, and those in another batch."""
   del keys
 
@@ -119,8 +119,8 @@ def _look(network, variables, batch, keys):
   flat = gradients.reshape(len(gradients), -1)
   sums = logits.astype(jnp.float32).sum(axis=-1)
   half = len(flat) // 2
-  company = batch.inputs.at[half:].set(1 - batch.inputs[half:])
-  beside = network(variables)(company)[:half]
+  other_batch = batch.inputs.at[half:].set(1 - batch.inputs[half:])
+  beside = network(variables)(other_batch)[:half]
   return {
     'zero_gradients': (flat == 0).all(axis=1),
     'nonfinite_gradients': ~jnp.isfinite(flat).all(axis=1)
@@ -139,7 +139,7 @@ def _change(logits: np.ndarray, others: np.ndarray) -> float:
   return float(np.abs(before - after).max())
 
 
-def _ascents(network, norm, variables, batch, keys, *, epsilon):
+def _pgd_curves(network, norm, variables, batch, keys, *, epsilon):
   """Log odds and correctness after 0, 10, ... 40 steps of PGD, [B, 5] each."""
   logits_fn = network(variables)
   settings = dict(epsilon=epsilon, norm=norm)

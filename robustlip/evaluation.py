@@ -72,7 +72,7 @@ def per_example(
       its devices, and at most the whole split. It does not depend on `indices`,
       so that one compiled program serves all of them.
     indices: integers [M] or a mask, bool [N]; None is all examples.
-    settings: numbers that the measure takes beside the batch.
+    settings: numbers that the measure takes besides the batch.
     short_tail: whether the last batch may be shortened by quarters. Each size
       is compiled, which is worthwhile only where a batch takes long.
     description: what the progress bar says.
@@ -89,13 +89,13 @@ def per_example(
   if not len(indices):
     raise ValueError('there are no examples to measure.')
   key, settings = projections.threefry(key), dict(settings or {})
-  share = _share(indices.astype(np.uint32))
+  share = _process_indices(indices.astype(np.uint32))
   size = _dispatch_size(len(split.labels), batch_size)
   values = []
   with progress.bar(len(share), description, unit='img') as bar:
     for first in range(0, len(share), size):
       part = share[first : first + size]
-      chosen = np.resize(part, _room(len(part), size, short_tail))
+      chosen = np.resize(part, _tail_size(len(part), size, short_tail))
       images, labels = split.images[chosen], split.labels[chosen]
       value = program(variables, images, labels, chosen, key, settings)
       values.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], value))  # noqa: B023
@@ -106,7 +106,7 @@ def per_example(
   return jax.tree.map(lambda x: x[: len(indices)], values)
 
 
-def _share(indices: np.ndarray) -> np.ndarray:
+def _process_indices(indices: np.ndarray) -> np.ndarray:
   """The indices of this process: as many for each, by repeating the first."""
   processes = jax.process_count()
   count = -(-len(indices) // processes)
@@ -120,7 +120,7 @@ def _dispatch_size(num_examples: int, batch_size: int) -> int:
   return devices * -(-min(batch_size, most) // devices)
 
 
-def _room(count: int, size: int, short_tail: bool) -> int:
+def _tail_size(count: int, size: int, short_tail: bool) -> int:
   """Size of a batch for `count` examples: `size`, or as few quarters as fit."""
   if not short_tail:
     return size
@@ -195,12 +195,12 @@ class Evaluator:
 
   def _classify(self, variables, batch, keys):
     del keys
-    return _judged(self._network(variables)(batch.inputs), batch.labels)
+    return _classified(self._network(variables)(batch.inputs), batch.labels)
 
   def _attack(self, attack, keep, variables, batch, keys, **settings):
     attacked = (self._attacked or self._network)(variables)
     points = attack(attacked, batch, keys, **settings)
-    judged = _judged(self._network(variables)(points), batch.labels)
+    judged = _classified(self._network(variables)(points), batch.labels)
     return *judged, points if keep else None
 
   def _estimate(self, ratios, variables, batch, keys):
@@ -278,7 +278,7 @@ class Evaluator:
           f'{name} {stage.name} ({place + 1} of {len(self.cascade)})'.strip()
         ),
       )
-      attacked = _after(attacked, place, standing, *found)
+      attacked = _updated(attacked, place, standing, *found)
       if save is not None:
         save(place + 1, attacked)
     return attacked
@@ -335,13 +335,13 @@ class Evaluator:
     }
 
 
-def _judged(logits, labels):
+def _classified(logits, labels):
   """Which examples are classified correctly, and `losses.margins`; [B] each."""
   margins = losses.margins(logits, labels).astype(jnp.float32)
   return losses.correct(logits, labels), margins
 
 
-def _after(attacked, place, standing, withstood, margins, points) -> Attacked:
+def _updated(attacked, place, standing, withstood, margins, points) -> Attacked:
   """What is known after a stage that attacked the `standing` examples."""
   robust, broken_by = attacked.robust.copy(), attacked.broken_by.copy()
   robust[standing] = withstood

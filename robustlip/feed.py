@@ -77,7 +77,7 @@ def epoch_order(
   return order.reshape(steps, batch_size).astype(np.int32)
 
 
-def _share(order: np.ndarray) -> np.ndarray:
+def _device_shares(order: np.ndarray) -> np.ndarray:
   """[S, B] -> [D, S, B / D] for the devices of this process."""
   parts = np.stack(np.split(order, jax.device_count(), axis=-1))
   mine = jax.local_device_count()
@@ -117,7 +117,7 @@ class Feed:
       order: int32 [S, B], see `epoch_order`.
       first: step to begin with.
     """
-    order = _share(order)
+    order = _device_shares(order)
     for start in range(first, order.shape[1], STEPS_PER_DISPATCH):
       stop = min(start + STEPS_PER_DISPATCH, order.shape[1])
       if self._resident:

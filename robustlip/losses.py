@@ -3,7 +3,7 @@
 A robust loss is a function of given points, `loss(logits_fn, batch, points) ->
 [B]`, one value per example in nats; the points come from an ascent on an inner
 objective, or from one gradient. `methods` pairs the two; `training` runs the
-inner problem in inference mode and the loss in training mode.
+loss in training mode and, by default, the inner problem in inference mode.
 
 Shared arguments: `logits_fn` maps [B, H, W, C] to logits; `batch` is a
 `types.Batch`; `points` are [B, H, W, C], one for each input. Weights may be

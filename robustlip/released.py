@@ -24,7 +24,7 @@ LLR_STEPS = 2
 OFFSET = 1e-6  # added to every pixel of x - x' in the ratio
 
 
-def _walk(
+def _released_ascent(
   direction: Callable[[chex.Array], chex.Array],
   inputs: chex.Array,
   key: chex.PRNGKey,
@@ -62,7 +62,7 @@ def _sign_of(objective):
   return lambda points: projections.normalize_direction(gradient(points))
 
 
-def _shrunk(points, inputs, *, epsilon):
+def _clip_then_scale(points, inputs, *, epsilon):
   """Clips to the box, then scales each perturbation down to the radius."""
   radius = projections.check_radius(epsilon, inputs)
   deltas = jnp.clip(points, 0.0, 1.0) - inputs
@@ -104,13 +104,13 @@ def llr(*, epsilon: chex.Numeric, lam: chex.Numeric = 4.0) -> Method:
       largest = jnp.maximum(projections.norms(slope), 1e-30)
       return slope / projections.per_example(largest, slope)
 
-    return _walk(
+    return _released_ascent(
       direction,
       batch.inputs,
       key,
       step_size=epsilon / LLR_STEPS,
       num_steps=LLR_STEPS,
-      project=partial(_shrunk, epsilon=epsilon),
+      project=partial(_clip_then_scale, epsilon=epsilon),
     )
 
   def loss(logits_fn, batch, points):
@@ -127,7 +127,7 @@ def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
   """
 
   def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
-    return _walk(
+    return _released_ascent(
       _sign_of(losses.divergence(logits_fn, batch)),
       batch.inputs,
       key,
@@ -173,7 +173,7 @@ def lipschitz_estimate(
   def ratio(points):
     return lipschitz.slope(clean, logits_fn(points), inputs - points + OFFSET)
 
-  points = _walk(
+  points = _released_ascent(
     _sign_of(lambda points: -ratio(points)),
     inputs,
     key,

@@ -120,13 +120,13 @@ def compared(
     {
       'case': f'{run}, {name}, {len(split.labels)} images',
       'unit': 'images/core',
-      'candidates': _beside(name, rows),
+      'candidates': _compared_rows(name, rows),
     }
     for name in (*cascade, 'all')
   ]
 
 
-def _beside(name, rows) -> list[dict[str, Any]]:
+def _compared_rows(name, rows) -> list[dict[str, Any]]:
   """The rows of a case, with speeds and the images fooled by only one side."""
   rows = {who: found[name] for who, found in rows.items() if name in found}
   mine = next(iter(rows.values()))

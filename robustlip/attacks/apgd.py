@@ -95,7 +95,7 @@ def apgd(
 
   def step(state):
     """Evaluates the points (the start at step 0), then moves them."""
-    state = _remember(state, *measure(state.points))
+    state = _record(state, *measure(state.points))
     state = _checkpoint(state, intervals[state.step])
     sizes = projections.per_example(state.step_sizes, inputs)
     direction = projections.normalize_direction(state.gradients, norm=norm)
@@ -141,7 +141,7 @@ def _first(start, steps):
   )
 
 
-def _remember(state, values, gradients, fooled):
+def _record(state, values, gradients, fooled):
   """Records the values, gradients and successes found at the current points."""
   better = jnp.isfinite(values) & (values > state.best_values)
   first = fooled & ~state.fooled

@@ -112,8 +112,8 @@ def cascade(
   """The stages of attacks in the order of their names.
 
   A targeted attack becomes one stage per target, the likeliest first; restarts
-  repeat these stages. Where there are too few classes for DLR, the margin is
-  used instead and the stage's name ends in `_margin`.
+  repeat the stages of a random attack. Where there are too few classes for DLR,
+  the margin is used instead and the stage's name ends in `_margin`.
 
   Args:
     names: keys of `ATTACKS` or `SEQUENCES`: one, several, or several in one
@@ -139,7 +139,7 @@ def cascade(
   if num_restarts > 1 and not any(found.draws for found in every):
     raise ValueError(f'{names[0]} draws nothing: it cannot have restarts.')
   for name, found in zip(names, every, strict=True):
-    run = _run(found.attack, found.targets, num_classes)
+    run = _stage_attack(found.attack, found.targets, num_classes)
     count = max(found.targets, 1) * (num_restarts if found.draws else 1)
     for number in range(count):
       settings = {'epsilon': epsilon, 'number': number}
@@ -165,7 +165,7 @@ def _expanded(names):
   return expanded
 
 
-def _run(attack, num_targets, num_classes):
+def _stage_attack(attack, num_targets, num_classes):
   """The attack of a stage; without targets, `num_targets` is 0."""
 
   def run(logits_fn, batch, keys, *, epsilon, number):

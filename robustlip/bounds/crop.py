@@ -186,7 +186,7 @@ def _squeeze(step: Step, window: Window) -> Needs:
   return [tuple(found)], step.params
 
 
-def _along(step: Step, window: Window) -> Needs | None:
+def _concatenate_or_split(step: Step, window: Window) -> Needs | None:
   """For concatenate and split: takes the whole axis of each array."""
   axis = step.params.get('dimension', step.params.get('axis'))
   if any(window[axis] != _all(v.shape[axis]) for v in step.outputs):
@@ -200,14 +200,14 @@ def _along(step: Step, window: Window) -> Needs | None:
 
 _RULES = {
   'broadcast_in_dim': _broadcast,
-  'concatenate': _along,
+  'concatenate': _concatenate_or_split,
   'conv_general_dilated': _convolution,
   'convolution': _convolution,
   'dot_general': _dot,
   'pad': _pad,
   'reshape': _reshape,
   'slice': _slice,
-  'split': _along,
+  'split': _concatenate_or_split,
   'squeeze': _squeeze,
 }
 

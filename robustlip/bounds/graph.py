@@ -161,7 +161,7 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
     rewrite = functools.partial(_select, inputs[0].comparisons, where)
     return rewrite(inputs[1:], steps)
   if name == 'gather' and params['fill_value'] not in (None, 0):
-    filled = functools.partial(_filled, equation.primitive, params, inputs[1])
+    filled = functools.partial(_gather, equation.primitive, params, inputs[1])
     return rewritten(filled, {}, inputs[:1], steps, where)
   if name in REWRITES and (name != 'div' or isinstance(inputs[1], Variable)):
     return rewritten(REWRITES[name], params, inputs, steps, where)
@@ -257,7 +257,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
     case _:
       slopes = None, None
   if not any(slope is None for slope in slopes):
-    return rewritten(_kink, {}, [x, *slopes], steps, where)
+    return rewritten(_piecewise_linear, {}, [x, *slopes], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
     'neither their maximum, their minimum nor a kink at 0 as in a leaky ReLU, '
@@ -265,7 +265,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
   )
 
 
-def _kink(x, below, above):
+def _piecewise_linear(x, below, above):
   """Slopes `below` and `above` a kink at 0; one maximum, for an exact chord."""
   return below * x + (above - below) * lax.max(x, jnp.zeros_like(x))
 
@@ -301,7 +301,7 @@ def _reduce_max(x, *, axes, **_):
   return rows[0]
 
 
-def _filled(gather, params, indices, x):
+def _gather(gather, params, indices, x):
   """Gathers with fill value 0, then adds the constant fill values."""
   found = gather.bind(x, indices, **{**params, 'fill_value': 0})
   return found + gather.bind(jnp.zeros_like(x), indices, **params)

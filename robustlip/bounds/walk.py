@@ -293,7 +293,7 @@ def climb(
   }
   optimizer = optax.adam(0.1)
 
-  def climb(_, carry):
+  def step(_, carry):
     alphas, state, best = carry
     values, pullback = jax.vjp(lambda alphas: least(weights, alphas), alphas)
     (gradients,) = pullback(-jnp.ones_like(values))
@@ -304,7 +304,7 @@ def climb(
 
   carry = alphas, optimizer.init(alphas), best
   # An iteration evaluates the slopes of the one before, hence one more.
-  *_, best = lax.fori_loop(0, num_steps + 1, climb, carry)
+  *_, best = lax.fori_loop(0, num_steps + 1, step, carry)
   return best
 
 

@@ -108,7 +108,7 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   """The network in inference mode as a function of images alone.
 
   Raises:
-    ValueError: if the module is not Linen, or needs arguments beside images.
+    ValueError: if the module is not Linen, or needs arguments besides images.
   """
   arguments = _arguments(module)
   if not isinstance(variables, Mapping):
@@ -124,7 +124,7 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   ]
   if wanted:
     raise ValueError(
-      f'{type(module).__name__} wants {", ".join(wanted)} beside images; in '
+      f'{type(module).__name__} wants {", ".join(wanted)} besides images; in '
       'place of logits_fn take functools.partial(module.apply, variables, '
       f'{wanted[0]}=...).'
     )
@@ -145,7 +145,7 @@ def init(
   name, arguments = type(module).__name__, _arguments(module)
   if 'train' not in arguments:
     raise ValueError(
-      f'{name}.__call__ takes {", ".join(arguments) or "nothing"} beside '
+      f'{name}.__call__ takes {", ".join(arguments) or "nothing"} besides '
       'images, expected train: wrap it in a Linen module whose __call__(self, '
       f'inputs, train=False) calls {name}.'
     )
@@ -160,7 +160,7 @@ def init(
 
 
 def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
-  """The arguments that the module takes beside images."""
+  """The arguments that the module takes besides images."""
   if not isinstance(module, nn.Module):
     raise ValueError(
       f'expected a Linen module, got {type(module).__name__}: any other '

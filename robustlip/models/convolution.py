@@ -139,7 +139,7 @@ def _kernel_gradient(cotangent, inputs, kernel, *, padding):
   return gradient.transpose(1, 2, 0, 3)
 
 
-def _mapped(arguments, axes, *, padding):
+def _batching_rule(arguments, axes, *, padding):
   """vmap: one larger batch for a shared kernel, else a loop over kernels."""
   (inputs, kernel), (inputs_axis, kernel_axis) = arguments, axes
   if kernel_axis is None:
@@ -160,5 +160,5 @@ def _mapped(arguments, axes, *, padding):
 
 
 ad.defbilinear(_convolution, _inputs_gradient, _kernel_gradient)
-batching.primitive_batchers[_convolution] = _mapped
+batching.primitive_batchers[_convolution] = _batching_rule
 mlir.register_lowering(_convolution, mlir.lower_fun(xla, False))
