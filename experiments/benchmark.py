@@ -1,25 +1,27 @@
-r"""How fast it is, beside other libraries that do the same work.
+r"""Measures our speed, and that of other libraries that do the same work.
 
   python -m experiments.benchmark --suite=train --peers
 
 Suites: separation (pairs a second of the exact nearest example), train (images
-a second of an RST step), attack (evaluation under PGD-10), lipschitz (the
-local estimate), startup (command to first training step, with and without the
+a second of an RST step), attack (evaluation under PGD-10), lipschitz (the local
+estimate), startup (command to first training step, with and without the
 compilation cache), autoattack (each attack of the standard AutoAttack, all of
 it and the cascade `strong`, on the networks of saved runs) and bounds (on the
-logits and on the Lipschitz constant; a peer's must be as wide as ours, but for
-the room that ours leave for rounding). The candidates
-of a case take turns within one run, so that a busy machine is equally busy for
-all; a ratio is the median over turns of theirs to ours. `--peers` needs the
-extra `bench`. "CPU" is that of CPU seconds, "robust" how many images withstand
-(the record has which are `taken`), "passes" the forward and backward ones.
+logits and on the Lipschitz constant; a peer's must be as wide as ours, up to
+our allowance for rounding). The candidates of a case take turns within one run,
+so that other load on the machine affects all equally; a ratio is the median
+over turns of their time to ours. `--peers` needs the extra `bench`. Columns:
+"CPU" is the ratio of CPU seconds, "robust" the number of images not fooled (the
+record lists those that were, `taken`), "passes" counts forward and backward
+passes.
 
 On two cores a suite takes 1 to 10 minutes, autoattack up to hours:
 
   python -m experiments.benchmark --suite=autoattack --peers \
     --workdir=runs/NAME,runs/OTHER --num_images=500
 
-It keeps each batch under each attack in a folder of the run, and goes on there.
+It saves the result of each batch under each attack in a folder of the run, and
+resumes there.
 """
 
 import inspect
@@ -52,12 +54,12 @@ def define() -> None:
   flags.DEFINE_integer(
     'batch_size',
     None,
-    'Examples to a step. Default: 64; 32 to train a wide residual network; '
+    'Examples per batch. Default: 64; 32 to train a wide residual network; '
     f'{cases.BATCH_SIZE} for autoattack and our attack and lipschitz.',
     1,
   )
   flags.DEFINE_list(
-    'attack', None, 'Attacks of autoattack in turn, and `strong`. Default: all.'
+    'attack', None, 'Attacks for autoattack, in order. Default: all and strong.'
   )
   flags.DEFINE_string(
     'workdir', None, 'Folders of saved runs for autoattack, with commas.'
@@ -69,8 +71,8 @@ def define() -> None:
     'num_images',
     None,
     'Images that are measured. Default: 1000; 100 for autoattack and bounds. '
-    'In separation: of a synthetic set, which a tenth of it (at most 50,000) '
-    'searches; it need not fit into memory.',
+    'In separation: size of a synthetic set, which may exceed memory; the '
+    'queries are a tenth of it, at most 50,000.',
     1,
   )
   flags.DEFINE_integer(
@@ -80,7 +82,7 @@ def define() -> None:
     'precision',
     'float32',
     ['float32', 'bfloat16'],
-    'What the networks compute in, the peers through autocast.',
+    'Type that the networks compute in, the peers through autocast.',
   )
   flags.DEFINE_integer('repeats', 3, 'Turns of every candidate.', 1)
   flags.DEFINE_string(
@@ -94,8 +96,8 @@ def chosen() -> list[Any]:
   """The cases of the suite that the flags name.
 
   Raises:
-    ValueError: for a flag that the suite does not read, no network, or without
-      the peers.
+    ValueError: for a flag that the suite does not read, an empty --arch, or
+      peers that are not installed.
   """
   read = {name: inspect.signature(x).parameters for name, x in SUITES.items()}
   own = read[FLAGS.suite]
@@ -117,7 +119,7 @@ def chosen() -> list[Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-  """The results as people read them."""
+  """The results as a Markdown table."""
   return report.grid(
     {
       'case': result['case'],
@@ -135,7 +137,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def peak_memory() -> dict[str, float]:
-  """Most memory held so far, in MiB: the device's, else the process's."""
+  """Peak memory so far in MiB: of the device, else of the process."""
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
     return {'device_peak_mib': stats['peak_bytes_in_use'] / 2**20}

@@ -1,10 +1,10 @@
-"""What the scripts share: the frame of `main`, records, where they come from.
+"""What all scripts share: how `main` is run, records and their provenance.
 
 Every script is `common.run(main, define)`; `define` defines its flags, so that
 importing a script defines none. A `ValueError` or `OSError` that reaches the
-top is bad input, a `JaxRuntimeError` a device that cannot go on: either is
-printed as one line and the exit code is 1 (`--verbosity=1` shows where it was
-raised). Anything else is a bug and keeps its traceback.
+top is bad input, a `JaxRuntimeError` a failed device: either is printed as one
+line and the exit code is 1 (`--verbosity=1` shows where it was raised).
+Anything else is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ RADIUS = (  # help of --epsilon
   'Radius of the l-inf ball in units of the pixel range, such as 0.1 or 8/255. '
   "Default: the paper's for the data set."
 )
-ORIGIN = ('command', 'commit', 'date', 'machine')  # what a page says of it
-RESULTS = pathlib.Path(__file__).with_name('results')  # what is published
+ORIGIN = ('command', 'commit', 'date', 'machine')  # shown on the pages
+RESULTS = pathlib.Path(__file__).with_name('results')  # published records
 
 
 class Number(flags.FloatParser):
@@ -62,7 +62,7 @@ class Number(flags.FloatParser):
 
 
 def define_dataset(note: str = '') -> None:
-  """The flags that `load_dataset` reads; a note joins the help."""
+  """Defines the flags of `load_dataset`; `note` is added to the help."""
   flags.DEFINE_string(
     'dataset',
     'mnist5k',
@@ -74,7 +74,7 @@ def define_dataset(note: str = '') -> None:
 
 
 def define_data_dir() -> None:
-  """Where data sets are."""
+  """Defines `--data_dir`."""
   flags.DEFINE_string(
     'data_dir',
     None,
@@ -84,19 +84,19 @@ def define_data_dir() -> None:
 
 
 def define_seed() -> None:
-  """The seed of everything that is random."""
+  """Defines `--seed`."""
   flags.DEFINE_integer(
     'seed', 0, 'Seed of everything that is random.', 0, 2**32 - 1
   )
 
 
 def define_epsilon() -> None:
-  """The radius that `radius` reads."""
+  """Defines `--epsilon`, which `radius` reads."""
   flags.DEFINE(Number(0.0, 1.0), 'epsilon', None, RADIUS)
 
 
 def define_processes() -> None:
-  """Several processes that work on one job."""
+  """Defines the flags of several processes that work on one job."""
   flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0 when several work together.'
   )
@@ -110,7 +110,7 @@ def load_dataset(name: str | None = None) -> datasets.Dataset:
 
 
 def radius(dataset: datasets.Dataset) -> float:
-  """The radius that the flags say, else that of the data set.
+  """The radius given by `--epsilon`, else that of the data set.
 
   Raises:
     ValueError: if there is none.
@@ -125,7 +125,7 @@ _ours: list[str] = []  # names of the flags of this process's script
 
 
 def define_flags(define: Callable[[], Any]) -> None:
-  """The flags of a script, in the place of those of the one before it."""
+  """Defines the flags of a script, and removes those of the script before."""
   FLAGS.remove_flag_values(_ours)
   before = set(FLAGS)
   define()
@@ -133,7 +133,7 @@ def define_flags(define: Callable[[], Any]) -> None:
 
 
 def run(main: Callable[[], Any], define: Callable[[], Any]) -> None:
-  """Defines and parses the flags, calls `main()`, one line for bad input."""
+  """Defines and parses flags, calls `main()`, reports bad input as one line."""
   define_flags(define)
   for name in _ours:  # what --help shows
     FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
@@ -164,7 +164,7 @@ def _guarded(main: Callable[[], Any], argv: list[str]) -> None:
   for name in ('workdir', 'output'):  # no shell expands --workdir=~/runs
     if name in FLAGS and FLAGS[name].value:
       FLAGS[name].value = os.path.expanduser(FLAGS[name].value)
-  commit()  # of the code that runs, whatever is committed meanwhile
+  commit()  # cached now: the checkout may change while the script runs
   try:
     _start_jax()
     main()
@@ -210,7 +210,7 @@ def _start_logging() -> None:
 
 
 def _start_jax() -> None:
-  """Compilation cache, the other processes, and a device to compute on."""
+  """Sets up the compilation cache, joins other processes, finds a device."""
   if not jax.config.jax_compilation_cache_dir:
     folder = pathlib.Path('~/.cache/robustlip/compiled').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(folder))
@@ -242,10 +242,10 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
 
 
 def owner(dataset: datasets.Dataset, path: pathlib.Path) -> dict[str, Any]:
-  """The data set that the record in `path` is of, as a record names it.
+  """The fields of a record that identify `dataset`.
 
   Raises:
-    ValueError: if it has one of another data set.
+    ValueError: if there is a record in `path` and it is of another data set.
   """
   wanted = {'dataset': dataset.name, 'fingerprint': dataset.fingerprint}
   found = read_json(path) if path.exists() else wanted
@@ -258,7 +258,7 @@ def owner(dataset: datasets.Dataset, path: pathlib.Path) -> dict[str, Any]:
 
 
 def draw(function: Callable[..., Any], *args: Any) -> None:
-  """Draws a picture of what is on disk; whatever fails costs one warning."""
+  """Calls a function that draws a picture; any error is only a warning."""
   try:
     function(*args)
   except Exception as error:  # matplotlib, fonts, backends, full disks
@@ -267,7 +267,7 @@ def draw(function: Callable[..., Any], *args: Any) -> None:
 
 
 def output_folder(folder: str | os.PathLike) -> pathlib.Path:
-  """Creates the folder of results, before the work that they come from.
+  """Creates a folder for results, before the work starts.
 
   Raises:
     ValueError: if no file can be written there.
@@ -298,10 +298,10 @@ def output_file(path: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file under a temporary name, moved in place when all is written.
+  """Writes a file atomically: under a temporary name, then moved in place.
 
-  It is on disk before it is moved: a machine that goes down leaves the old file
-  or the new one, not an empty one.
+  It is synced to disk before it is moved: a crash of the machine leaves the old
+  file or the new one, not an empty one.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(text: str, path: str | os.PathLike) -> None:
-  """Writes a text, see `whole`."""
+  """Writes a text atomically, see `whole`."""
   with whole(path) as file:
     file.write(text.encode())
 
@@ -326,7 +326,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(record: dict[str, Any], path: str | os.PathLike) -> None:
-  """Writes `record` on one line of `path`; prints it where that cannot be."""
+  """Writes `record` as one line to `path`; prints it if that fails."""
   try:
     write_text(json.dumps(plain(record)) + '\n', path)
   except OSError:  # a full disk: what was measured is not lost
@@ -352,10 +352,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-  """Within it a record that is not as expected is bad input, and no bug.
+  """Context in which an unexpected record is bad input, not a bug.
 
   Raises:
-    ValueError: if it lacks something, or has another thing in its place.
+    ValueError: if the code inside finds a key missing, or another type.
   """
   try:
     yield
@@ -402,7 +402,7 @@ NAMED = ('dataset', 'output', 'start', 'theory')  # flags that may be files
 def command() -> str:
   """How this script was started, without the folders of this machine.
 
-  Of `NAMED` the last name remains; `--records` stay as they are.
+  `NAMED` flags keep the last part of their path; `--records` keep it all.
   """
   script = pathlib.Path(sys.argv[0]).name.removesuffix('.py').split('.')[-1]
   words, given = [], iter(sys.argv[1:])
@@ -422,7 +422,7 @@ def command() -> str:
 def commit() -> str | None:
   """The commit that a script began with; None outside of a checkout.
 
-  It ends in `-dirty` if tracked files but the published results differed.
+  It ends in `-dirty` if tracked files other than published results differed.
   """
   root = pathlib.Path(__file__).resolve().parents[1]
 

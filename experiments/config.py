@@ -1,7 +1,7 @@
 """The settings of a training run, each written once; flags are made from them.
 
-`from_flags` is a run's `Config`: what the flags say, else what `--preset` does,
-else the defaults here.
+`from_flags` makes a run's `Config`: a setting comes from its flag, else from
+`--preset`, else from the defaults here.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ QUICK = dict(
   eval_examples=1000,
 )
 WEIGHTS = ('lam', 'beta', 'mu', 'kappa')  # of the terms of a loss
-# What runs of one program may differ in, besides the seed.
+# Traced settings: runs that differ only in these and the seed share a program.
 NUMBERS = ('epsilon', 'learning_rate', *WEIGHTS)
 
 
@@ -43,7 +43,7 @@ def setting(
   lower: float | None = None,
   upper: float | None = None,
 ) -> Any:
-  """A field that a flag of its name sets; without a text there is no flag."""
+  """A field, with a flag of its name unless `text`, the help, is empty."""
   about = dict(text=text, choices=choices, lower=lower, upper=upper)
   return dataclasses.field(default=default, metadata=about)
 
@@ -65,7 +65,7 @@ class Config:
   mu: float = setting(0.0, 'Weight of the slope in llr.', lower=0)
   kappa: float = setting(
     0.0,
-    'Share of the clean loss at the end, in ibp and crown_ibp.',
+    'Final weight of the clean loss, in ibp and crown_ibp.',
     lower=0,
     upper=1,
   )
@@ -99,14 +99,14 @@ class Config:
   )
   cutmix: float = setting(
     0.0,
-    'Share of training images mixed with another; labels mix alike, and an '
-    'attack is on the larger share.',
+    'Probability that a training image is mixed with another (CutMix); the '
+    'loss mixes their labels, and an attack takes that of the larger part.',
     lower=0,
     upper=1,
   )
   label_smoothing: float = setting(
     0.0,
-    'Share of the labels that all classes divide, in the loss alone.',
+    'Weight of the uniform distribution in the labels, in the loss alone.',
     lower=0,
     upper=1,
   )
@@ -114,18 +114,20 @@ class Config:
     0.0, "L2 penalty of SGD, as PyTorch's; decoupled in Adam.", lower=0
   )
   awp: float = setting(
-    0.0, 'Length of the adversarial weight perturbation over theirs.', lower=0
+    0.0,
+    'Length of the adversarial weight perturbation, relative to the weights.',
+    lower=0,
   )
   ema: float = setting(
     0.0,
-    'Decay of an exponential average of the weights, which is the network.',
+    'Decay of an exponential average of the weights, which is then measured.',
     lower=0,
     upper=0.999999,
   )
   swa: float = setting(
     0.0,
-    'Share of the training after which the weights at the end of each epoch '
-    'are averaged; their mean is the network.',
+    'Fraction of the training after which the weights at the end of each epoch '
+    'are averaged; their mean is then measured.',
     lower=0,
     upper=1,
   )
@@ -155,11 +157,11 @@ class Config:
     choices=('eval', 'train'),
   )
   precision: str = setting(
-    'float32', 'What the network computes in.', choices=('float32', 'bfloat16')
+    'float32', 'Type of the computation.', choices=('float32', 'bfloat16')
   )
   train_examples: int = setting(
     0,
-    'The first so many training examples, equal shares of the classes; 0 for '
+    'Number of training examples: the first of each class, equally many; 0 for '
     'all.',
     lower=0,
   )
@@ -175,8 +177,8 @@ class Config:
   )
   remat: bool = setting(
     False,
-    'Keep no features of a residual block but compute them again for the '
-    'gradient: less memory, a third more time.',
+    'Recompute the features of each residual block in the backward pass: less '
+    'memory, a third more time.',
   )
   eval_examples: int = setting(
     0,
@@ -184,7 +186,7 @@ class Config:
     lower=0,
   )
   start: str = setting(
-    '', 'Folder of a run whose last weights training begins with.'
+    '', 'Folder of a run from whose last weights training starts.'
   )
   train_on: str = setting('train', '', choices=('train', 'train+test'))
   fingerprint: str | None = setting(None, '')  # of a data set that can change
@@ -237,11 +239,11 @@ class Config:
 
   @property
   def static(self) -> 'Config':
-    """The settings of which any change is another program."""
+    """The settings that are compiled in; the seed and `NUMBERS` are 0."""
     return dataclasses.replace(self, seed=0, **dict.fromkeys(NUMBERS, 0.0))
 
   def to_json(self) -> dict[str, Any]:
-    """The settings as JSON gives them back."""
+    """The settings as values of JSON, as `from_json` takes them."""
     return common.plain(dataclasses.asdict(self))
 
 
@@ -310,9 +312,9 @@ def define(
     'preset',
     'quick',
     ['quick', 'paper', 'short'],
-    'Where what is not given comes from: `quick`, a few epochs of a small '
+    'Source of settings that are not given: `quick`, a few epochs of a small '
     'network; `paper`, the published schedule of data set and method; `short`, '
-    'a schedule that fits a network in a fraction of it.',
+    'a schedule that trains a network in a fraction of it.',
   )
   flags.DEFINE_integer(
     'seeds', 1, 'Number of runs with consecutive seeds from --seed on.', 1
@@ -357,8 +359,8 @@ def numbers(name: str, kind: Callable[[str], Any]) -> list[Any] | None:
   """The numbers of a list flag, None if it is not given.
 
   Raises:
-    ValueError: unless they are numbers and no two are equal in the six digits
-      that names have.
+    ValueError: unless they are numbers that differ in the six digits used in
+      names of folders.
   """
   texts = FLAGS[name].value
   if texts is None:
@@ -379,10 +381,10 @@ def seeds() -> range:
 
 
 def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
-  """What a preset sets: a dict of overrides of the defaults.
+  """The settings of a preset that override the defaults.
 
   Raises:
-    ValueError: if it knows nothing of the data set.
+    ValueError: if it has none for the data set.
   """
   own = methods.weights(released.METHODS[method])
   known = {
@@ -404,7 +406,7 @@ def preset(name: str, dataset: Dataset, method: str) -> dict[str, Any]:
 
 
 def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
-  """What is given, else the preset's, else the default; `overrides` come first.
+  """Settings from `overrides`, else flags, else the preset, else the defaults.
 
   Raises:
     ValueError: for settings that do not fit the data set or one another.
@@ -429,7 +431,7 @@ def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
 
 
 def name(config: Config, dataset: Dataset) -> str:
-  """A short name for the folder of a run: what its preset does not say."""
+  """A short name for the folder of a run: settings that the preset lacks."""
   parts = [dataset.name, config.arch, config.method]
   parts += [f'{k}{v:g}' for k, v in config.weights.items()]
   if config.dropout is not None:

@@ -1,4 +1,4 @@
-r"""Several networks from both sides against the radius, in one picture.
+r"""Draws attacked and certified results of several networks over the radius.
 
   python -m experiments.evaluate --workdir=runs/NAME --certify=linear \
     --epsilon=.025,.05,.075,.1,.15
@@ -37,7 +37,7 @@ def define() -> None:
 
 
 def label(run: dict[str, Any]) -> str:
-  """A method and its weights, as the legend has them."""
+  """A method and its weights, for the legend."""
   weights = config.from_json(run).weights.values()
   name = {'natural': 'Natural', 'crown_ibp': 'CROWN-IBP'}.get(
     run['method'], run['method'].upper()
@@ -75,7 +75,7 @@ def named() -> list[str]:
   """The files that the flag names, each once.
 
   Raises:
-    ValueError: if there is none, or none of one of its patterns.
+    ValueError: if there is none, or a pattern matches none.
   """
   found = {
     pattern: [pattern] if pathlib.Path(pattern).exists() else glob.glob(pattern)

@@ -2,9 +2,9 @@ r"""Measures a trained network again, under any attack.
 
   python -m experiments.evaluate --workdir=runs/NAME --attack=autoattack
 
-The record goes to `<workdir>/evaluations/`, so that the run's own result stays.
-The same command again prints it, unless the run has gone on since. Several
-processes (`--coordinator`) that see one folder share the examples.
+The record goes to `<workdir>/evaluations/`; the run's own result is kept.
+The same command again prints it, unless the run has been trained further since.
+Several processes (`--coordinator`) that see one folder share the examples.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def define() -> None:
   measure.define()
   flags.DEFINE_string('workdir', None, 'Folder of the run.')
   flags.DEFINE_string(
-    'dataset', None, 'Where its data are now, if they have been moved.'
+    'dataset', None, 'Path of its data, if they have been moved since.'
   )
   flags.DEFINE_string(
     'attack',
@@ -41,7 +41,7 @@ def define() -> None:
   )
   flags.DEFINE_integer('num_steps', None, "Default: the attack's own.", 1)
   flags.DEFINE_integer(
-    'num_restarts', 1, 'Starts of each attack that draws; the worst counts.', 1
+    'num_restarts', 1, 'Starts of each random attack; the worst counts.', 1
   )
   flags.DEFINE_enum(
     'checkpoint',
@@ -59,7 +59,7 @@ def define() -> None:
   )
   measure.define_certify()
   flags.DEFINE_bool(
-    'save_examples', False, 'Write the adversarial test images beside it.'
+    'save_examples', False, 'Write the adversarial test images too.'
   )
   flags.DEFINE_integer(
     'eval_examples',
@@ -96,8 +96,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """The record of a saved run under an attack, measured once.
 
-  It is kept in `evaluations/` of the run, whose own result stays, and measured
-  again if the run has gone on since. An interrupted cascade goes on.
+  It is kept in `evaluations/` of the run and measured again if the run has been
+  trained further since. An interrupted cascade is resumed.
 
   Args:
     path: folder of the run.
@@ -178,7 +178,7 @@ def _write_examples(path, norm: str, outcome: measure.Outcome) -> None:
     room = np.floor(255 * np.float64(epsilon) + 1e-6)  # whole bytes
     moved = np.clip(np.rint(moved), -room, room)
   else:
-    moved = np.trunc(moved)  # towards the image: no longer than before
+    moved = np.trunc(moved)  # towards the image, so that the norm cannot grow
   rounded = np.uint8(images + moved)
   with common.whole(path) as file:
     np.savez_compressed(

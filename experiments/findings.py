@@ -1,4 +1,4 @@
-"""The claims of the paper, and of ours, by the numbers of a table."""
+"""Decides the paper's claims, and ours, from the numbers of a table."""
 
 import itertools
 import statistics
@@ -6,7 +6,7 @@ from typing import Any
 
 ROBUST = ('at', 'rst0.5', 'rst1', 'rst2', 'trades1', 'trades3', 'trades6')
 DROPOUT = ('natural', 'at', 'rst2', 'trades3', 'trades6')  # rows of Table 4
-SLACK = 0.5  # points of test accuracy up to which two are equal
+SLACK = 0.5  # test accuracies that differ by fewer points count as equal
 
 
 def finding(pairs: list[tuple[str, float, float]]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def finding(pairs: list[tuple[str, float, float]]) -> dict[str, Any]:
 
 
 def place(row: str, rows: dict[str, dict[str, float]]) -> tuple[bool, float]:
-  """Where a method with tools, `at-ema-awp`, stands among those with others.
+  """Sort key of a method with tools, such as `at-ema-awp`, among the others.
 
   First come those whose test accuracies, clean and under attack, are at most
   `SLACK` below those of the method alone, then the others; in either part, the
@@ -38,9 +38,9 @@ def place(row: str, rows: dict[str, dict[str, float]]) -> tuple[bool, float]:
 def runs(
   rows: list[dict[str, Any]], columns: tuple[str, ...]
 ) -> list[tuple[float, ...]]:
-  """These columns of every run, but for rows that have not all of them.
+  """These columns of every run, of the rows that have all of them.
 
-  A constant that is not finite is no column.
+  (`tables` leaves out a column with a value that is not finite.)
   """
   return [
     run
@@ -51,11 +51,11 @@ def runs(
 
 
 def rank_correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Spearman's, of the constant of Eq. (3) with each gap, over robust runs.
+  """Spearman's, between the constant of Eq. (3) and each gap, over robust runs.
 
-  A network that withstands nothing has no gap under attack, however rough it
-  is. There is none of two runs, nor of numbers that are all equal. A network
-  that stands in two rows, as the best and as the last of a run, counts once.
+  Other methods are left out: a network that is never robust has no gap under
+  attack, however rough it is. Needs three runs and numbers that differ. A
+  network that is in two rows, as the best and the last of a run, counts once.
   """
   from scipy import stats
 

@@ -2,8 +2,8 @@
 
 A record names a column by what it holds: `adv_test_acc` under the attack that
 the record names, `eq3_lipschitz` by the paper's Eq. (3), `released_lipschitz`
-by the procedure of the authors' code, with which alone the published column can
-be compared. Both are means over test examples.
+by the procedure of the authors' code, the only one that is comparable with the
+published column. Both are means over test examples.
 """
 
 import functools
@@ -34,30 +34,29 @@ FLAGS = flags.FLAGS
 
 
 def define() -> None:
-  """The flag of everything that measures."""
+  """Defines the flag of all scripts that measure."""
   flags.DEFINE_integer(
     'eval_batch_size',
     100,
-    'Examples to a dispatch when measuring; but for rounding no result depends '
-    'on it.',
+    'Examples per batch when measuring; results depend on it only by rounding.',
     1,
   )
 
 
 def define_certify() -> None:
-  """The flag of what can bound as well as attack."""
+  """Defines `--certify`."""
   flags.DEFINE_enum(
     'certify',
     '',
     ['', *bounds.METHODS],
-    'Bound what can happen in the ball too: certified accuracy, and an upper '
-    'bound on the Lipschitz constant. From left to right tighter and slower; '
-    'crown takes seconds an image.',
+    'Also compute certified accuracy, and an upper bound on the Lipschitz '
+    'constant, by this method. From left to right tighter and slower; crown '
+    'takes seconds per image.',
   )
 
 
 class Attack(NamedTuple):
-  """How to measure, and what the record states of it."""
+  """The attack, and the bounds, to measure with; the record names them."""
 
   name: str = 'pgd'  # or a cascade of several, see `attacks.cascade`
   num_steps: int | None = None  # None: each attack's own
@@ -67,7 +66,7 @@ class Attack(NamedTuple):
   norm: str = 'linf'
 
   def radii(self, config: Config) -> tuple[float, ...]:
-    """The radii in their order; columns are of the last, the largest."""
+    """The radii, ascending; columns are of the last, the largest."""
     return tuple(sorted(self.epsilons or (config.epsilon,)))
 
 
@@ -75,7 +74,7 @@ PGD = Attack()  # ten steps, as the paper measures
 
 
 class Outcome(NamedTuple):
-  """What became of a split."""
+  """The results of an attack on a split."""
 
   split: Split
   by_radius: dict[float, evaluation.Attacked]  # the smallest first
@@ -101,7 +100,7 @@ def _evaluator(module, num_classes, attack, batch_size):
     'eq3': lipschitz.estimate,
     'released': released.lipschitz_estimate,
   }
-  if attack.norm != 'linf':  # a constant is of an l-inf ball
+  if attack.norm != 'linf':  # the constants are defined in an l-inf ball
     estimates = {}
   if attack.certify:  # `certificates` has it at every radius
     del estimates['eq3']
@@ -145,12 +144,12 @@ def subset(split: Split, count: int) -> Split:
 
 
 def training_split(config: Config, dataset: Dataset) -> tuple[Split, Split]:
-  """What is trained on, and the held-out part, which is empty without one.
+  """The examples to train on, and the held-out ones (none without `holdout`).
 
-  The draw is the same for every seed.
+  They are the same for every seed.
 
   Raises:
-    ValueError: if the classes do not have such equal shares.
+    ValueError: if `train_examples` cannot be equally many of each class.
   """
   split = dataset.train if config.train_on == 'train' else dataset.both
   if config.train_examples:
@@ -192,12 +191,12 @@ def under_attack(
   partial_file: pathlib.Path | None = None,
   keep_points: bool = False,
 ) -> dict[str, Outcome]:
-  """What became of the examples that are measured, at each radius.
+  """Attacks the measured examples of both splits, at each radius.
 
   Args:
-    began: when, by `time.monotonic`; earlier if it was interrupted.
-    partial_file: where stages are kept until all are done, so that an
-      interrupted cascade goes on; its name tells one network from another.
+    began: start by `time.monotonic`, less the time before an interruption.
+    partial_file: beginning of the names of files that keep finished stages, so
+      that an interrupted cascade is resumed; one network each.
     keep_points: whether to keep the adversarial images.
   """
   measures, outcomes = evaluator(config, dataset, attack), {}
@@ -231,7 +230,7 @@ def _save(file: pathlib.Path, began: float, place: int, attacked) -> None:
 
 
 def seconds_before(partial_file: pathlib.Path) -> float:
-  """What was spent on an interrupted cascade up to its last saved stage."""
+  """Seconds spent on an interrupted cascade up to its last saved stage."""
   found = partial_file.parent.glob(f'{partial_file.name}-*.npz')
   spent = (_stages(file).get('seconds', 0.0) for file in found)
   return max(map(float, spent), default=0.0)
@@ -244,7 +243,7 @@ def _stages(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _saved(file: pathlib.Path | None, keep_points: bool):
-  """(stages done, what came of them), None if there is nothing of use."""
+  """(number of stages done, their result), None if there is no usable file."""
   if file is None or not file.exists():
     return None
   arrays = _stages(file)
@@ -265,8 +264,9 @@ def certificates(
 ) -> dict[str, Any]:
   """Bounds for a split that was attacked: accuracy and Lipschitz constant.
 
-  Each method up to the one asked for bounds what those before it leave open,
-  from the largest radius on: who is certified there is so in smaller balls.
+  Each method up to the one asked for is tried on the examples that those before
+  it did not certify. Radii go from the largest down: an example certified there
+  is certified in smaller balls too.
 
   Raises:
     ArithmeticError: if an example is certified and was broken, or a lower
@@ -293,7 +293,7 @@ def certificates(
   programs['Lipschitz'] = evaluation.over_devices(slopes)
 
   def bounded(name, epsilon, indices=None):
-    # CROWN takes one example after the other anyway: each shows progress.
+    # CROWN works example by example anyway: show progress after each.
     in_turn = attack.certify == 'crown' and name in ('crown', 'Lipschitz')
     return evaluation.per_example(
       programs[name],
@@ -330,8 +330,8 @@ def certificates(
 
 
 def _check_order(sure, attacked, lower, upper, epsilon) -> None:
-  """Certified and attacked, lower and upper: each at most the next."""
-  # The ratio of rounded logits has no bound where x' is close to x.
+  """Raises ArithmeticError where certified > robust or lower > upper."""
+  # Rounding makes the ratio arbitrarily large as x' approaches x.
   slack = 1e-3 * upper + 1e-5 / max(epsilon, 1e-9)
   wrong = {
     'are certified and broken': sure & ~attacked.robust,
@@ -369,7 +369,7 @@ def record(
         for epsilon, outcome in by_radius.items()
       }
     found[f'broken_{name}'] = evaluation.taken(last, measures.cascade)
-    if len(by_radius) == 1:  # else they are of several calls
+    if len(by_radius) == 1:  # else `last` mixes the stages of several calls
       found[f'passes_{name}'] = evaluation.passes(last, measures.cascade)
   found['gap'] = found['train_acc'] - found['test_acc']
   found['adv_gap'] = found['adv_train_acc'] - found['adv_test_acc']
@@ -401,7 +401,7 @@ def doubted(
   attacked: evaluation.Attacked,
   cascade: tuple[attacks.Stage, ...],
 ) -> dict[str, float]:
-  """What makes these numbers doubtful, each with a warning; {} is none."""
+  """Reasons to doubt these numbers, each logged as a warning; {} if none."""
   found = doubts.facts(
     partial(models.logits_fn, config.network(len(dataset.class_names))),
     variables,

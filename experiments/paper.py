@@ -58,7 +58,7 @@ SETUPS: dict[str, Overrides] = {
   ),
 }
 
-# What a method has of its own: (data set, method) -> overrides.
+# Overrides for single methods: (data set, method) -> overrides.
 OF_METHOD: dict[tuple[str, str], Overrides] = {
   **{
     ('svhn', method): dict(learning_rate=64 * 1e-3)
@@ -90,9 +90,9 @@ PROOF_OF_CONCEPT: dict[str, Overrides] = {
   | dict(epochs=30, milestones=(15, 25), lam=2.0),
 }
 
-# Not of the paper: one-cycle schedules that fit a network in a fraction of the
-# published epochs, with an inner ascent of fewer steps. At 0.05 the losses of
-# several terms, such as RST(2), leave a network constant.
+# Not from the paper: one-cycle schedules that train a network in a fraction of
+# the published epochs, with an inner ascent of fewer steps. At a rate of 0.05,
+# losses of several terms, such as RST(2), end in a constant network.
 SHORT: dict[str, Overrides] = {
   name: dict(
     arch='cnn2',
@@ -106,7 +106,7 @@ SHORT: dict[str, Overrides] = {
 }
 
 
-# Of these the paper left out duplicates and noisy images before searching.
+# From these, the paper left out duplicates and noisy images before searching.
 EXAMPLES_LEFT_OUT = ('svhn', 'restricted_imagenet')
 
 
@@ -127,9 +127,9 @@ def panels(table: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
 
 
 def separation(record: dict[str, Any]) -> dict[str, float]:
-  """Table 1's numbers for the record of a search, none for another search.
+  """Table 1's numbers for the record of a search; {} if not comparable.
 
-  Where the paper left out examples, searches with and without them compare.
+  Where the paper left out examples, searches with and without them are.
   """
   name = record['dataset']
   other = record['norm'] != 'linf' or record['random_labels']

@@ -1,19 +1,19 @@
-"""How every figure is saved, and those of single networks."""
+"""How every figure is saved, and the figures of single networks."""
 
 import pathlib
 from typing import Any
 
 from robustlip import drawing
 
-# Columns of a test set over radii: what was found (dashed), what is certain.
+# Columns over radii: found by attacks (dashed), proven by bounds (full lines).
 ACCURACIES = ('adv_test_acc', 'certified_test_acc')
 CONSTANTS = ('eq3_lipschitz', 'upper_lipschitz')
 
 
 def save(figure, path: pathlib.Path) -> None:
-  """Writes `path`.png, the same bytes whenever it is drawn, without frames.
+  """Writes `path`.png without frames; the same figure gives the same bytes.
 
-  Every text is shown as it is: names from data may have a `$` in them.
+  Text is not parsed as maths, since names from data may have a `$`.
   """
   import matplotlib.text
 
@@ -56,7 +56,7 @@ def curves(metrics: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def of_g(curve: dict[str, list[float]], largest: float) -> dict[str, Any]:
-  """For `both_sides`, what the paper's g has certified up to a radius."""
+  """Certified accuracies of the paper's g up to a radius, for `both_sides`."""
   points = zip(curve['epsilons'], curve['certified'], strict=True)
   certified = {x: 100 * share for x, share in points if x <= largest + 1e-9}
   return {'test_acc': certified[0.0], 'certified_test_acc_at': certified}
@@ -82,7 +82,7 @@ def both_sides(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
       start = {0.0: run['test_acc']} if axes is left else {}
       for name, line in zip(names, ('--', '-'), strict=True):
         curve = {float(x): y for x, y in run.get(f'{name}_at', {}).items()}
-        marker = 'v'  # one radius is a point: beside it nothing is known
+        marker = 'v'  # a single radius is drawn as a point, not joined to 0
         if len(curve) > 1:
           curve, marker = start | curve, '.'
         if curve:

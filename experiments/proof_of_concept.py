@@ -2,11 +2,11 @@ r"""Appendix C: an accurate and robust network for train and test set exists.
 
   python -m experiments.proof_of_concept --dataset=mnist --preset=paper
 
-trains RST(4) on the training and the test set together, which is the point:
-existence, not generalization, and the record says so. Accuracy and astuteness
-under PGD-10 and the multi-targeted attack on both sets, beside the certificate
-of the distance classifier whose classes are both sets. The paper's own numbers
-were not to be found. The same command again goes on or prints the result.
+trains RST(4) on the training and the test set together, since the point is
+existence, not generalization; the record says so. It measures accuracy, clean
+and under PGD-10 and the multi-targeted attack, on both sets, and the
+certificate of the distance classifier with both sets as references. We found no
+numbers of the paper's. The same command again resumes or prints the result.
 """
 
 import pathlib
@@ -54,10 +54,10 @@ def settings(dataset: Dataset) -> config.Config:
 
 
 def certificate(dataset: Dataset, epsilon: float) -> dict[str, float]:
-  """Percent at which the distance classifier of both sets is right for sure.
+  """Percent of each set on which the distance classifier is certified.
 
-  Its classes are the examples of both sets, so that the distance of each to
-  its own class is 0 and the certified radius half that to the nearest other.
+  Its references are the examples of both sets, so that the distance of each to
+  its own class is 0, and its certified radius half that to the nearest other.
   """
   distances = separation.nearest_opposite(*dataset.both).distances
   certified = 100.0 * theory.certified(distances, epsilon)

@@ -1,4 +1,4 @@
-r"""Records as pages, and the way of a record into `results/`.
+r"""Renders records as pages, and publishes a record in `results/`.
 
   python -m experiments.report
   python -m experiments.report --check
@@ -6,12 +6,12 @@ r"""Records as pages, and the way of a record into `results/`.
 
 The first renders the tables of README.md and experiments/results/README.md
 anew, and draws the speeds. Each table stands between `<!-- results: BLOCK -->`
-and `<!-- end -->`, where BLOCK is one of `BLOCKS`, in brackets the record where
-it is of one: `run(train_NAME)`. `--check` writes nothing and fails if a table
-differs from its records. `--publish` first copies the record of a finished run,
-or any record that a script has written, with the Markdown and the picture
-beside it (none of an evaluation), into experiments/results; one that is there
-and differs is replaced with `--overwrite` alone.
+and `<!-- end -->`, where BLOCK is one of `BLOCKS`, followed by a record in
+brackets if the table shows only one: `run(train_NAME)`. `--check` writes
+nothing and fails if a table differs from its records. `--publish` first copies
+into experiments/results the record of a finished run, or any record that a
+script has written, with the Markdown and picture beside it (not those of an
+evaluation). It replaces a different record only with `--overwrite`.
 
 `markdown` renders the record of a table of the paper (`experiments.tables`).
 """
@@ -88,7 +88,7 @@ def define() -> None:
 
 
 def grid(rows: Iterable[dict[str, str]]) -> str:
-  """A table of rows, heading -> cell; columns that are empty are left out."""
+  """A Markdown table of rows, heading -> cell, without empty columns."""
   rows = list(rows)
   header = list(dict.fromkeys(h for row in rows for h in row if row[h]))
   lines = [[h.strip() for h in header], ['---'] + ['---:'] * (len(header) - 1)]
@@ -100,7 +100,7 @@ def grid(rows: Iterable[dict[str, str]]) -> str:
 
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Rows of a table by network and data set."""
+  """Rows of a table, grouped by network and data set: title -> rows."""
   found: dict[str, list[dict[str, Any]]] = {}
   for row in rows:
     title = f'{row["arch"]} on {row["dataset"]}' if row['arch'] else ''
@@ -109,7 +109,7 @@ def panels(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:
-  """The columns of any row, in the order of `HEADINGS`."""
+  """All columns that some row has, in the order of `HEADINGS`."""
 
   def place(column):
     known = column if column in HEADINGS else f'adv{column.split("_adv")[1]}'
@@ -128,7 +128,7 @@ def heading(column: str) -> str:
 
 
 def cell(row: dict[str, Any], column: str, beside: bool) -> str:
-  """Mean and deviation over seeds; the paper's and the difference beside it."""
+  """Mean and deviation over seeds; `beside` the paper's, and the difference."""
   if column not in row['ours']:
     return ''
   values, theirs = row['ours'][column], row['paper'].get(column)
@@ -143,7 +143,7 @@ def cell(row: dict[str, Any], column: str, beside: bool) -> str:
 
 
 def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
-  """Settings that are not the paper's, with the rows unless it is all."""
+  """Settings that are not the paper's, with their rows unless all differ."""
   found: dict[str, list[str]] = {}
   for row in rows:
     for name, theirs in row['paper_settings'].items():
@@ -213,8 +213,8 @@ def verdict(name: str, found: dict[str, Any]) -> dict[str, str]:
   }
 
 
-# Blocks of the pages: files, then heading -> format of the record in each.
-# `SPLIT` is train, then test; what a record lacks is left empty.
+# Blocks of the pages: pattern of the records, and heading -> format of a cell.
+# `SPLIT` is train, then test; a cell is empty where the record lacks a value.
 BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
   'run': (
     '{of}.json',
@@ -332,7 +332,7 @@ def block(name: str, of: str) -> str:
 
 
 def published(name: str, of: str = '') -> list[dict[str, Any]]:
-  """The records of a block in its order, `described`."""
+  """The records of a block in order, each as `described` returns it."""
   lines = []
   for path in common.RESULTS.glob(BLOCKS[name][0].format(of=of)):
     found = common.read_json(path)
@@ -342,7 +342,7 @@ def published(name: str, of: str = '') -> list[dict[str, Any]]:
 
 
 def shown(name: str, lines: list[dict[str, Any]]) -> str:
-  """What a block has of records that are `described`."""
+  """The table of a block from records that are `described`."""
   formats = BLOCKS[name][1]
   if name != 'run':  # of one record, which the page names
     formats = formats | {'record': '[JSON]({stem}.json)'}
@@ -355,10 +355,10 @@ def shown(name: str, lines: list[dict[str, Any]]) -> str:
 
 
 def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
-  """A record with what its block says of it besides; of a benchmark, cases.
+  """A record and further fields for its block; of a benchmark, one per case.
 
   Raises:
-    ValueError: if it is not what its name promises.
+    ValueError: if it is not of the kind that its name says.
   """
   found = found | {'stem': stem}
   with common.reading(f'{stem}.json'):
@@ -366,7 +366,7 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
       return [_timed(found, *case) for case in enumerate(found['cases'])]
     dataset = found.get('dataset') or found['data']['name']
     place = [*DATASETS, dataset].index(dataset), stem
-    name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # one's own file
+    name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # a user's file
     if dataset in DATASETS and found.get('fingerprint'):
       name += ', a part'
     more = {'name': name, 'place': place}
@@ -400,12 +400,12 @@ def _rates(ours: dict[str, Any], *peers: dict[str, Any]) -> dict[str, str]:
   return found
 
 
-# Candidates of a benchmark that are ours too.
+# Candidates of a benchmark that are ours and so no peers.
 OURSELVES = ('cold', 'robustlip strong')
 
 
 def speeds() -> dict[str, tuple[str, float]]:
-  """Case of a benchmark -> its fastest peer, and ours as a multiple of it."""
+  """Case of a benchmark -> (its fastest peer, our rate over that peer's)."""
   found = {}
   for case in published('speed'):
     peers = [
@@ -421,7 +421,7 @@ def speeds() -> dict[str, tuple[str, float]]:
 
 
 def filled(text: str, found: dict[str, Any]) -> str:
-  """A format with what a record has, percentages without their sign."""
+  """A format filled from a record, without % signs; '' if it lacks a value."""
   with contextlib.suppress(KeyError, TypeError):  # missing, or null
     return text.format(**found).replace('%', '')
   return ''
@@ -446,14 +446,13 @@ def run_name(path: pathlib.Path) -> str:
 def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   """Copies a record, its Markdown and its picture into the results.
 
-  A run is published as `train_<run>`, where the run is named by its folder (in
-  a table of the paper by three), an evaluation of it as
-  `evaluation_<run>_<evaluation>`, everything else under its own name, which
-  begins with what it is.
+  A run is published as `train_<run>`, where <run> is the name of its folder (of
+  its last three in a table of the paper); an evaluation of it as
+  `evaluation_<run>_<evaluation>`; everything else under its own name, which
+  begins with its kind.
 
   Raises:
-    ValueError: if it does not say where it comes from, or if another record
-      has its name.
+    ValueError: if it lacks a field of `ORIGIN`, or another record has its name.
   """
   source, name = path, path.stem
   if path.name == 'result.json':
@@ -473,7 +472,7 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
       f'{source} does not say where it comes from: no {", ".join(missing)}'
     )
   if any(target.match(glob) for glob, _ in BLOCKS.values()):
-    described(found, name)  # refuses what a page cannot show
+    described(found, name)  # raises for a record that a page cannot show
   elif not name.startswith(('curves_', 'staircase', 'table_')):
     raise ValueError(
       f'no page would show {target.name}: a name begins with what it is, such '
@@ -490,7 +489,7 @@ def publish(path: pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   for suffix in suffixes[:1] if name.startswith('evaluation_') else suffixes:
     if (file := source.with_suffix(suffix)).exists():
       shutil.copyfile(file, target.with_suffix(suffix))
-    else:  # that of the record before
+    else:  # removes that of the record it replaces
       target.with_suffix(suffix).unlink(missing_ok=True)
   return target
 

@@ -1,12 +1,12 @@
 """From settings to a record: trains what is missing, measures, writes.
 
-The folder of a run has `config.json`, its settings, and others are refused;
-`checkpoints/`, the newest states, and `best/`, one more with a held-out set
-(the last state and the best have an averaged network, if one is asked for);
+The folder of a run has `config.json`, its settings (a run with others is
+refused); `checkpoints/`, the newest states, and with a held-out set `best/`
+(the last state and the best hold the averaged network, if one is asked for);
 `metrics.jsonl`, a line per epoch, which `curves.png` draws; `result.json`,
 which is written last and ends the run. Checkpoints hold the whole state at a
-step and every draw depends on seed and step alone, so that a resumed run is the
-run that was never stopped.
+step, and every draw depends on seed and step alone, so that a resumed run is
+identical to one that was never stopped.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ FLAGS = flags.FLAGS
 
 
 def define() -> None:
-  """The flags of everything that trains."""
+  """Defines the flags of all scripts that train."""
   measure.define()
   common.define_processes()
   flags.DEFINE(
@@ -63,8 +63,8 @@ def define() -> None:
   flags.DEFINE_integer(
     'curve_examples',
     200,
-    'Test examples measured after every epoch for the curve; 0 for none. They '
-    'select nothing.',
+    'Test examples measured after every epoch for the curve; 0 for none. No '
+    'decision depends on them.',
     0,
   )
 
@@ -112,7 +112,7 @@ def radius_schedule(
 
 @functools.lru_cache(maxsize=2)
 def _trainer(static: Config, num_classes: int, steps_per_epoch: int):
-  """(make_recipe, its programs) of all runs that differ in numbers alone."""
+  """(make_recipe, trainer, settler) for runs that differ only in `NUMBERS`."""
   module = static.network(num_classes)
   total = static.epochs * steps_per_epoch
   factory = released.METHODS[static.method]
@@ -156,11 +156,11 @@ class Progress(NamedTuple):
 def train(
   settings: Config, dataset: Dataset, path: pathlib.Path
 ) -> dict[str, Any]:
-  """The record of the run in the folder `path`, finished if it is not.
+  """Finishes the run in the folder `path` if it is not; returns its record.
 
   Raises:
-    ValueError: if the settings cannot work, the folder has a run of others or
-      is in use, or the loss or the weights are not finite.
+    ValueError: if the settings cannot work, the folder has a run of other
+      settings or is in use, or the loss or the weights are not finite.
   """
   check(settings, dataset)
   if settings.start and not (path / 'config.json').exists():
@@ -193,7 +193,7 @@ def train(
 def best_record(
   settings: Config, dataset: Dataset, path: pathlib.Path, last: dict[str, Any]
 ) -> dict[str, Any]:
-  """What is measured at the best step on held-out examples, and the step."""
+  """The columns measured at the step that is best on held-out examples."""
   step, variables = checkpoints.newest_variables(path / 'best')
   found = last
   if step != last['step']:
@@ -226,12 +226,12 @@ def check(settings: Config, dataset: Dataset) -> None:
 
 
 def numbers_of(settings: Config) -> dict[str, np.float32]:
-  """What the programs of runs that differ in numbers alone are given."""
+  """The traced argument of `_trainer`'s programs: the settings in `NUMBERS`."""
   return {name: np.float32(getattr(settings, name)) for name in config.NUMBERS}
 
 
 def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
-  """Trains on from where the folder stands; what is there after the last step.
+  """Trains from the newest checkpoint in the folder to the last step.
 
   Raises:
     ValueError: if the loss or the weights are not finite.
@@ -265,7 +265,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     )
     done, saved_at = int(state.step), time.monotonic()
     states = replicate(state)
-    # What was written after the checkpoint is made again.
+    # Lines written after the checkpoint are measured again.
     curve = [line for line in read_curve(path) if line['step'] <= done]
 
     def save_if_due(last: bool = False) -> None:
@@ -347,7 +347,7 @@ def start_of(settings: Config) -> tuple[int, dict[str, Any]]:
 def watch(
   settings: Config, dataset: Dataset, held_out: Split
 ) -> Callable[[Any], dict[str, float]]:
-  """Gives accuracies of test and of held-out examples, in percent."""
+  """A function from variables to test and held-out accuracies, in percent."""
   splits = {'holdout': held_out} if settings.holdout else {}
   if count := FLAGS.curve_examples:
     splits['test'] = measure.subset(dataset.test, count)
@@ -369,11 +369,11 @@ def watch(
 def check_finite(
   states: training.TrainState, newest: Store, *, weights: bool = False
 ) -> float:
-  """The sum of the losses of this epoch so far.
+  """The sum of the losses of this epoch so far, checked to be finite.
 
   Args:
-    weights: whether to look at the weights too: the last update has no loss
-      that would show what became of them.
+    weights: whether to check the weights too, since no later loss shows the
+      effect of the last update.
 
   Raises:
     ValueError: if the loss, or a weight, is not finite.
@@ -399,10 +399,11 @@ def check_finite(
 
 @contextlib.contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
-  """Within it Ctrl-C and SIGTERM are only noted; a second one acts at once.
+  """Context in which a first Ctrl-C or SIGTERM is noted and a second one acts.
 
-  Signals that are ignored stay ignored. Of several processes none is stopped
-  so: they would not stop at the same step.
+  Yields a function that says whether one was noted. Ignored signals stay
+  ignored. With several processes all signals act at once, since the processes
+  would not stop at the same step.
   """
   asked = []
 
@@ -425,7 +426,7 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
-  """Within it no other process may touch the folder, which has these settings.
+  """Context that locks the folder for a run with these settings.
 
   Raises:
     ValueError: if the folder has a run of other settings, or is in use.
@@ -434,7 +435,7 @@ def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
     if jax.process_index() == 0:
       common.output_folder(path)
       names = {file.name for file in path.iterdir()}
-      # A process may have ended before its settings were in place.
+      # A process may have been killed before it wrote its settings.
       names = {n for n in names if n != '.lock' and not n.endswith('.partial')}
       if names and 'config.json' not in names:
         raise ValueError(
@@ -458,7 +459,7 @@ def claimed(path: pathlib.Path, settings: Config) -> Iterator[None]:
 def check_settings(path: pathlib.Path, settings: Config) -> None:
   """Raises ValueError if the run in the folder has other settings."""
   found, asked = config.read(path).to_json(), settings.to_json()
-  if found['fingerprint']:  # says which data they are, wherever they lie
+  if found['fingerprint']:  # identifies the data even if the file has moved
     found['dataset'] = asked['dataset']
   name = common.difference(found, asked)
   if name == 'fingerprint':
@@ -481,7 +482,7 @@ def read_curve(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def write_curve(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
-  """Writes the curve anew, so that no line of it is ever torn."""
+  """Writes the whole curve atomically, so that no line is ever incomplete."""
   if jax.process_index() == 0:
     text = ''.join(json.dumps(common.plain(line)) + '\n' for line in lines)
     common.write_text(text, path / 'metrics.jsonl')

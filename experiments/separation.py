@@ -27,8 +27,8 @@ from experiments import common, report, separation_figures
 from robustlip import progress, projections, separation
 
 FLAGS = flags.FLAGS
-LISTED = 100  # groups of equal images in a record; their number is there too
-LONGEST_NAME = 40  # of a list of indices in the name of a file
+LISTED = 100  # most groups of equal images that a record lists
+LONGEST_NAME = 40  # letters; longer lists of indices are hashed in file names
 
 
 def define() -> None:
@@ -46,7 +46,7 @@ def define() -> None:
     'of the N closest pairs).',
   )
   flags.DEFINE_bool(
-    'random_labels', False, 'Draw all labels uniformly, by --seed: a control.'
+    'random_labels', False, 'As a control, draw all labels uniformly by --seed.'
   )
   flags.DEFINE_integer('top_k', 10, 'Closest pairs to report.', 1)
   flags.DEFINE_string(
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def parse_drop(text: str | None) -> str | list[int] | None:
-  """What `--drop` says: None, a word, or ascending indices.
+  """The value of `--drop`: None, a word, or ascending indices.
 
   Raises:
     ValueError: for anything but the three forms.
@@ -145,7 +145,7 @@ def parse_drop(text: str | None) -> str | list[int] | None:
 
 
 def variant(name: str, drop: str | list[int] | None) -> str:
-  """The name of what is measured of a data set, as in the names of files."""
+  """The name of a data set and the flags that change it, for file names."""
   parts = [name]
   if FLAGS.norm != 'linf':
     parts.append(FLAGS.norm)
@@ -163,7 +163,7 @@ def variant(name: str, drop: str | list[int] | None) -> str:
 
 
 def labelled(data):
-  """Training and test (images, labels), with labels drawn if so asked."""
+  """Training and test (images, labels); draws the labels if --random_labels."""
   train, test = tuple(data.train), tuple(data.test)
   if not FLAGS.random_labels:
     return train, test
@@ -206,7 +206,7 @@ def without(
 def search(
   part: str, images: np.ndarray, labels: np.ndarray, *refs: np.ndarray
 ) -> separation.Neighbors:
-  """The nearest opponents of one part, of which each process has a share."""
+  """The nearest opponents of one part; several processes share the queries."""
   arrays, share = (images, labels, *refs), len(labels)
   if jax.process_count() > 1:
     share = -(-len(labels) // jax.process_count())
@@ -224,7 +224,7 @@ def search(
 
 
 def summary(found, epsilon: float | None) -> dict[str, Any]:
-  """Minima, means and how they compare with the radius."""
+  """Minima and means of the distances, and comparisons with the radius."""
   fields: dict[str, Any] = {'epsilon': epsilon}
   for part, neighbors in found.items():
     distances = neighbors.distances.astype(np.float64)
@@ -255,7 +255,7 @@ def listed(name: str, groups) -> dict[str, Any]:
 
 
 def pair_rows(pairs, rows, cols) -> list[dict[str, Any]]:
-  """Closest pairs with the indices `rows` and `cols` of the published files."""
+  """Closest pairs; `rows` and `cols` map to indices in the published files."""
   indices = np.stack([rows[pairs.rows], cols[pairs.cols]], axis=1)
   return [
     {'distance': float(distance), 'indices': both.tolist()}

@@ -7,12 +7,12 @@ from robustlip import drawing, projections
 from robustlip.images import from_bytes
 
 MOST_COLUMNS = 6
-ABOVE_IMAGE = 11  # letters of a name
+ABOVE_IMAGE = 11  # most letters of a name above an image
 PART_TITLES = {'train_train': 'train - train', 'test_train': 'test - train'}
 
 
 def _text(name: str, longest: int = 20) -> str:
-  """A name as a picture can show it: short and printable."""
+  """A name cut to `longest` letters, with only printable characters."""
   name = name.encode(errors='replace').decode().replace('\n', ' ')
   return name if len(name) <= longest else f'{name[: longest - 1]}\u2026'
 
@@ -79,11 +79,11 @@ def _shown(images: np.ndarray) -> np.ndarray:
 
 
 def moved(path, train, record, class_names) -> None:
-  """Figure 1: the first image of each class moved by 2r towards the next's.
+  """Figure 1: the first image of each class moved by 2r towards the next one.
 
-  On the straight line, as the paper seems to, and to the nearest point of the
-  ball. 2r is the smallest distance between two classes; without two classes
-  there is no picture.
+  Two rows: along the straight line, which the paper seems to do, and to the
+  point of the ball nearest to the other image. 2r is the smallest distance
+  between two classes; without two classes there is no picture.
   """
   distance, norm = record['train_train_min'], record['norm']
   if distance is None:

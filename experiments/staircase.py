@@ -5,10 +5,10 @@ r"""The staircase regression: twelve fits of 40 and of 30,000 examples.
 Reproduces the paper's staircase tables: with the first draw (seed 1) the
 natural, AT and TRADES rows at 40 examples are the published ones, for example
 TRADES(6): train error .0061, test error .0554, attacked .0748. RST was not
-published; beside it stands what the authors' code gives. GR and LLR are fitted
+published; it is compared with a run of the authors' code. GR and LLR are fitted
 as their papers define them, with the gradient of the loss with respect to the
 input, and ("released") as the authors' code has them; that code's optimizer
-stopped short, so its published rows are not comparable.
+stopped before convergence, so the published rows are not comparable.
 
 Writes staircase.json and staircase.png. 20 s on 2 CPU cores.
 """
@@ -24,7 +24,7 @@ from experiments.staircase_fits import methods, splines
 from robustlip import drawing
 
 FLAGS = flags.FLAGS
-FAMILIES = {  # that share axes
+FAMILIES = {  # methods that share axes
   'Gradients': ('Natural', 'GR', 'LLR', 'GR (released)', 'LLR (released)'),
   'AT and RST': ('AT', 'RST(.5)', 'RST(1)', 'RST(2)'),
   'TRADES': ('TRADES(1)', 'TRADES(3)', 'TRADES(6)'),
@@ -45,7 +45,7 @@ def define() -> None:
 
 
 def table(num_examples: int, rows: dict, average: dict | None) -> str:
-  """The rows, each above the published one and the mean over seeds."""
+  """Markdown: each row, the published one and the mean over seeds below it."""
   lines = []
   for name, row in rows.items():
     cells = {name: {c: f'{row[c]:.4f}' for c in methods.COLUMNS}}

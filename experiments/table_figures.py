@@ -9,7 +9,7 @@ import numpy as np
 from experiments import findings, plots, report, table_rows
 from robustlip import drawing
 
-# How the names of columns end -> the axes that they share.
+# End of a column's name -> label of the axes that such columns share.
 KINDS = {
   '_acc': 'accuracy (%)',
   '_lipschitz': 'local Lipschitz constant',
@@ -24,11 +24,11 @@ def kind(column: str) -> str:
 
 
 def draw(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes to `path`.png a line of axes for each network and data set.
+  """Writes to `path`.png one row of axes for each network and data set.
 
-  A row of the table is a line, a column a colour; full marks are ours with the
-  range over seeds, hollow ones the paper's. Above the axes stand the findings
-  that they decide.
+  Each row of the table has its own height, each column its colour; full marks
+  are ours with the range over seeds, hollow ones the paper's. Above the axes
+  are the findings that they decide.
   """
   others = {'5': tools, 'sizes': sizes}
   if other := others.get(record['table']):
@@ -49,17 +49,17 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
       ax.set_yticks(range(len(rows)), labels or [''] * len(rows))
       ax.set_xlabel(KINDS[end])
       found = record['findings'].get(title, {})
-      _verdicts(ax, {k: v for k, v in found.items() if _beside(k) == end})
+      _verdicts(ax, {k: v for k, v in found.items() if _deciding(k) == end})
     line[0].set_title(title, loc='left', fontweight='bold')
   plots.save(figure, path)
 
 
 def tools(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes to `path`.png what tools change, a line for each panel of Table 5.
+  """Writes to `path`.png what tools change, one row of axes per panel.
 
-  For each method, an arrow from it alone to it with a tool: accuracy under
-  attack on training and test examples, the gap the same along the dotted line.
-  Last, every run: smoothness and gap.
+  For each method, arrows lead from it alone to it with a tool: accuracy under
+  attack on training and test examples; the gap is constant along the dotted
+  line. The last axes show smoothness and gap of every run.
   """
   import matplotlib
 
@@ -95,8 +95,8 @@ def tools(record: dict[str, Any], path: pathlib.Path) -> None:
 def sizes(record: dict[str, Any], path: pathlib.Path) -> None:
   """Writes to `path`.png accuracy and gap over numbers of training examples.
 
-  A line of axes for each network and data set, a colour for each method; full
-  lines are of clean images, dashed ones of attacked images, bars the range
+  One row of axes for each network and data set, a colour for each method; full
+  lines are for clean images, dashed ones for attacked images, bars the range
   over seeds.
   """
   panels = report.panels(record['rows'])
@@ -126,7 +126,7 @@ def sizes(record: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _parts(row: dict[str, Any]) -> tuple[str, str]:
-  """What a method and its tools are called."""
+  """The labels of a row's method and of its tools."""
   method, _, names = row['label'].partition(' + ')
   return method, names
 
@@ -150,7 +150,7 @@ def _arrows(
   ax.set(xlabel='adv. train acc. (%)', ylabel='adv. test acc. (%)')
 
 
-def _beside(finding: str) -> str:
+def _deciding(finding: str) -> str:
   """The kind of number that decides a finding."""
   if finding == 'separated':
     return ''
@@ -190,7 +190,7 @@ def _points(ax: Any, rows: list[dict[str, Any]], columns: list[str]) -> None:
 
 
 def _spread(values: list[list[float]]) -> tuple[Any, Any]:
-  """Means over seeds, and how far from them the ends of the range are."""
+  """Means over seeds, and the distances from them to minimum and maximum."""
   means = np.array([np.mean(x) for x in values])
   return means, [
     means - [min(x) for x in values],

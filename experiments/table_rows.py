@@ -1,7 +1,7 @@
-"""Rows of the paper's tables: the settings that make them, the paper's beside.
+"""Rows of the paper's tables: their settings, and the paper's numbers for them.
 
-What the flags ask for are panels, a network on a data set each, and rows. A row
-of Table 5, which is ours, is a method with tools: `at-ema-awp`.
+The flags ask for panels (a network on a data set each) and for rows. A row of
+Table 5, which is ours, is a method with tools: `at-ema-awp`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
 FLAGS = flags.FLAGS
-# Row -> what it is called, and the settings that make it.
+# Row -> its label, and the settings that make it.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
   'natural': ('Natural', dict(method='natural')),
   'gr': ('GR', dict(method='gr')),
@@ -33,7 +33,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
   'trades3': ('TRADES(3)', dict(method='trades', beta=3.0)),
   'trades6': ('TRADES(6)', dict(method='trades', beta=6.0)),
 }
-# Tools of Table 5; those with a strength are settings of their name.
+# Tools of Table 5 -> their labels; each key of STRENGTHS is also a setting.
 TOOLS = {
   'dropout': 'dropout',
   'ema': 'EMA',
@@ -57,7 +57,7 @@ STRENGTHS = dict(
 )
 TOOLED = ('at', 'rst2', 'trades6')
 ORDER = [name + end for name in ROWS for end in ('', '_dropout')]
-STANDS_FOR = {'mnist5k': 'mnist'}  # whose published numbers are shown beside
+STANDS_FOR = {'mnist5k': 'mnist'}  # is compared with the numbers of MNIST
 
 
 def panels() -> list[tuple[str, str | None]]:
@@ -95,7 +95,7 @@ def row_names(published: dict[str, Any]) -> list[str]:
 
 
 def _tooled_names() -> list[str]:
-  """Rows of Table 5, tools in the order of `TOOLS`: any of them together."""
+  """Rows of Table 5, with any combination of tools, in the order of `TOOLS`."""
   if FLAGS.rows is None:
     ends = ['', *(f'-{tool}' for tool in TOOLS)]
     return [method + end for method in TOOLED for end in ends]
@@ -113,7 +113,7 @@ def _tooled_names() -> list[str]:
 
 
 def label(row: str) -> str:
-  """What a row is called."""
+  """The label of a row: its method and tools in words."""
   method, *tools = row.split('-')
   parts = [ROWS[method.removesuffix('_dropout')][0]]
   parts += ['dropout'] * method.endswith('_dropout')
@@ -121,7 +121,7 @@ def label(row: str) -> str:
 
 
 def folder(row: str) -> str:
-  """Of the runs of a row; the best checkpoint is one of the same run."""
+  """Folder of a row's runs; early stopping shares those of the row without."""
   trained = row.removesuffix('-early')
   alone = FLAGS.table == '5' and trained in ROWS
   return f'{trained}-alone' if alone else trained
@@ -138,14 +138,14 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
   if arch:
     chosen['arch'] = arch
   factory = released.METHODS[chosen['method']]
-  if not methods.accepts(factory, 'num_steps'):  # of other rows
+  if not methods.accepts(factory, 'num_steps'):  # the flag is for other rows
     chosen['inner_steps'] = config.Config.inner_steps
   if not methods.has_radius(factory):
     chosen['epsilon_warmup'] = 0.0
   if FLAGS.table == '4':
     rate = _dropout_rate(dataset) if row.endswith('_dropout') else None
     chosen['dropout'] = rate
-  if FLAGS.table == '5':  # flags of the tools say how strong, not whether
+  if FLAGS.table == '5':  # the tools' flags set their strength, not their use
     chosen |= dict.fromkeys(STRENGTHS, 0.0)
   found = config.from_flags(dataset, **chosen)
   if FLAGS.table == '5':
@@ -167,7 +167,7 @@ def _dropout_rate(dataset: Dataset) -> float:
 def _with_tools(
   found: config.Config, tools: list[str], dataset: Dataset
 ) -> config.Config:
-  """The settings with these tools and no others; all hold out as many."""
+  """The settings with these tools and no others; all have the same holdout."""
   chosen: dict[str, Any] = {'dropout': 0.0}
   for name in STRENGTHS.keys() & tools:
     chosen[name] = FLAGS[name].value if FLAGS[name].present else STRENGTHS[name]
@@ -190,15 +190,15 @@ def _with_tools(
 
 
 def bare(dataset: str) -> bool:
-  """Whether ours stand beside the appendix's numbers without augmentation."""
+  """Whether to compare with the appendix's numbers without augmentation."""
   plain = dataset == 'cifar10' and FLAGS.augment == 'none'
   return plain and FLAGS.table != '5'
 
 
 def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:
-  """Whose numbers stand beside ours, and the numbers: row -> column -> value.
+  """Published (data set, network), and its numbers: row -> column -> value.
 
-  They are of the same network if the paper has it, else of the data set.
+  The network is the same if the paper has it, else another on the data set.
   """
   table = 'no_augmentation' if bare(dataset) else FLAGS.table
   known = paper.panels(table)
@@ -210,7 +210,7 @@ def published(dataset: str, arch: str) -> tuple[tuple[str, str] | None, dict]:
 def paper_settings(
   found: config.Config, dataset: Dataset, row: str
 ) -> dict[str, Any]:
-  """The settings that the published row has otherwise, with its values."""
+  """The settings in which the published row differs, with its values."""
   of, rows = published(dataset.name, found.arch)
   if row not in rows:
     return {}

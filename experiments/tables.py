@@ -1,4 +1,4 @@
-r"""The paper's tables: trains what is missing, holds it against the paper.
+r"""The paper's tables: trains what is missing, compares it with the paper.
 
   python -m experiments.tables --table=2 --preset=quick
 
@@ -7,17 +7,17 @@ the text defines and as the released code computes them) for three epochs of
 cnn1, measures them on 1,000 examples of each split and prints ours / paper /
 difference. `--rows` limits what is trained; rows that the record has already
 stay in it. `--preset=paper` is the published schedule, `--preset=short` one
-that fits a network in a fraction of it:
+that trains a network in a fraction of it:
 
   python -m experiments.tables --table=2 --preset=paper --arch=cnn2 --seeds=3
 
-Finished runs are reused and a stopped one goes on where it was. The record,
-its Markdown and its picture are `<workdir>/table_<table>-<preset>.*`, with the
-data set and the network in the name where the flags give them; `--render_only`
-makes them again from the record. CIFAR-10 with `--augment=none` is held against
-the appendix. Table 1 is made of the records of `experiments.separation`, and
-`sizes`, accuracy and gap against the number of training examples, of those of
-tables with `--train_examples` and the same `--preset` in `--workdir`.
+Finished runs are reused and a stopped one is resumed. The record, its Markdown
+and its picture are `<workdir>/table_<table>-<preset>.*`, with the data set and
+the network in the name where the flags give them; `--render_only` makes them
+again from the record. CIFAR-10 with `--augment=none` is compared with the
+appendix. Table 1 is made from the records of `experiments.separation`; `sizes`,
+accuracy and gap against the number of training examples, from the tables with
+`--train_examples` and the same `--preset` in `--workdir`.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
 def define() -> None:
   """The flags of this script."""
   common.define_dataset(
-    "With --preset=paper or short, the paper's sets unless one is given."
+    "Default with --preset=paper or short: the paper's sets."
   )
   config.define(without=('method', *config.WEIGHTS))
   runs.define()
@@ -119,13 +119,13 @@ def further_attacks() -> list[measure.Attack]:
 def finished(
   dataset: Dataset, arch: str | None, row: str, root: pathlib.Path
 ) -> dict[str, Any]:
-  """A row of the record, trained and measured where it was not.
+  """Trains and measures what is missing of a row; returns its record.
 
   Raises:
     ValueError: if a run fails.
   """
   base = table_rows.settings(dataset, arch, row)
-  panel, found = '-'.join([dataset.name, base.arch, *_part()]), []
+  panel, found = '-'.join([dataset.name, base.arch, *_subset_suffix()]), []
   for seed in config.seeds():
     path = root / panel / table_rows.folder(row) / f'seed{seed}'
     checkpoint = 'newest'
@@ -138,7 +138,7 @@ def finished(
       if not attack.certify:
         run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
       run['seconds'] += more['seconds']
-      run = more | run  # what only the evaluation has
+      run = more | run  # adds the columns that only the evaluation has
       measured.append({key: more[key] for key in common.ORIGIN})
     found.append(run | {'measured': measured})
   return row_record(dataset, base, row, found)
@@ -147,7 +147,7 @@ def finished(
 def row_record(
   dataset: Dataset, base: config.Config, row: str, found: list[dict[str, Any]]
 ) -> dict[str, Any]:
-  """Runs of a row, one for each seed, beside the paper's."""
+  """The record of a row: its runs, one per seed, and the paper's numbers."""
   left_out = {'epsilon'} if FLAGS.table == '5' else {'epsilon', 'train_seconds'}
   headings = report.HEADINGS.keys() - left_out
   columns = [
@@ -175,7 +175,7 @@ def row_record(
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """The record of a table, its rows in order and its findings drawn anew."""
+  """The record of a table: sorts the rows and decides the findings anew."""
   ordered, decided = [], {}
   rows = sorted(rows, key=lambda row: (row['dataset'], row['arch']))
   panels = report.panels(rows)
@@ -185,7 +185,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
       for row in panel
     }
     ordered += sorted(
-      panel, key=lambda row, means=means: _place(row['row'], means)
+      panel, key=lambda row, means=means: _sort_key(row['row'], means)
     )
     if found := findings.decided(means):
       decided[title] = found
@@ -209,7 +209,7 @@ def titled(
   }
 
 
-def _place(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
+def _sort_key(row: str, means: dict[str, dict[str, float]]) -> tuple[Any, ...]:
   place = (table_rows.ORDER.index(row.split('-')[0]),)
   return place + (findings.place(row, means) if FLAGS.table == '5' else ())
 
@@ -245,10 +245,10 @@ def kept(
 def joined(
   before: dict[str, Any] | None, row: dict[str, Any]
 ) -> dict[str, Any]:
-  """A row with what other attacks found of the same runs."""
+  """A row, with the columns of other attacks on the same runs added."""
   if before is None or before['runs'] != row['runs']:
     return row
-  measured = before.get('measured', [])  # of older tables nobody knows
+  measured = before.get('measured', [])  # older tables lack it
   new = [made for made in row['measured'] if made not in measured]
   both = {part: before[part] | row[part] for part in ('ours', 'paper')}
   return row | both | {'measured': measured + new}
@@ -271,7 +271,7 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
       for attack in further_attacks():  # before any training, too
         measure.evaluator(settings, dataset, attack)
       asked.append((dataset, arch, row))
-  kept(output, asked)  # refuses what cannot be joined before any training
+  kept(output, asked)  # raises before any training if rows cannot be joined
   common.output_folder(output.parent)
   for dataset, arch, row in asked:
     logging.info('%s on %s: %s', arch, dataset.name, row)
@@ -295,7 +295,7 @@ def networks(output: pathlib.Path) -> dict[str, Any]:
 def separations(root: pathlib.Path) -> dict[str, Any]:
   """The record of Table 1, from the searches `separation_*.json` in `root`.
 
-  Where the paper left out examples, a search with `--drop` goes first.
+  Where the paper left out examples, a search with `--drop` is preferred.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -346,14 +346,14 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
   Raises:
     FileNotFoundError: if there is none.
   """
-  found = {}  # by place: two tables may show the same runs
+  found = {}  # by key: two tables may show the same runs
   for path in sorted(root.glob(f'table_[234]-{FLAGS.preset}-*examples.json')):
     with common.reading(path):
       for row in common.read_json(path)['rows']:
         size = row['settings']['train_examples']
         epochs = row['settings']['epochs']
         label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
-        place = row['dataset'], row['arch'], _place(row['row'], {}), size
+        place = row['dataset'], row['arch'], _sort_key(row['row'], {}), size
         if found.get(place, row)['settings'] != row['settings']:
           raise ValueError(f'{path} has other settings than a table before it')
         more = {'label': label, 'paper': {}, 'paper_settings': {}}
@@ -369,7 +369,7 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
   return titled(rows, {title: findings.by_size(x) for title, x in panels})
 
 
-# Tables that are made of records which other commands have written.
+# Tables that are made from the records of other commands.
 JOINED = {'1': separations, 'sizes': sizes}
 
 
@@ -383,11 +383,11 @@ def location() -> pathlib.Path:
     parts.append(pathlib.Path(FLAGS.dataset).stem)
   if FLAGS.arch:
     parts.append(FLAGS.arch)
-  return root / f'{"-".join(parts + _part())}.json'
+  return root / f'{"-".join(parts + _subset_suffix())}.json'
 
 
-def _part() -> list[str]:
-  """What part of the training set the flags ask for, in names of files."""
+def _subset_suffix() -> list[str]:
+  """The part of file names that `--train_examples` adds, [] if it is 0."""
   count = FLAGS.train_examples
   return [f'{count}examples'] if count else []
 

@@ -6,8 +6,8 @@ r"""The distance classifier of the theorems, on images and in the plane.
 On the data set: r is half the measured train-train separation; g is right on
 every training image and certified in the open ball of radius r around it
 (Theorem 4.2); Lemma 4.1 is checked at sampled and at attacked points; on test
-images, where the theorem promises nothing, the accuracy of g, its certified
-accuracy and what an attack leaves of it: certified <= attacked <= clean.
+images, where the theorem promises nothing, the record has the accuracy of g:
+clean, under attack and certified (certified <= attacked <= clean).
 
 Figures, in PNG: figure_2, figure_4 (r = 0.353, accuracy 1 with seed 0, the
 published draw), figure_5, not_separated (the distribution of Tsipras et al.)
@@ -32,7 +32,7 @@ from robustlip.datasets import Dataset, Split
 from robustlip.images import from_bytes
 
 FLAGS = flags.FLAGS
-JUST_INSIDE = 0.999  # of a ball's radius: certificates hold in the open ball
+JUST_INSIDE = 0.999  # times the radius: certificates hold in the open ball
 
 
 def define() -> None:
@@ -46,12 +46,12 @@ def define() -> None:
   flags.DEFINE_integer(
     'num_test', None, 'Test images, drawn at random. Default: all.', 1
   )
-  flags.DEFINE_integer('num_attacked', 500, 'How many of these to attack.', 1)
+  flags.DEFINE_integer('num_attacked', 500, 'Test images to attack.', 1)
   flags.DEFINE_integer(
     'num_checked', 100, 'Training images to check Lemma 4.1 at.', 0
   )
   flags.DEFINE_bool(
-    'figures', True, 'Draw what does not depend on the data set.'
+    'figures', True, 'Draw the figures that do not depend on the data set.'
   )
 
 
@@ -108,9 +108,9 @@ def test_table(
 
   Args:
     num_test: test examples, drawn without replacement.
-    num_attacked: how many of these, the first ones, are attacked.
+    num_attacked: how many of these are attacked, the first ones.
     epsilon: radius of certificate and attack.
-    seed: of the draw.
+    seed: for the draw.
   """
   images, labels = some_of(dataset.test, num_test, seed)
   logging.info('nearest training images of %d test images', len(labels))

@@ -1,9 +1,9 @@
 """The paper's figures 2, 4 and 5 from computed functions, and a curve.
 
-A function of a seed computes what a figure shows and returns the numbers that
-it states with a function that draws it: numbers go into the record before
-anything is drawn. Drawing takes a path and writes `path`.png. Distances are
-l-inf; points are [N, 2] float32.
+Each is a function of a seed that returns the numbers stated in the figure and a
+function that draws it, so that numbers are recorded before anything is drawn.
+The latter takes a path and writes `path`.png. Distances are l-inf; points are
+[N, 2] float32.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ GRID = 240  # points per axis of a heat map
 def spirals(seed: int) -> Figure:
   """Figure 4: f of Theorem 4.4 on two spirals of 1,000 points each.
 
-  Accuracy on the training points and on a second draw of as many.
+  Accuracies are on the training points and on a second draw of as many.
   """
   random = np.random.RandomState(seed)  # 0: the published draw
   points, labels = synthetic.spirals(1000, random)
@@ -61,8 +61,9 @@ def spirals(seed: int) -> Figure:
 def existence(seed: int) -> Figure:
   """Figure 2: a robust classifier exists below the separation, not above.
 
-  The same points with balls of 0.9 r, where g is certified everywhere, and of
-  1.6 r, where balls of different classes meet and no classifier is astute.
+  The same points with balls of radius 0.9 r, where g is certified everywhere,
+  and of 1.6 r, where balls of different classes overlap and no classifier is
+  astute.
   """
   points, labels = _separated_points(np.random.default_rng(seed), 40, 0.09)
   nearest = separation.nearest_opposite(points, labels).distances
@@ -92,10 +93,10 @@ def existence(seed: int) -> Figure:
 def two_classifiers(seed: int) -> Figure:
   """Figure 5: equal accuracy, small and large local Lipschitz constant.
 
-  The binary f, and a function h of the same size on the points whose boundary
-  passes every point at a distance of 0.01. The constants are means over the
-  points of the largest ratio on a grid over the ball of radius r; astute means
-  that the grid has no counterexample.
+  The binary f, and a function h with values +-1 on the points, whose decision
+  boundary passes every point at a distance of 0.01. The constants are means
+  over points of the largest ratio on a grid over the ball of radius r; astute
+  means that the grid has no counterexample.
   """
   points, labels = _columns(np.random.default_rng(seed), 14)
   nearest = separation.nearest_opposite(points, labels).distances
@@ -182,7 +183,7 @@ def not_separated(seed: int) -> Figure:
   return {'sizes': sizes, 'num_draws': 3, **curves}, draw
 
 
-FIGURES = {  # name of the picture and of its numbers in the record
+FIGURES = {  # name of the file, and of the numbers in the record -> function
   'figure_2': existence,
   'figure_4': spirals,
   'figure_5': two_classifiers,
@@ -197,7 +198,7 @@ def _class_distances(inputs, points, labels):
 
 
 def _heat_map(axes, points, labels, radius, extent):
-  """The binary f on a grid, its zero, and the points."""
+  """Draws the binary f on a grid, its zero set, and the points."""
   x, y = np.linspace(*extent[:2], GRID), np.linspace(*extent[2:], GRID)
   grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
   distances = _class_distances(grid, points, labels)
@@ -219,7 +220,7 @@ def _balls(axes, points, labels, size):
 
 
 def _separated_points(random, count, spacing):
-  """Points of the unit square, `spacing` apart, labelled by a wave."""
+  """Points of the unit square, `spacing` apart, labelled by sides of a wave."""
 
   def height(points):  # above the wave
     return points[..., 1] - 0.5 - 0.15 * np.sin(6 * points[..., 0])
@@ -235,7 +236,7 @@ def _separated_points(random, count, spacing):
 
 
 def _columns(random, count):
-  """One point per column, two of each class in turn, [count, 2]."""
+  """Points [count, 2] in equal columns, classes 0 0 1 1 0 0 ..., and labels."""
   labels = np.arange(count) // 2 % 2
   heights = 0.5 + (2 * labels - 1) * random.uniform(0.12, 0.4, count)
   points = np.stack([np.linspace(0.06, 0.94, count), heights], axis=1)
@@ -243,7 +244,7 @@ def _columns(random, count):
 
 
 def _cutting_through(points, labels, distance):
-  """A function that is 1 or -1 on the points, and 0 `distance` from them."""
+  """A function that is +-1 on the points, with a zero `distance` from each."""
   from scipy.interpolate import PchipInterpolator
 
   heights = points[:, 1] - (2 * labels - 1) * distance
@@ -257,7 +258,7 @@ def _cutting_through(points, labels, distance):
 
 
 def _local_behaviour(function, points, labels, radius) -> dict[str, float]:
-  """Accuracy, mean of the largest ratios, astuteness, all on grids of balls."""
+  """Accuracy, mean of the largest ratios, astuteness; on grids over balls."""
   steps = np.linspace(-0.999 * radius, 0.999 * radius, 41, dtype=np.float32)
   moves = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
   moves = moves[np.abs(moves).max(axis=1) > 0]

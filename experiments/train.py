@@ -6,8 +6,8 @@ trains cnn1 on the embedded mnist5k for three epochs of RST and prints accuracy,
 accuracy under PGD-10 and the local Lipschitz constant of the paper's Eq. (3).
 `--preset=paper --dataset=mnist` is a row of the paper's Table 2.
 
-The same command again goes on from the last checkpoint, or prints the result
-of a finished run at once.
+The same command again resumes from the last checkpoint, or prints the result of
+a finished run at once.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def main() -> None:
   for each, path in zip(settings, paths, strict=True):
     try:
       record = runs.train(each, dataset, path)
-    except ValueError as error:  # a run that diverges takes none with it
+    except ValueError as error:  # a run that diverges does not stop the others
       errors.append(str(error))
       continue
     logging.info('%s: finished', path)

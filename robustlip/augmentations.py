@@ -1,7 +1,7 @@
 """Augmentations: training images changed at random, bytes to bytes.
 
 Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
-per example ([B]). What is taken out becomes black, or noise in `erase`.
+per example ([B]). Pixels that are removed become black, or noise in `erase`.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,9 @@ def flip(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 def cutout(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
-  """A square half as high as the image taken out, around any pixel.
+  """Removes a square of half the image's height around a random pixel.
 
-  What of it lies outside the image takes nothing: on average a part is lost.
+  The part of the square that lies outside the image removes nothing.
 
   Source: DeVries and Taylor 2017, arXiv:1708.04552, 16 pixels of 32.
   """
@@ -54,10 +54,10 @@ def cutout(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 def erase(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
-  """Every second image loses a rectangle to noise.
+  """Replaces a random rectangle by noise, with probability one half.
 
-  Its area is 2 to 40 % of the image, its height 0.3 to 3.3 times its width, and
-  a side that would be longer than the image ends at its border.
+  Its area is 2 to 40 % of the image and its height 0.3 to 3.3 times its width;
+  sides longer than the image are cut to it.
 
   Source: random erasing, Zhong et al. 2017, arXiv:1708.04896.
   """
@@ -80,9 +80,9 @@ def erase(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 def crop_shift(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
-  """A rectangle cut out of each image and put down anywhere in it.
+  """Crops each image to a rectangle and shifts it within a black image.
 
-  Height and width lose up to 10 pixels together, fewer than either has.
+  The crop removes 0 to 10 rows and columns in total, fewer than either side.
 
   Source: Li and Spratling 2023, arXiv:2301.09879, CropShift of 0 to 10.
   """
@@ -107,15 +107,15 @@ def cutmix(
 ) -> tuple[chex.Array, chex.Array]:
   """Images with a rectangle of their neighbour's pixels in the same place.
 
-  The rectangle has the shape of the image, a uniform share of its area, and any
-  centre; what of it lies outside is lost. Neighbours (`swapped`) are random
-  where the batch is shuffled.
+  The rectangle has the aspect ratio of the image, a uniformly random fraction
+  of its area and a random centre; it is cut at the borders. Neighbours
+  (`swapped`) are random pairs if the batch is shuffled.
 
   Args:
     probability: that an image is mixed; 0.5 on CIFAR-10 in the source.
 
   Returns:
-    The images, and the share [B] of each that is its own.
+    The images, and the fraction [B] of its pixels that each has kept.
 
   Raises:
     ValueError: for an odd number of images, or if `probability` is out of
@@ -143,7 +143,7 @@ def cutmix(
 
 
 def swapped(values: chex.Array) -> chex.Array:
-  """Each example's neighbour, [B, ...]: the first the second's and so on.
+  """Swaps the examples 0 and 1, 2 and 3, and so on, [B, ...] -> [B, ...].
 
   Raises:
     ValueError: for an odd number of examples.

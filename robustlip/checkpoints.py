@@ -1,8 +1,8 @@
 """Checkpoints through Orbax: written in the background, restored exactly.
 
-A store keeps the newest few trees of NumPy arrays in one folder. A checkpoint
-that cannot be read is moved aside, so that the one before it is the newest.
-Of several processes the first writes, and all read.
+A store keeps the newest few checkpoints, trees of NumPy arrays, in one folder.
+One that cannot be read is moved aside, so that the one before it is used. Of
+several processes, the first writes and all read.
 """
 
 import os
@@ -53,7 +53,7 @@ class Store:
     self._orbax.wait_until_finished()
 
   def numbers(self) -> list[int]:
-    """What there is, oldest first."""
+    """The numbers of the checkpoints in the folder, oldest first."""
     names = (path.name for path in self.folder.glob('*'))
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -72,7 +72,7 @@ class Store:
       return None
     try:
       tree = self._orbax.restore(path)
-    except (MemoryError, PermissionError):  # says nothing of the file
+    except (MemoryError, PermissionError):  # the file may be intact
       raise
     except Exception as error:  # Orbax raises whatever its readers raise
       self._set_aside(number, error)
@@ -112,7 +112,7 @@ class Store:
     )
 
   def _clean(self) -> None:
-    """Removes what is old and what a killed process left half written."""
+    """Removes old checkpoints, and parts that a killed process left."""
     for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
       shutil.rmtree(path)
     for number in self.numbers()[: 1 - KEPT]:
@@ -128,11 +128,11 @@ class Store:
 
 
 def _usable(path: str | os.PathLike) -> pathlib.Path:
-  """The absolute path of what Orbax is to write.
+  """The absolute path for Orbax to write to.
 
   Raises:
-    ValueError: if it has a `[`, which Orbax takes for a pattern of names: it
-      finds none of the files that it has written, and says nothing.
+    ValueError: if it has a `[`: Orbax would read it as a glob pattern, and
+      silently not find the files it wrote.
   """
   path = pathlib.Path(path).expanduser().absolute()
   if '[' in str(path):
@@ -145,7 +145,7 @@ def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
-  """Writes one tree of arrays to the new folder `path`, to be `load`ed.
+  """Writes one tree of arrays to the new folder `path`; `load` reads it.
 
   Raises:
     ValueError: if the path has a `[`.
@@ -158,7 +158,7 @@ def save(path: str | os.PathLike, tree: Any) -> None:
 def load(path: str | os.PathLike) -> Any:
   """What `save` has written, as nested dicts and lists of NumPy arrays.
 
-  The keys of the dicts are strings, whatever they were.
+  All keys of dicts become strings.
 
   Raises:
     FileNotFoundError: if there is nothing.

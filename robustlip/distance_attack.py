@@ -24,8 +24,8 @@ from robustlip.progress import bar
 
 BLOCK = 64  # examples that ascend together
 NUM_ROUNDS = 4  # of ascent and search, after the first search
-NUM_STEPS = 20  # of ascent in a round, each of a quarter of the radius
-# Of the smooth distances, from the first round to the last, in pixel units.
+NUM_STEPS = 20  # of ascent in a round, each a quarter of the radius long
+# Temperatures of the smooth distances, one per round, in pixel units.
 TEMPERATURES = np.geomspace(0.1, 0.005, NUM_ROUNDS)
 
 
@@ -95,7 +95,7 @@ def attack(
   labels, ref_labels = np.asarray(labels), np.asarray(ref_labels)
   found = nearest_references(inputs, labels, ref_inputs, ref_labels)
   points, margins = inputs.copy(), found.margins.copy()
-  # One candidate more in every round; those of later rounds repeat the newest.
+  # Each round adds a candidate; until then its column repeats the newest one.
   own = np.repeat(found.own[:, None], NUM_ROUNDS, axis=1)
   other = np.repeat(found.other[:, None], NUM_ROUNDS, axis=1)
   towards = np.clip(ref_inputs[found.other] - inputs, -epsilon, epsilon)

@@ -1,4 +1,4 @@
-"""What makes an evaluation doubtful: facts about a network, and advice."""
+"""Reasons to doubt an evaluation: facts about a network, and advice."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,30 +15,31 @@ from robustlip.datasets import Split
 from robustlip.evaluation import Attacked, over_devices, per_example, taken
 from robustlip.types import LogitsFn
 
-MANY_IMAGES = 0.05  # share from which `no_rise` and `more_steps` are doubts
+MANY_IMAGES = 0.05  # fraction from which `no_rise` and `more_steps` count
 # Fact -> what it means and what to do, where it is not 0.
 ADVICE = {
   'zero_gradients': 'share of images whose input gradient is exactly 0: '
-  'attacks that follow it stand still; trust a gradient-free one (square), or '
-  'give what has no gradient one by attacks.straight_through.',
+  'gradient attacks do not move there; trust a gradient-free one (square), or '
+  'wrap the step without a gradient in attacks.straight_through.',
   'nonfinite_gradients': 'share of images whose logits are finite and whose '
-  'input gradient is not: mend the function (a safe where), attacks take the '
-  'rest of the gradient.',
+  'input gradient is not: fix the function (a jnp.where before the unsafe '
+  'step); attacks use the rest of the gradient.',
   'probabilities': 'the outputs are probabilities: measure the logits, whose '
   'gradients do not vanish where the network is certain.',
   'randomness': 'largest change of a logit between two calls on the same '
-  'images: fix the draw, and attack the mean of others (attacks.expected).',
+  'images: fix the PRNG key, and attack the mean over other keys '
+  '(attacks.expected).',
   'mixed_examples': 'largest change of a logit when other images of its batch '
   'change: put the network into inference mode (BatchNorm).',
   'half_precision': 'the logits are computed in half precision: ratios and '
   'margins are those of its rounding.',
-  'gradient_free': 'share of images that only a gradient-free attack took: '
+  'gradient_free': 'share of images that only a gradient-free attack fooled: '
   'the gradients mislead the others; robust accuracy may be lower still.',
-  'no_rise': 'share of images on which no number of PGD steps ends above its '
-  'random start, though they have gradients: these mislead; attack something '
-  'smoother in the place of the network, or without gradients (square).',
-  'more_steps': 'share of images that 40 steps of PGD take and 10 do not: few '
-  'steps are too few here; attack with more, or with apgd_ce.',
+  'no_rise': 'share of images with gradients on which PGD ends no higher than '
+  'its random start, after any number of steps: the gradients mislead; attack '
+  'a smoother stand-in for the network, or without gradients (square).',
+  'more_steps': 'share of images that 40 steps of PGD fool and 10 do not: 10 '
+  'are too few here; attack with more steps, or with apgd_ce.',
 }
 
 
@@ -52,19 +53,19 @@ def facts(
   cascade: Sequence[Stage] = (),
   batch_size: int = 100,
 ) -> dict[str, float]:
-  """Facts that make an evaluation doubtful, each 0 where it does not.
+  """Facts that make an evaluation doubtful; 0 if a fact gives no reason to.
 
   Args:
-    network: as that of an `Evaluator`.
+    network: as in an `Evaluator`.
     split: examples to look at; a hundred are enough.
-    attacked: what came of the cascade, on any split.
+    attacked: the result of the cascade, on any split.
     cascade: its stages.
 
   Returns:
-    A number for each key of `ADVICE`; `gradient_free` if it is known what came
-    of the cascade and it begins with gradients; `no_rise` and `more_steps`, 0
-    below `MANY_IMAGES`, if it has several stages and a radius: a quick look
-    with one does not pay for these.
+    A number for each key of `ADVICE`, except for `gradient_free` unless
+    `attacked` is given and the cascade begins with a gradient attack, and for
+    `no_rise` and `more_steps` (0 below `MANY_IMAGES`), which take longer,
+    unless the cascade has several stages and a radius.
   """
   measure = partial(
     per_example,
@@ -74,7 +75,7 @@ def facts(
     batch_size=batch_size,
     description='doubts',
   )
-  look = over_devices(partial(_look, network))
+  look = over_devices(partial(_example_facts, network))
   first, again = measure(look), measure(look)
   found = {
     name: float(first[name].mean())
@@ -94,7 +95,7 @@ def facts(
   radius = cascade[0].settings.get('epsilon', 0) if len(cascade) > 1 else 0
   if radius > 0:
     values, right = measure(
-      over_devices(partial(_ascents, network, cascade[0].norm)),
+      over_devices(partial(_pgd_curves, network, cascade[0].norm)),
       settings={'epsilon': radius},
     )
     misled = (values[:, 1:].max(axis=1) <= values[:, 0]) & ~(
@@ -106,8 +107,8 @@ def facts(
   return found
 
 
-def _look(network, variables, batch, keys):
-  """Of each example: three facts, its logits, and those in other company."""
+def _example_facts(network, variables, batch, keys):
+  """For each example three facts, its logits, and those in another batch."""
   del keys
 
   def objective(inputs):
@@ -118,8 +119,8 @@ def _look(network, variables, batch, keys):
   flat = gradients.reshape(len(gradients), -1)
   sums = logits.astype(jnp.float32).sum(axis=-1)
   half = len(flat) // 2
-  company = batch.inputs.at[half:].set(1 - batch.inputs[half:])
-  beside = network(variables)(company)[:half]
+  other_batch = batch.inputs.at[half:].set(1 - batch.inputs[half:])
+  beside = network(variables)(other_batch)[:half]
   return {
     'zero_gradients': (flat == 0).all(axis=1),
     'nonfinite_gradients': ~jnp.isfinite(flat).all(axis=1)
@@ -138,8 +139,8 @@ def _change(logits: np.ndarray, others: np.ndarray) -> float:
   return float(np.abs(before - after).max())
 
 
-def _ascents(network, norm, variables, batch, keys, *, epsilon):
-  """Log odds, and who is right, after 0, 10, ... 40 steps of PGD, [B, 5]."""
+def _pgd_curves(network, norm, variables, batch, keys, *, epsilon):
+  """Log odds and correctness after 0, 10, ... 40 steps of PGD, [B, 5] each."""
   logits_fn = network(variables)
   settings = dict(epsilon=epsilon, norm=norm)
 

@@ -29,11 +29,11 @@ Measure = Callable[..., chex.ArrayTree]
 # (logits_fn, inputs, keys [B]) -> [B]
 Ratios = Callable[[LogitsFn, chex.Array, chex.PRNGKey], chex.Array]
 UNBROKEN = -1  # in `Attacked.broken_by`
-MANY_PASSES = 100  # of a stage, from which a program for its tail is worth it
+MANY_PASSES = 100  # of a stage, from which shorter last batches are worthwhile
 
 
 def over_devices(measure: Measure) -> Callable[..., chex.ArrayTree]:
-  """`measure` on uint8 images, compiled; local devices share a batch."""
+  """Compiles `measure` for uint8 images; splits a batch over local devices."""
   devices = jax.local_devices()
   mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -68,13 +68,13 @@ def per_example(
   Args:
     program: what `over_devices` returned.
     split: `images` uint8 [N, H, W, C] and `labels` int32 [N].
-    batch_size: examples to a dispatch of this process, rounded up so that its
-      devices share them evenly; all of a smaller split, whatever the indices,
-      so that one program serves any of them.
-    indices: or a mask, bool [N]; None is all examples.
-    settings: numbers that the measure takes beside the batch.
-    short_tail: whether the last examples go in quarters of a dispatch, which
-      is worth more programs where that takes long.
+    batch_size: examples per batch of this process, rounded up to a multiple of
+      its devices, and at most the whole split. It does not depend on `indices`,
+      so that one compiled program serves all of them.
+    indices: integers [M] or a mask, bool [N]; None is all examples.
+    settings: numbers that the measure takes besides the batch.
+    short_tail: whether the last batch may be shortened by quarters. Each size
+      is compiled, which is worthwhile only where a batch takes long.
     description: what the progress bar says.
 
   Raises:
@@ -89,13 +89,13 @@ def per_example(
   if not len(indices):
     raise ValueError('there are no examples to measure.')
   key, settings = projections.threefry(key), dict(settings or {})
-  share = _share(indices.astype(np.uint32))
+  share = _process_indices(indices.astype(np.uint32))
   size = _dispatch_size(len(split.labels), batch_size)
   values = []
   with progress.bar(len(share), description, unit='img') as bar:
     for first in range(0, len(share), size):
       part = share[first : first + size]
-      chosen = np.resize(part, _room(len(part), size, short_tail))
+      chosen = np.resize(part, _tail_size(len(part), size, short_tail))
       images, labels = split.images[chosen], split.labels[chosen]
       value = program(variables, images, labels, chosen, key, settings)
       values.append(jax.tree.map(lambda x: np.asarray(x)[: len(part)], value))  # noqa: B023
@@ -106,22 +106,22 @@ def per_example(
   return jax.tree.map(lambda x: x[: len(indices)], values)
 
 
-def _share(indices: np.ndarray) -> np.ndarray:
-  """Those of this process: as many for each, the last repeat the first."""
+def _process_indices(indices: np.ndarray) -> np.ndarray:
+  """The indices of this process: as many for each, by repeating the first."""
   processes = jax.process_count()
   count = -(-len(indices) // processes)
   return np.resize(indices, (processes, count))[jax.process_index()]
 
 
 def _dispatch_size(num_examples: int, batch_size: int) -> int:
-  """Examples to a dispatch: a multiple of the devices, no more than needed."""
+  """Examples per batch: a multiple of the devices, no more than needed."""
   devices = jax.local_device_count()
   most = -(-num_examples // jax.process_count())
   return devices * -(-min(batch_size, most) // devices)
 
 
-def _room(count: int, size: int, short_tail: bool) -> int:
-  """Examples to a dispatch of the last `count`: all or some quarters."""
+def _tail_size(count: int, size: int, short_tail: bool) -> int:
+  """Size of a batch for `count` examples: `size`, or as few quarters as fit."""
   if not short_tail:
     return size
   part = size // math.gcd(size // jax.local_device_count(), 4)
@@ -129,25 +129,25 @@ def _room(count: int, size: int, short_tail: bool) -> int:
 
 
 class Attacked(NamedTuple):
-  """How the examples of a split fared under a cascade."""
+  """The result of a cascade for each example of a split."""
 
   correct: np.ndarray  # bool [N], before any attack
   robust: np.ndarray  # bool [N], correct before and after every attack
-  broken_by: np.ndarray  # int16 [N], place of the stage, else UNBROKEN
-  # float32 [N]: the highest seen, on the image and where each attack ended, of
-  # the best wrong logit over the label's; at most 0 where the example stands
+  broken_by: np.ndarray  # int16 [N], index of the stage, else UNBROKEN
+  # float32 [N]: best wrong logit minus the label's, the highest over the image
+  # and the points of all attacks; at most 0 if robust
   margins: np.ndarray
-  # float32 [N, H, W, C] on request: where the network errs, else the image
+  # float32 [N, H, W, C] on request: the point that fools it, else the image
   points: np.ndarray | None = None
 
 
 class Evaluator:
   """Clean and attacked accuracy and Lipschitz ratios of a network.
 
-  Its programs are compiled once and serve any variables and split. Examples
-  that are misclassified are not attacked, nor attacked again once fooled: their
-  ball holds a mistake already. Logits with NaN or infinity among them classify
-  nothing (-inf is a class that is never predicted).
+  Its programs are compiled once and serve any variables and split. An example
+  is attacked only while the network is right on it: one error in its ball is
+  enough. Logits with NaN or +inf among them count as an error (-inf is a class
+  that is never predicted).
 
   Args:
     network: from variables to the network in inference mode, such as
@@ -155,10 +155,9 @@ class Evaluator:
     cascade: the attacks in their order, see `attacks.cascade`.
     ratios: local Lipschitz estimates by name, each [B]: the `ratios` of
       `lipschitz.estimate`.
-    attacked: of the same kind as `network`, what the attacks see in its place:
-      the mean of a randomised one (`attacks.expected`), or something with
-      gradients.
-    batch_size: examples to a dispatch, see `per_example`.
+    attacked: like `network`, what the attacks see in its place: the mean of a
+      randomised network (`attacks.expected`), or a stand-in with gradients.
+    batch_size: examples per batch, see `per_example`.
 
   Raises:
     ValueError: for a cascade of something else than stages.
@@ -196,12 +195,12 @@ class Evaluator:
 
   def _classify(self, variables, batch, keys):
     del keys
-    return _judged(self._network(variables)(batch.inputs), batch.labels)
+    return _classified(self._network(variables)(batch.inputs), batch.labels)
 
   def _attack(self, attack, keep, variables, batch, keys, **settings):
     attacked = (self._attacked or self._network)(variables)
     points = attack(attacked, batch, keys, **settings)
-    judged = _judged(self._network(variables)(points), batch.labels)
+    judged = _classified(self._network(variables)(points), batch.labels)
     return *judged, points if keep else None
 
   def _estimate(self, ratios, variables, batch, keys):
@@ -219,20 +218,20 @@ class Evaluator:
     done: tuple[int, Attacked] | None = None,
     save: Callable[[int, Attacked], None] | None = None,
   ) -> Attacked:
-    """Who is classified correctly, and who still is under the cascade.
+    """Which examples are classified correctly, before and after the cascade.
 
     Args:
       name: of the split, for the progress bar.
       keep_points: whether to return the points that fooled the network.
-      epsilon: radius in the place of the stages' own.
-      done: how many stages need not run, and what came of them: what `save`
-        was given by a call that was interrupted, for the same split.
-      save: called with the same after each stage.
+      epsilon: radius that replaces the stages' own.
+      done: (number of stages to skip, their result), which an interrupted call
+        for the same split gave to `save`.
+      save: called with such a pair after each stage.
 
     Raises:
-      ValueError: if a label is no class of the network or a radius none of a
-        ball, if what is done is of another split or without the points that
-        are to be kept, or see `per_example`.
+      ValueError: if a label is no class of the network, a radius is out of
+        range, `done` is of another split or lacks the points to be kept, or
+        see `per_example`.
     """
     measure = partial(
       per_example,
@@ -279,13 +278,13 @@ class Evaluator:
           f'{name} {stage.name} ({place + 1} of {len(self.cascade)})'.strip()
         ),
       )
-      attacked = _after(attacked, place, standing, *found)
+      attacked = _updated(attacked, place, standing, *found)
       if save is not None:
         save(place + 1, attacked)
     return attacked
 
   def _check_radius(self, epsilon):
-    """Refuses what could not be refused where it is compiled."""
+    """Raises ValueError for a radius out of range, which jit could not."""
     one = np.zeros(1, np.float32)
     for stage in self.cascade:
       radius = stage.settings.get('epsilon') if epsilon is None else epsilon
@@ -307,7 +306,7 @@ class Evaluator:
     attacked there.
 
     Raises:
-      ValueError: as `accuracies`, for any of the radii before all work.
+      ValueError: as `accuracies`; for any of the radii before the first attack.
     """
     for epsilon in epsilons:
       self._check_radius(epsilon)
@@ -336,13 +335,13 @@ class Evaluator:
     }
 
 
-def _judged(logits, labels):
-  """Who is classified correctly, and the margins of the errors."""
+def _classified(logits, labels):
+  """Which examples are classified correctly, and `losses.margins`; [B] each."""
   margins = losses.margins(logits, labels).astype(jnp.float32)
   return losses.correct(logits, labels), margins
 
 
-def _after(attacked, place, standing, withstood, margins, points) -> Attacked:
+def _updated(attacked, place, standing, withstood, margins, points) -> Attacked:
   """What is known after a stage that attacked the `standing` examples."""
   robust, broken_by = attacked.robust.copy(), attacked.broken_by.copy()
   robust[standing] = withstood
@@ -366,7 +365,7 @@ def taken(attacked: Attacked, cascade: Sequence[Stage]) -> dict[str, int]:
 
 
 def passes(attacked: Attacked, cascade: Sequence[Stage]) -> int:
-  """Passes through the network that a cascade took, at most."""
+  """Upper bound of the passes through the network that a cascade took."""
   broken_by = attacked.broken_by[attacked.correct]
   return sum(
     stage.passes * int(((broken_by == UNBROKEN) | (broken_by >= place)).sum())

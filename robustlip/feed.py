@@ -1,4 +1,4 @@
-"""Training examples on their way to the devices, and copies on each of them.
+"""Feeds training examples to the devices; copies trees to each of them.
 
 Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
 devices together.
@@ -26,12 +26,12 @@ class Epoch(NamedTuple):
 
 
 def replicate(tree: Any) -> Any:
-  """Copies on the local devices, [...] -> [D, ...], placed as results are.
+  """Copies to the local devices, [...] -> [D, ...], with the sharding of pmap.
 
-  An argument placed otherwise would have the program compiled twice.
+  With another sharding of its arguments a program would be compiled twice.
 
   Raises:
-    ValueError: for a PRNG key in it, as some optimizers keep.
+    ValueError: if the tree has a PRNG key, which some optimizers keep.
   """
   devices = jax.local_devices()
   mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
@@ -77,7 +77,7 @@ def epoch_order(
   return order.reshape(steps, batch_size).astype(np.int32)
 
 
-def _share(order: np.ndarray) -> np.ndarray:
+def _device_shares(order: np.ndarray) -> np.ndarray:
   """[S, B] -> [D, S, B / D] for the devices of this process."""
   parts = np.stack(np.split(order, jax.device_count(), axis=-1))
   mine = jax.local_device_count()
@@ -91,15 +91,15 @@ def _device_memory() -> float:
 
 
 class Feed:
-  """Training examples on their way to the devices.
+  """Feeds training examples to the devices.
 
-  Resident: the whole set is on every device as uint8 and a dispatch is told
-  where in the epoch's order to start and stop. Streamed: each dispatch brings
-  the images of its own steps. The steps see the same examples either way.
+  Resident: the whole set is on every device as uint8, and a dispatch names its
+  first and last step in the epoch's order. Streamed: each dispatch brings the
+  images of its own steps. The steps see the same examples either way.
 
   Args:
-    stream: None streams if the images would take more than half of the memory
-      of a device; those of a CPU share its own.
+    stream: None streams if the images would take more than half of a device's
+      memory; devices on a CPU share the host's.
   """
 
   def __init__(self, split: Split, *, stream: bool | None = None):
@@ -117,7 +117,7 @@ class Feed:
       order: int32 [S, B], see `epoch_order`.
       first: step to begin with.
     """
-    order = _share(order)
+    order = _device_shares(order)
     for start in range(first, order.shape[1], STEPS_PER_DISPATCH):
       stop = min(start + STEPS_PER_DISPATCH, order.shape[1])
       if self._resident:
@@ -126,7 +126,7 @@ class Feed:
         yield self._streamed(order[:, start:stop]), 0, stop - start
 
   def _streamed(self, order: np.ndarray) -> Epoch:
-    """The images of these steps and their places, in arrays of one size."""
+    """The images of these steps, filled up to `STEPS_PER_DISPATCH` steps."""
     devices, steps, share = order.shape
     chosen = np.resize(
       order.swapaxes(0, 1), (STEPS_PER_DISPATCH, devices, share)

@@ -9,9 +9,10 @@ _FLOATS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 def from_bytes(images: chex.Array) -> chex.Array:
-  """uint8 images as float32 in [0, 1], the same on the host and compiled.
+  """uint8 images as float32 in [0, 1], bitwise equal on the host and compiled.
 
-  XLA would divide by 255 as it multiplies by 1 / 255, which rounds otherwise.
+  XLA turns a division by 255 into a product with 1 / 255, which rounds
+  differently.
 
   Raises:
     ValueError: for images of another type, which may be scaled already.
@@ -24,14 +25,14 @@ def from_bytes(images: chex.Array) -> chex.Array:
 
 
 def check_images(inputs: chex.Array) -> chex.Array:
-  """The images [B, ...] if they are float32 in [0, 1].
+  """The images [B, ...], checked to be float32 in [0, 1].
 
-  Values are refused where they are known. Within `jax.jit` they are not: there
-  an example with a value out of range becomes NaN as a whole, which no later
-  step can take for a robust or a smooth one.
+  Inside `jax.jit`, where values cannot raise an error, an example with a value
+  out of range becomes NaN as a whole, so that it cannot count as robust or
+  smooth.
 
   Raises:
-    ValueError: for another type, no images, or known values out of range.
+    ValueError: for another dtype, no images, or untraced values out of range.
   """
   dtype = jnp.dtype(getattr(inputs, 'dtype', np.float64))
   if dtype not in (jnp.float32, jnp.float64):
@@ -56,10 +57,10 @@ def check_images(inputs: chex.Array) -> chex.Array:
 
 
 def zero_or_nan(room: chex.Array) -> chex.Array:
-  """0 for an example of [B, ...] with nothing below 0, else NaN: [B, 1, ...].
+  """For each example 0 if all of it is >= 0, else NaN: [B, ...] -> [B, 1, ...].
 
-  No gradient flows through it. By a root, since XLA for CPUs makes any number
-  of the exponential of a NaN that it knows.
+  No gradient flows through it. The NaN is that of a square root, since XLA for
+  CPUs may turn the exponential of a constant NaN into any number.
   """
   least = room.min(axis=tuple(range(1, room.ndim)), keepdims=True)
   return jax.lax.stop_gradient(0 * jnp.sqrt(least))
@@ -70,11 +71,12 @@ def check_labels(
 ) -> chex.Array:
   """Which of `count` labels are classes, bool [count].
 
-  Labels that broadcast would mix examples. Values are refused where they are
-  known; within `jax.jit`, where they are not, a loss is NaN instead.
+  All are, or it raises an error, unless labels are traced; losses then use the
+  result to become NaN. The shape is checked since broadcasting would mix
+  examples.
 
   Args:
-    name: what the message of an error calls the labels.
+    name: what the error message calls the labels.
 
   Raises:
     ValueError: unless labels are integers [count] in [0, num_classes).
@@ -87,7 +89,7 @@ def check_labels(
       f'{name} must be integers of shape {(count,)}, got '
       f'{labels.dtype} of shape {labels.shape}.'
     )
-  # In their own type: bytes wrap around, and JAX makes int32 of uint32.
+  # Compared in their own dtype: uint8 wraps, and JAX makes int32 of uint32.
   largest = min(num_classes - 1, jnp.iinfo(labels.dtype).max)
   valid = (labels >= 0) & (labels <= labels.dtype.type(largest))
   if known and not valid.all():

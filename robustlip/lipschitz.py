@@ -17,7 +17,7 @@ from robustlip.types import LogitsFn
 
 
 class Estimate(NamedTuple):
-  """A lower bound on each local Lipschitz constant, and where it is seen."""
+  """A lower bound on each local Lipschitz constant, and x' that attains it."""
 
   ratios: chex.Array  # [B], logit units per unit of the pixel range
   points: chex.Array  # [B, H, W, C]
@@ -104,7 +104,7 @@ def estimate(
 
   if start is None:
     start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
-    # In a corner of the box it may be cut back to the input: then inwards.
+    # In a corner of the box, clipping may return the input: start inwards then.
     still = projections.flat(start == inputs).all(axis=1)
     start = jnp.where(projections.per_example(still, start), 0.5, start)
   points = attacks.ascend(
@@ -128,16 +128,16 @@ def upper_bound(
   epsilon: chex.Numeric,
   tighten: bool = False,
 ) -> chex.Array:
-  """Upper bounds of Eq. (3), in l-inf: no point has a larger ratio, [B].
+  """Upper bounds [B] of Eq. (3) in l-inf: no point has a larger ratio.
 
-  In exact arithmetic: as x' approaches x the ratio of the rounded logits has
-  no bound. Exact for affine networks of at most 12 classes, where the pixel box
-  does not cut the ball; see `bounds.change`. Takes some hundred times as long
-  as the network.
+  They hold in exact arithmetic: as x' approaches x, rounding makes the ratio of
+  float32 logits arbitrarily large. Tight for affine networks of at most 12
+  classes where the pixel box does not cut the ball; see `bounds.change`. Takes
+  some hundred times as long as the network.
 
   Args:
     epsilon: radius of the ball in units of the pixel range.
-    tighten: bounds the units of the network by lines, see `bounds.linear`.
+    tighten: whether units get linear bounds, see `bounds.linear`.
 
   Raises:
     ValueError: if a primitive of the network has no rule, see `bounds`.

@@ -1,9 +1,9 @@
-"""The paper's training objectives and what their inner problems climb.
+"""The paper's training losses and the objectives of their inner problems.
 
-A robust loss is an outer function of given points, `loss(logits_fn, batch,
-points) -> [B]`, one value per example in nats; the points come from an ascent
-on an inner objective, or from one gradient. `training` calls the two with the
-network in its two modes; `methods` pairs them.
+A robust loss is a function of given points, `loss(logits_fn, batch, points) ->
+[B]`, one value per example in nats; the points come from an ascent on an inner
+objective, or from one gradient. `methods` pairs the two; `training` runs the
+loss in training mode and, by default, the inner problem in inference mode.
 
 Shared arguments: `logits_fn` maps [B, H, W, C] to logits; `batch` is a
 `types.Batch`; `points` are [B, H, W, C], one for each input. Weights may be
@@ -36,10 +36,10 @@ def check_logits(logits: chex.Array, *, fewest: int = 2) -> None:
 def check_classes(
   logits_fn: LogitsFn, shape: tuple[int, ...], labels: chex.Array
 ) -> int:
-  """How many classes a network has at images [B, ...]; nothing is computed.
+  """How many classes a network has, from its output shape for images `shape`.
 
   Raises:
-    ValueError: for labels that are none of them, see `check_labels`.
+    ValueError: for labels that are not among them, see `check_labels`.
   """
   logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
   check_labels(logits, labels)
@@ -57,9 +57,9 @@ def check_labels(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def is_class(labels: chex.Array, num_classes: int) -> chex.Array:
-  """Which class each label is, [B] -> bool [B, C].
+  """One-hot labels, [B] -> bool [B, C].
 
-  `jax.nn.one_hot` numbers classes in the labels' type: bytes repeat at 256.
+  `jax.nn.one_hot` counts classes in the labels' dtype: uint8 wraps at 256.
   """
   return jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
 
@@ -72,14 +72,14 @@ def shares_of_classes(
   own: chex.Array | None = None,
   smoothing: chex.Numeric | None = None,
 ) -> chex.Array:
-  """What a loss takes in the place of labels: a distribution, [B] -> [B, C].
+  """Soft labels: a distribution over the classes, [B] -> float32 [B, C].
 
   NaN for a label that is no class.
 
   Args:
-    others: second labels [B], of images mixed of two.
-    own: share [B] of the first labels in [0, 1].
-    smoothing: share in [0, 1] that all classes divide among them.
+    others: labels [B] of the second image, where two are mixed.
+    own: weight [B] of the first labels, in [0, 1].
+    smoothing: weight in [0, 1] of the uniform distribution.
 
   Raises:
     ValueError: if `smoothing` is out of range.
@@ -106,7 +106,7 @@ def shares_of_classes(
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """-log softmax(logits)[label], [B, C] and [B] -> [B].
 
-  In the place of labels, shares of the classes [B, C] weigh the logarithms.
+  `labels` may be soft: float [B, C], see `shares_of_classes`.
 
   Raises:
     ValueError: for labels that do not fit the logits, see `check_labels`.
@@ -125,9 +125,9 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def log_odds(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """log((1 - p) / p) of the label's probability p: [B, C], [B] -> [B].
 
-  Cross entropy is softplus of it, so that their gradients have one direction;
-  but this one's does not vanish where the network is certain, where an attack
-  on cross entropy stands still and looks like robustness.
+  Cross entropy is its softplus, so both gradients have the same direction. That
+  of cross entropy vanishes where the network is confident, which stops attacks
+  and looks like robustness; this one does not.
   """
   right, wrong = right_and_wrong(logits, labels)
   return jax.nn.logsumexp(wrong, axis=-1) - right
@@ -157,8 +157,8 @@ def margins(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """Which examples are classified correctly: [B, C], [B] -> [B] bool.
 
-  Logits with NaN or infinity among them classify nothing; -inf is a class that
-  is never predicted.
+  Never an example with a logit of NaN or +inf; -inf is a class that is never
+  predicted.
   """
   classified = jnp.isfinite(logits.max(axis=-1))
   return classified & (logits.argmax(axis=-1) == jnp.asarray(labels))

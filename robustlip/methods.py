@@ -29,15 +29,15 @@ GR_STEP = 1.0  # l2 length of the finite difference, the authors' setting
 
 
 class Method(NamedTuple):
-  """How to train: where to look, and what to pay there.
+  """A training method: which points to find, and the loss there.
 
   `maximize` is given the network in inference mode, `loss` in training mode.
   """
 
   maximize: Maximizer
   loss: Loss
-  fresh_masks: bool = False  # a dropout mask for each call of the network
-  # Drawn variables -> those that training starts from.
+  fresh_masks: bool = False  # whether each call draws its own dropout mask
+  # Initial variables of the module -> those that training starts from.
   prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda drawn: drawn
 
 
@@ -48,7 +48,7 @@ def unmoved(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey) -> chex.Array:
 
 
 def gaussian_start(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
-  """Gaussian points around the inputs, where TRADES starts."""
+  """Inputs with Gaussian noise, where the ascent of TRADES starts."""
   keys = projections.example_keys(key, len(inputs))
   shape, dtype = inputs.shape[1:], inputs.dtype
   draw = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))
@@ -56,7 +56,7 @@ def gaussian_start(inputs: chex.Array, key: chex.PRNGKey) -> chex.Array:
 
 
 def natural(*, epsilon: chex.Numeric = 0.0) -> Method:
-  """Cross entropy of the inputs; the radius means nothing to it."""
+  """Cross entropy of the inputs; ignores the radius."""
   del epsilon
   return Method(unmoved, losses.natural)
 
@@ -75,7 +75,7 @@ def rst(
   norm: str = 'linf',
   num_steps: int = 10,
 ) -> Method:
-  """PGD's points, then CE(x) + lam CE(x')."""
+  """CE(x) + lam CE(x') at the points x' of PGD."""
   maximize = _pgd(epsilon, norm, num_steps)
   return Method(maximize, partial(losses.rst, lam=lam))
 
@@ -128,10 +128,10 @@ def llr(
   mu: chex.Numeric = 3.0,
   norm: str = 'linf',
 ) -> Method:
-  """Two steps of epsilon / 2 on the nonlinearity, then CE + its two terms.
+  """`losses.llr` after two steps of epsilon / 2 on `losses.nonlinearity`.
 
-  The start is drawn from the whole ball: next to the input, the nonlinearity
-  is of second order and lost in float32's rounding.
+  The start is drawn from the whole ball: close to the input the nonlinearity is
+  of second order, and lost in float32's rounding.
   """
 
   def maximize(logits_fn, batch, key):
@@ -149,7 +149,7 @@ def llr(
 
 
 def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:
-  """One gradient of l2 length `GR_STEP`, then CE + the squared slope."""
+  """`losses.gr` after a gradient step of `GR_STEP`, l2; ignores the radius."""
   del epsilon
 
   def maximize(logits_fn, batch, key):
@@ -165,16 +165,17 @@ def ibp(
   kappa: chex.Numeric = 0.5,
   progress: chex.Numeric = 1.0,
 ) -> Method:
-  """CE(x), and the largest cross entropy that intervals allow in the ball.
+  """CE(x), and the upper bound of the cross entropy in the ball by intervals.
 
   The radius and the weight of the second term rise together from 0, between
-  a tenth and six tenths of the training, to `epsilon` and 1 - `kappa`. For
-  networks without dropout or batch normalisation: all examples would share a
-  mask, and the statistics of a batch have no bounds. Starts from
-  `narrow_kernels`: from the usual ones a short run may stay constant.
+  10 % and 60 % of the training, to `epsilon` and 1 - `kappa`. For networks
+  without dropout, whose mask all examples would share, and without batch
+  normalisation, whose statistics have no bounds. Starts from `narrow_kernels`:
+  with the usual initial kernels a short run may end as a constant function.
 
   Args:
-    progress: the share of the training that is done, in [0, 1].
+    kappa: final weight of CE(x), in [0, 1].
+    progress: the fraction of the training that is done, in [0, 1].
 
   Source: Gowal et al. 2018, arXiv:1810.12715.
   """
@@ -187,7 +188,7 @@ def crown_ibp(
   kappa: chex.Numeric = 0.5,
   progress: chex.Numeric = 1.0,
 ) -> Method:
-  """As `ibp`, with bounds by lines at first and by intervals in the end.
+  """As `ibp`, with linear bounds at first and interval bounds in the end.
 
   Source: Zhang et al. 2020, arXiv:1906.06316.
   """
@@ -200,8 +201,8 @@ def _certified(epsilon, kappa, progress, *, with_lines):
   weight = ramp * (1 - kappa)
 
   def loss(logits_fn, batch, points):
-    projections.check_radius(epsilon, batch.inputs)  # bounded is a share of it
-    lines = jnp.where(ramp > 0, 1 - ramp, 0.0)  # none where `weight` is 0
+    projections.check_radius(epsilon, batch.inputs)  # not only ramp * epsilon
+    lines = jnp.where(ramp > 0, 1 - ramp, 0.0)  # saves time where `weight` is 0
     worst = bounds.cross_entropy(
       logits_fn,
       batch,
@@ -217,9 +218,9 @@ def _certified(epsilon, kappa, progress, *, with_lines):
 def narrow_kernels(variables: dict[str, Any]) -> dict[str, Any]:
   """Scales each kernel so that intervals keep their width through the layers.
 
-  To a root mean square of sqrt(2 pi) / fan-in: absolute values of Gaussian
-  weights then sum to 2, of which a ReLU leaves half. Biases and kernels of
-  zeros stay.
+  The root mean square becomes sqrt(2 pi) / fan-in: the absolute values of
+  Gaussian weights then sum to 2, and a ReLU halves the width. Biases and
+  kernels of zeros stay.
 
   Raises:
     ValueError: for a network with batch normalisation.
@@ -275,9 +276,9 @@ def has_radius(method: Callable[..., Method]) -> bool:
 def at_progress(
   method: Callable[..., Method], **numbers: chex.Numeric
 ) -> Callable[[chex.Numeric], Method]:
-  """The method as a function of the share of the training that is done.
+  """The method as a function of the fraction of the training that is done.
 
-  Most are the same all the time.
+  Only a method with an argument `progress` changes.
   """
   if accepts(method, 'progress'):
     return lambda progress: method(**numbers, progress=progress)

@@ -1,10 +1,10 @@
 """Averages of parameters over the steps, and their adversarial perturbation.
 
-An average is kept by the optimizer, after everything that changes an update:
+The optimizer keeps the average, as the last part of its chain:
 
     optimizer = optax.chain(optax.sgd(0.05), parameters.ema(0.999))
 
-leaves the steps as they are, and `training.averaged` is the network.
+This does not change the updates; `training.averaged` gives the network.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ class Averaged(NamedTuple):
 def ema(decay: chex.Numeric) -> optax.GradientTransformation:
   """Keeps the exponential moving average of the parameters.
 
-  After t updates the average so far weighs min(decay, (1 + t) / (10 + t)), so
-  that in a short run it does not remember the initial parameters.
+  Update t multiplies the old average by min(decay, (1 + t) / (10 + t)), so that
+  a short run forgets the initial parameters too.
 
   Args:
-    decay: in [0, 1), largest weight of the average so far.
+    decay: in [0, 1), largest weight of the old average.
 
   Raises:
     ValueError: for a decay out of range, unless it is traced.
@@ -45,13 +45,12 @@ def ema(decay: chex.Numeric) -> optax.GradientTransformation:
 
 
 def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
-  """Keeps the plain mean of the parameters after every so many updates.
+  """Keeps the mean of parameters sampled at regular updates (SWA).
 
   Args:
-    first: updates up to which none are taken; the average is then the
+    first: updates before sampling starts; until then the average is the
       parameters themselves.
-    every: updates from one that is taken to the next; the source takes one an
-      epoch.
+    every: updates from one sample to the next; an epoch in the source.
 
   Raises:
     ValueError: unless `first` is at least 0 and `every` at least 1.
@@ -73,9 +72,9 @@ def swa(first: int, *, every: int = 1) -> optax.GradientTransformation:
 def _averaging(
   share: Callable[[chex.Array], chex.Numeric],
 ) -> optax.GradientTransformation:
-  """Keeps an average in which the parameters after t updates get a share.
+  """Keeps an average that gives the parameters after t updates weight share(t).
 
-  In float32 at least: half precision would lose small shares.
+  In float32 or wider: half precision would lose small weights.
   """
 
   def init(params):
@@ -102,9 +101,9 @@ def average(opt_state: Any) -> Any | None:
 
 
 def perturbation(params: Any, gradients: Any, *, gamma: chex.Numeric) -> Any:
-  """What raises the loss most for its size: gamma ||w|| g / ||g|| per kernel.
+  """Adversarial weight perturbation (AWP): gamma ||w|| g / ||g|| per kernel.
 
-  Biases and the scales of BatchNorm, which have one axis, are left alone.
+  0 for parameters with one axis: biases and the scales of BatchNorm.
 
   Args:
     params: parameters w.

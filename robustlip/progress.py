@@ -21,7 +21,7 @@ class _Lines:
     """Every line is flushed as it is written."""
 
 
-# Every ten seconds and at the end; no line at the start of what takes a moment.
+# A line every ten seconds and at the end, but none when a short task starts.
 _LOG = {
   'file': _Lines(),
   'mininterval': 10,

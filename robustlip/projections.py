@@ -3,9 +3,8 @@
 Shared arguments: `points` and `centers` are [B, ...] float arrays of one
 shape; `epsilon` is the radius in units of the pixel range, a number or one per
 example ([B]), which may be traced; `norm` is 'linf' or 'l2'. A `key` is one
-PRNG key, or one key per example ([B]): then what is drawn for an example
-depends on nothing but its own key, not on the batch or the device that it sits
-in.
+PRNG key or one per example ([B]); with the latter, the draws for an example
+depend on its own key alone, not on its batch or device.
 """
 
 import math
@@ -17,7 +16,7 @@ import numpy as np
 
 NORMS = ('linf', 'l2')
 ONE_NUMBER = np.zeros((), np.float32)
-HALVINGS = 30  # of a bracket: to the precision of float32
+HALVINGS = 30  # bisection steps, enough for float32
 
 
 def check_norm(norm: str) -> None:
@@ -36,17 +35,18 @@ def check_numbers(
   """A number or one per example as an array that broadcasts with `like`.
 
   Args:
-    like: [B, ...], whose type the result has; by default one number will do.
-    name: what the message of an error calls the numbers.
-    highest: the largest that means anything.
+    like: [B, ...], which fixes dtype and rank of the result; the default takes
+      a single number.
+    name: what the error message calls the numbers.
+    highest: the largest number allowed.
 
   Returns:
-    [] or [B, 1, ...]; NaN in the place of traced numbers out of range, which
-    then can make no point of a ball.
+    [] or [B, 1, ...]. Traced numbers out of range become NaN, so that whatever
+    is computed from them is NaN too.
 
   Raises:
-    ValueError: for another shape, or known numbers that are not finite or out
-      of [0, highest].
+    ValueError: for another shape, or numbers that are not finite or outside
+      [0, highest], unless they are traced.
   """
   shape = jnp.shape(numbers)
   if shape not in ((), like.shape[:1]):
@@ -136,8 +136,8 @@ def ball(
 def _scale_into_ball(deltas, centers, radius):
   """The largest s in [0, 1] with ||clip(c + s d) - c||_2 <= radius, [B].
 
-  clip(c + s d) is then the nearest point of ball and box: the multiplier of
-  the ball only shortens the difference to the centre, that of the box clips.
+  clip(c + s d) is then the projection onto ball and box, by the KKT conditions:
+  the multiplier of the ball shrinks d, those of the box clip.
   """
   radius = radius.reshape(-1) if radius.ndim else radius
 
@@ -148,7 +148,7 @@ def _scale_into_ball(deltas, centers, radius):
 
   def halve(_, bracket):
     low, high = bracket
-    middle = jnp.sqrt(low) * jnp.sqrt(high)  # as far from both, as ratios
+    middle = jnp.sqrt(low) * jnp.sqrt(high)  # geometric mean
     below = fits(middle)
     return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
@@ -168,7 +168,7 @@ def normalize_direction(
   counts as zero, an infinite one as a very large number.
   """
   check_norm(norm)
-  # Reciprocals of larger numbers are subnormal, which some devices call zero.
+  # Reciprocals of larger numbers are subnormal: some devices flush them to 0.
   gradients = jnp.clip(jnp.nan_to_num(gradients), -1e30, 1e30)
   if norm == 'linf':
     return jnp.sign(gradients)
@@ -180,12 +180,10 @@ def normalize_direction(
 
 
 def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
-  """One key per example: `key` split, or `key` itself if it already is [B].
-
-  Keys of another generator become threefry's (`threefry`).
+  """One Threefry key per example: `key` split, or as it is if already [B].
 
   Raises:
-    ValueError: for a key of the old kind, or another number of keys.
+    ValueError: for an old-style uint32 key, or another number of keys.
   """
   key = threefry(key)
   if key.shape not in ((), (num_examples,)):
@@ -199,19 +197,20 @@ def example_keys(key: chex.PRNGKey, num_examples: int) -> chex.PRNGKey:
 def other_keys(
   key: chex.PRNGKey, num_examples: int, numbers: chex.Numeric
 ) -> chex.PRNGKey:
-  """Keys [B] of each example's own key and a number (one or [B])."""
+  """One key per example, [B], with `numbers` (one or [B]) folded in."""
   keys = example_keys(key, num_examples)
   numbers = jnp.broadcast_to(numbers, num_examples)
   return jax.vmap(jax.random.fold_in)(keys, numbers)
 
 
 def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
-  """Threefry keys in the place of others, whose draws depend on the batch.
+  """Converts keys of any generator to Threefry: draws then ignore the batch.
 
-  What `vmap` draws with JAX_DEFAULT_PRNG_IMPL=rbg is not what each key draws.
+  With JAX_DEFAULT_PRNG_IMPL=rbg, `vmap` over keys draws other numbers than each
+  key does by itself.
 
   Raises:
-    ValueError: for a key of the old kind.
+    ValueError: for an old-style uint32 key (`jax.random.PRNGKey`).
   """
   dtype = getattr(key, 'dtype', type(key))
   if not jnp.issubdtype(dtype, jax.dtypes.prng_key):

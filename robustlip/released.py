@@ -1,10 +1,10 @@
 """What the authors' released code computes where it departs from their text.
 
-The published columns come from that code, so that they can be compared with
-nothing else; everywhere else robustlip follows the text. Its methods draw a
-dropout mask for each call, as that code does. Source of every line: the
-released code of the paper (github.com/yangarbiter/robust-local-lipschitz), read
-and partly run; see BUILD_NOTES.md.
+The published numbers come from that code, so only these functions are
+comparable with them; everywhere else robustlip follows the text. The methods
+here draw a dropout mask for each call, as that code does. Source of every line:
+the released code of the paper (github.com/yangarbiter/robust-local-lipschitz),
+read and partly run; see BUILD_NOTES.md.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LLR_STEPS = 2
 OFFSET = 1e-6  # added to every pixel of x - x' in the ratio
 
 
-def _walk(
+def _released_ascent(
   direction: Callable[[chex.Array], chex.Array],
   inputs: chex.Array,
   key: chex.PRNGKey,
@@ -33,10 +33,10 @@ def _walk(
   num_steps: int,
   project: Callable[[chex.Array, chex.Array], chex.Array],
 ) -> chex.Array:
-  """The released ascent, [B, ...]: from a start that may be outside the box.
+  """The released ascent, [B, ...], whose start may be outside the box.
 
-  `attacks.ascend` projects its start too. On MNIST's black background that
-  takes half of the Gaussian noise away before the first gradient is taken.
+  `attacks.ascend` projects its start, which on MNIST's black background removes
+  half of the Gaussian noise before the first gradient is taken.
 
   Args:
     direction: of each step, [B, ...] -> [B, ...].
@@ -62,8 +62,8 @@ def _sign_of(objective):
   return lambda points: projections.normalize_direction(gradient(points))
 
 
-def _shrunk(points, inputs, *, epsilon):
-  """Cut to the box, then scaled as a whole to the radius."""
+def _clip_then_scale(points, inputs, *, epsilon):
+  """Clips to the box, then scales each perturbation down to the radius."""
   radius = projections.check_radius(epsilon, inputs)
   deltas = jnp.clip(points, 0.0, 1.0) - inputs
   sizes = jnp.maximum(projections.norms(deltas), 1e-30)
@@ -90,8 +90,8 @@ def gr(*, epsilon: chex.Numeric = 0.0, lam: chex.Numeric = 1.0) -> Method:
 def llr(*, epsilon: chex.Numeric, lam: chex.Numeric = 4.0) -> Method:
   """CE(x) + lam CE(x'): the gradient terms of LLR are zeroed by aliasing.
 
-  x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start;
-  what is too long is scaled, not cut.
+  x' takes two steps of epsilon / 2 along g / max|g| from a Gaussian start; a
+  perturbation that leaves the ball is scaled down, not clipped.
   """
 
   def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
@@ -104,13 +104,13 @@ def llr(*, epsilon: chex.Numeric, lam: chex.Numeric = 4.0) -> Method:
       largest = jnp.maximum(projections.norms(slope), 1e-30)
       return slope / projections.per_example(largest, slope)
 
-    return _walk(
+    return _released_ascent(
       direction,
       batch.inputs,
       key,
       step_size=epsilon / LLR_STEPS,
       num_steps=LLR_STEPS,
-      project=partial(_shrunk, epsilon=epsilon),
+      project=partial(_clip_then_scale, epsilon=epsilon),
     )
 
   def loss(logits_fn, batch, points):
@@ -127,7 +127,7 @@ def trades(*, epsilon: chex.Numeric, beta: chex.Numeric = 3.0) -> Method:
   """
 
   def maximize(logits_fn: LogitsFn, batch: Batch, key: chex.PRNGKey):
-    return _walk(
+    return _released_ascent(
       _sign_of(losses.divergence(logits_fn, batch)),
       batch.inputs,
       key,
@@ -158,7 +158,7 @@ def lipschitz_estimate(
   *,
   epsilon: chex.Numeric,
 ) -> lipschitz.Estimate:
-  """The ratio at the end of a walk that descends it.
+  """The ratio after steps that descend it, a sign error of the released code.
 
   Ten sign steps of 0.003 from a Gaussian start, the last iterate: the
   released procedure negates the ratio and then adds the sign of the gradient.
@@ -173,7 +173,7 @@ def lipschitz_estimate(
   def ratio(points):
     return lipschitz.slope(clean, logits_fn(points), inputs - points + OFFSET)
 
-  points = _walk(
+  points = _released_ascent(
     _sign_of(lambda points: -ratio(points)),
     inputs,
     key,
@@ -193,11 +193,11 @@ def multi_targeted(
   num_classes: int,
   num_steps: int = 20,
 ) -> chex.Array:
-  """The one wrong class that softmax scores highest, tested alone.
+  """The point of the target with the highest softmax, [B, H, W, C].
 
-  Each wrong class t descends CE(x', t) for 20 steps of epsilon / 10; the
-  point with the largest softmax_t(x') is returned, whether or not another
-  target would have fooled the network. (The released score subtracts the
+  For each wrong class t, 20 steps of epsilon / 10 descend CE(x', t); the point
+  with the largest softmax_t(x') is returned, even if that of another target
+  fools the network and this one does not. (The released score subtracts the
   label's probability at x, which is the same for every target.)
   """
 

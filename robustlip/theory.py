@@ -20,7 +20,7 @@ import numpy as np
 from robustlip import separation
 from robustlip.images import check_labels
 
-ROUNDING = 5e-5  # covers that of float32 distances up to 400
+ROUNDING = 5e-5  # covers the rounding of float32 distances up to 400
 
 
 def class_distances(
@@ -87,7 +87,7 @@ def margins(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def certified_radius(
   class_distances: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-  """Radius of the open ball on which g is right for certain, [N].
+  """Radius of the open ball on which g is provably right, [N].
 
   Half the margin where g is right, 0 where it is wrong or tied; inf if no other
   class has a reference.
@@ -96,12 +96,11 @@ def certified_radius(
 
 
 def certified(margins: np.ndarray, radius: float) -> np.ndarray:
-  """Whether g is right for certain on the closed ball of `radius`, bool [N].
+  """Whether g is provably right on the closed ball of `radius`, bool [N].
 
-  That is where half the margin exceeds the radius. Distances are float32, so
-  what is within `ROUNDING` of a tie is not certified. That covers class
-  distances up to 400, and so those of images of 224 x 224 x 3 in [0, 1], in
-  l2 as well.
+  It is where half the margin exceeds the radius by more than `ROUNDING`, since
+  distances are float32. This suffices for class distances up to 400, such as
+  those of images of 224 x 224 x 3 in [0, 1], also in l2.
 
   Args:
     margins: [N], of `margins`.

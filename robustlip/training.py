@@ -1,4 +1,4 @@
-"""The training step: pure, per device, many of them to one dispatch.
+"""Training: a pure step on one device's examples, and programs of many steps.
 
     method = methods.rst(epsilon=0.1, lam=2.0)
     recipe = training.Recipe(module, method, optax.sgd(0.05))
@@ -6,9 +6,9 @@
     network = models.logits_fn(module, state.variables)
 
 `fit` is `step` over shuffled epochs, compiled by `trainer` with the only
-`pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`. An
-optimizer may keep an average of the parameters: its network is `averaged`.
-Every draw of a step is of `fold_in(key, step + 1)`.
+`pmap`. `step` itself can be mapped over seeds and weights by `jax.vmap`. If
+the optimizer keeps an average of the parameters, `averaged` gives its network.
+All random draws of a step come from `fold_in(key, step + 1)`.
 """
 
 import functools
@@ -34,14 +34,14 @@ SETTLING_STEPS = 50  # see `settled`
 
 
 class TrainState(NamedTuple):
-  """Everything a run needs to go on; nothing in it is static."""
+  """Everything a run needs to resume; all of it arrays."""
 
   step: chex.Array  # int32, steps taken since the start
   params: Any
   batch_stats: Any  # {} for a network without BatchNorm
   opt_state: Any
   loss_sum: chex.Array  # float32, over the steps since it was set to 0
-  bad_step: chex.Array  # int32, the first with a loss not finite, or -1
+  bad_step: chex.Array  # int32, the first step of a loss not finite, or -1
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -57,13 +57,13 @@ class Recipe(NamedTuple):
   `train=`, and BatchNorm is `layers.batch_norm` or has `axis_name=DEVICES`
   while training.
 
-  Tools of generalisation: the optimizer decays weights and keeps an average of
-  them (`parameters`; statistics of BatchNorm then need a momentum of 0.9 at
-  most, see `settled`); a method of the step lets its radius grow, by
+  For better generalisation: the optimizer may decay weights and average them
+  (`parameters`; BatchNorm's momentum must then be at most 0.9, see `settled`);
+  a method that is a function of the step may let its radius grow, by
   `methods.at(epsilon=optax.linear_schedule(0.0, 0.1, 1000)(step))`; the last
-  three fields do nothing if None. Mixed and smoothed labels are those of the
-  loss: the inner problem climbs away from the one with the larger share, as in
-  Pang et al. 2021, arXiv:2010.00467.
+  three fields do nothing if None. Only the loss sees mixed or smoothed labels:
+  the inner problem takes the label with the larger share, as in Pang et al.
+  2021, arXiv:2010.00467.
   """
 
   module: nn.Module
@@ -102,7 +102,8 @@ def initial_state(
     )
 
   options = {}
-  # On a CPU it takes longer to compile than to run; an outer jit compiles it.
+  # On a CPU it takes longer to compile than to run: do not optimise it, unless
+  # an outer jit compiles it with its own options.
   outermost = not isinstance(jnp.zeros(()), jax.core.Tracer)
   if jax.default_backend() == 'cpu' and outermost:
     options['xla_backend_optimization_level'] = 0
@@ -116,11 +117,11 @@ def _method(recipe: Recipe, step: chex.Numeric) -> Method:
 
 
 class _TrainingMode:
-  """The network in training mode; remembers the statistics of its calls.
+  """The network in training mode; its calls update the BatchNorm statistics.
 
-  All calls have one dropout mask, so that a loss compares a network with
-  itself: under two masks the deviations that LLR and gr penalise are those of
-  the masks. The authors' code draws one for each call (`fresh_masks`).
+  All calls share one dropout mask, so that a loss compares a network with
+  itself: with two, LLR and GR would penalise the difference of the masks. The
+  authors' code draws a mask for each call (`fresh_masks`).
   """
 
   def __init__(self, module, params, batch_stats, dropout_key, fresh_masks):
@@ -140,13 +141,13 @@ class _TrainingMode:
         mutable=['batch_stats'],
         rngs={'dropout': key},
       )
-    # Without a tangent they are plain values even inside the jvp of LLR.
+    # Without tangents, so that none of the jvp in `losses.llr` leaks out.
     self.batch_stats = jax.lax.stop_gradient(updated.get('batch_stats', {}))
     return logits
 
 
 def _refuse_device_statistics(call, args, kwargs, context):
-  """Refuses BatchNorm over the examples of one device of several."""
+  """Raises ValueError for BatchNorm over only one device's examples."""
   module = context.module
   if isinstance(module, nn.BatchNorm) and module.axis_name is None:
     running = kwargs.get('use_running_average', module.use_running_average)
@@ -170,7 +171,7 @@ def _attacked_mode(recipe, method, params, batch_stats, key) -> LogitsFn:
 
 
 def _attacked(recipe, method, params, batch_stats, images, labels, keys):
-  """What the loss is given of one device's examples; keys: [B, 4]."""
+  """Batch, points and dropout keys for the loss of one device; keys: [B, 4]."""
   augment_keys, attack_keys, dropout_keys, mix_keys = keys.T
   images = recipe.augment(images, augment_keys)
   others, own, smoothing = None, None, recipe.label_smoothing
@@ -179,7 +180,7 @@ def _attacked(recipe, method, params, batch_stats, images, labels, keys):
     others = swapped(labels)
   largest = labels if own is None else jnp.where(own < 0.5, others, labels)
   batch = Batch(from_bytes(images), largest)
-  other_key = jax.random.fold_in(dropout_keys[0], 1)  # than that of the loss
+  other_key = jax.random.fold_in(dropout_keys[0], 1)  # the loss has its own
   network = _attacked_mode(recipe, method, params, batch_stats, other_key)
   points = jax.lax.stop_gradient(method.maximize(network, batch, attack_keys))
   if own is not None or smoothing is not None:
@@ -192,7 +193,7 @@ def _attacked(recipe, method, params, batch_stats, images, labels, keys):
 
 
 def _gradients(recipe, method, params, batch_stats, batch, points, keys):
-  """Mean loss, statistics and gradients on what `_attacked` gave."""
+  """((mean loss, statistics), gradients), given what `_attacked` returns."""
 
   def objective(params):
     network = _TrainingMode(
@@ -231,10 +232,10 @@ def _over_slices(compute, state, slices):
 
 
 def _accumulated(recipe, method, state, images, labels, keys, mean):
-  """`_gradients` of `recipe.accumulate` slices, at perturbed weights if asked.
+  """`_gradients` over `recipe.accumulate` slices; at perturbed weights for AWP.
 
   Args:
-    mean: of a tree over the devices: all of them perturb alike.
+    mean: averages a tree over devices, so that all perturb their weights alike.
   """
   attack = functools.partial(_attacked, recipe, method, state.params)
   descend = functools.partial(_gradients, recipe, method)
@@ -273,14 +274,14 @@ def step(
 ) -> TrainState:
   """One update on a batch, or on one device's share of it.
 
-  Every random draw of an example has a key of its place in the whole batch, so
-  that the number of devices does not change it (dropout masks excepted, which a
-  device draws for its share).
+  The key of an example's random draws depends on its position in the whole
+  batch, not on the number of devices (except for dropout masks, which a device
+  draws for its share at once).
 
   Args:
     images: uint8 [B, H, W, C].
     labels: int32 [B].
-    key: that of the run, the same at every step.
+    key: the key of the run, the same at every step.
     axis_name: the mapped axis over devices, `DEVICES`; None without one.
 
   Raises:
@@ -322,15 +323,15 @@ def step(
 
 
 def trainer(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
-  """The program `(state, numbers, key, epoch, first, last) -> state`.
+  """Compiles the program `(state, numbers, key, epoch, first, last) -> state`.
 
-  It takes steps `first` to `last` (exclusive) of the order, both traced, so
-  that any number of them is one dispatch and one compilation. `state` is
+  It runs steps `first` to `last` (exclusive) of `epoch.order`. Both are traced,
+  so that any number of steps is one dispatch of one program. `state` is
   [D, ...] and is donated; `epoch` is a `feed.Epoch`.
 
   Args:
-    make_recipe: from `numbers`, which are traced, so that runs that differ in
-      them alone are one compilation.
+    make_recipe: makes the recipe from `numbers`, which are traced: runs that
+      differ only in them share one program.
   """
 
   def steps(state, numbers, key, epoch, first, last):
@@ -352,7 +353,7 @@ def trainer(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
 
 
 def settler(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
-  """`trainer` of steps that leave the parameters and move the statistics."""
+  """`trainer` of steps that update nothing but the BatchNorm statistics."""
   still = dict(optimizer=optax.set_to_zero(), awp=None)
   return trainer(lambda numbers: make_recipe(numbers)._replace(**still))
 
@@ -360,10 +361,10 @@ def settler(make_recipe: Callable[[Any], Recipe]) -> Callable[..., TrainState]:
 def check_batch_size(
   batch_size: int, *, accumulate: int = 1, pairs: bool = False
 ) -> None:
-  """Raises ValueError unless all devices and slices have as many examples.
+  """Raises ValueError unless a batch splits evenly over devices and slices.
 
   Args:
-    pairs: whether neighbours are mixed, see `augmentations.cutmix`.
+    pairs: whether pairs must stay together, see `augmentations.cutmix`.
   """
   devices = jax.device_count()
   if accumulate < 1:
@@ -391,19 +392,19 @@ def fit(
   seed: int = 0,
   state: TrainState | None = None,
 ) -> TrainState:
-  """Trains from start to end on all devices; the state after the last step.
+  """Trains on all devices; returns the state after the last step.
 
   Args:
     split: uint8 images [N, H, W, C] and int32 labels [N].
-    key: of the initial parameters and of everything drawn in a step.
-    batch_size: examples to a step, a multiple of the number of devices.
-    seed: of the order of the examples.
-    state: what to go on from, None for a new network; `epochs` more are made.
+    key: for the initial parameters and all random draws of the steps.
+    batch_size: examples per step, a multiple of the number of devices.
+    seed: for the order of the examples.
+    state: where to continue, for `epochs` more; None starts a new network.
 
   Raises:
-    ValueError: if the split is none, has fewer examples than a batch or labels
-      that are no classes of the network, if a batch does not split evenly, or
-      the loss became not finite.
+    ValueError: if `split` is not a `Split`, has fewer examples than a batch or
+      labels that are no classes of the network, if a batch does not split
+      evenly, or if the loss is not finite at some step.
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
@@ -439,9 +440,9 @@ def averaged(
   *,
   batch_size: int,
 ) -> TrainState:
-  """The state of the network with the averaged parameters, see `settled`.
+  """The state with the averaged parameters in place of the last, see `settled`.
 
-  The state itself if the optimizer keeps no average.
+  Returns `state` itself if the optimizer keeps no average.
 
   Raises:
     ValueError: if a batch does not split evenly.
@@ -462,15 +463,15 @@ def settled(
   feed: Feed,
   order: np.ndarray,
 ) -> TrainState:
-  """The state with the average in the place of its parameters.
+  """The state with the averaged parameters in place of the last.
 
-  The running statistics of BatchNorm are those of other parameters: steps of
-  the recipe without an update bring them to the average. `SETTLING_STEPS` leave
-  0.5 % of the old ones at momentum 0.9.
+  BatchNorm's running statistics belong to the last parameters, so they are
+  computed anew by `SETTLING_STEPS` steps of the recipe that update nothing
+  else. At momentum 0.9 this leaves 0.5 % of the old statistics.
 
   Args:
     program: what `settler` returned.
-    state: without the device axis, as the result.
+    state: without the device axis, like the result.
     order: int32 [S, B], see `feed.epoch_order`.
   """
   average = parameters.average(state.opt_state)

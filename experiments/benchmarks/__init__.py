@@ -1,1 +1,1 @@
-"""What `experiments.benchmark` measures, and the peers beside it."""
+"""The suites of `experiments.benchmark`, and the other libraries (peers)."""

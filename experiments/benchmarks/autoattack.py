@@ -1,12 +1,12 @@
-"""The standard AutoAttack of ours beside the original, on saved runs.
+"""Compares our standard AutoAttack with the original, on saved runs.
 
 The original is `pyautoattack`, which packages the authors' code for PyTorch
 (not compared with their repository); its networks are twins with our weights.
 
-An attack is given the images that stand after those before it, in batches, and
-that is timed, as one evaluation; then those broken before, so that all attacks
-are compared on all images. A batch under an attack is a piece that is kept in a
-file: the same command goes on where it was interrupted.
+Each attack first gets, in batches, the images that no earlier one has fooled;
+this is timed, as one evaluation. Then it gets the others, so that all attacks
+are compared on all images. The result of a batch under an attack is kept in a
+file: the same command resumes where it was interrupted.
 """
 
 import functools
@@ -32,8 +32,8 @@ THEIRS = {
   'fab_targeted': 'fab-t',
   'square': 'square',
 }
-# (attack, indices) -> which images are 'broken', which of these 'unconfirmed',
-# and what was 'spent': wall and CPU seconds, passes through the network or 0
+# (attack, indices) -> indices of images that are 'broken', those of them that
+# are 'unconfirmed', and 'spent': wall and CPU seconds, passes (0 if unknown)
 Work = Callable[[str, np.ndarray], dict[str, Any]]
 
 
@@ -46,11 +46,11 @@ def cases(
   num_images: int = 100,
   num_queries: int = 5000,
 ) -> list[Callable[[int], list[dict[str, Any]]]]:
-  """One for each run, see `compared`.
+  """One function for each run, see `compared`.
 
   Raises:
-    ValueError: without runs, for one whose network has no twin, or an unknown
-      attack.
+    ValueError: if no run is given, a network has no twin, or an attack is
+      unknown.
   """
   if not workdir:
     raise ValueError('--workdir is needed: folders of saved runs, with commas')
@@ -80,7 +80,7 @@ def compared(
   num_queries: int,
   repeats: int,
 ) -> list[dict[str, Any]]:
-  """A case for each attack on a saved run and one for all of the cascade."""
+  """A case for each attack on a saved run, and one for the whole cascade."""
   del repeats  # an evaluation is long
   settings = config.read(path)
   dataset = common.load_dataset(settings.dataset)
@@ -93,7 +93,7 @@ def compared(
   task = Problem(settings.arch, module, split, settings.precision)
   step, variables = checkpoints.newest_variables(path / 'checkpoints')
   pieces = f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
-  # What was measured without peers has not been confirmed by a twin.
+  # Results without peers are kept apart: no twin has confirmed them.
   folder = common.output_folder(path / (pieces + '-peers' * peers))
   twin = None
   if peers:
@@ -120,14 +120,14 @@ def compared(
     {
       'case': f'{run}, {name}, {len(split.labels)} images',
       'unit': 'images/core',
-      'candidates': _beside(name, rows),
+      'candidates': _compared_rows(name, rows),
     }
     for name in (*cascade, 'all')
   ]
 
 
-def _beside(name, rows) -> list[dict[str, Any]]:
-  """The rows of a case: what each takes that ours does not, and its speed."""
+def _compared_rows(name, rows) -> list[dict[str, Any]]:
+  """The rows of a case, with speeds and the images fooled by only one side."""
   rows = {who: found[name] for who, found in rows.items() if name in found}
   mine = next(iter(rows.values()))
   for who, row in rows.items():
@@ -154,10 +154,10 @@ def through(
   correct: np.ndarray,
   batch_size: int,
 ) -> dict[str, dict[str, Any]]:
-  """What each attack takes of all images, and `all` together.
+  """A row for each attack, with the images it fools of all, and one for `all`.
 
-  Seconds are those of the images that stood before the attack. Rates are of CPU
-  seconds: pieces were done at different times, beside whatever else there was.
+  Seconds are for the images that no earlier attack had fooled. Rates are per
+  CPU second, since batches may have run at times of different load.
   """
   standing, rows, total = correct.copy(), {}, np.zeros(3)
   for attack in cascade:
@@ -188,7 +188,7 @@ def through(
 
 def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
   seconds, cpu_seconds, passes = spent
-  count = count or np.nan  # nothing stood before: there is no rate
+  count = count or np.nan  # no images were left: there is no rate
   return {
     'per_second': count / max(cpu_seconds, 1e-9),
     'seconds': [seconds],
@@ -203,7 +203,7 @@ def _row(robust, count, spent, unconfirmed) -> dict[str, Any]:
 def ours(
   task, variables, epsilon, num_classes, num_queries, batch_size, twin
 ) -> Work:
-  """Our evaluation; points that fool us must fool the twin, in ball and box."""
+  """Our attacks; a point is confirmed if it is valid and fools the twin too."""
   images, everyone = from_bytes(task.split.images), len(task.split.labels)
 
   @functools.cache
@@ -234,7 +234,7 @@ def ours(
 
   @functools.cache
   def compile_all(attack, count):
-    """Every program, on a ball so large that an attack ends at once."""
+    """Compiles all programs, on a ball so large that attacks end at once."""
     kinds = {x.attack: i for i, x in enumerate(evaluator(attack).cascade)}
     for place in kinds.values():  # the last of each kind
       for size in {-(-count * quarters // 4) for quarters in range(1, 5)}:
@@ -260,7 +260,7 @@ def ours(
 
 
 def within(points, images, epsilon) -> np.ndarray:
-  """Which points lie in ball and box, up to rounding: byte / 255 + epsilon."""
+  """Which points lie in ball and box, but for rounding byte / 255 + epsilon."""
   points, images = np.float64(points), np.float64(images)
   lengths = np.abs(points - images).max(axis=(1, 2, 3), initial=0)
   inside = ((points >= 0) & (points <= 1)).all(axis=(1, 2, 3))
@@ -276,7 +276,7 @@ def fools(twin, points, labels) -> np.ndarray:
 
 
 def original(task, twin, epsilon, num_queries) -> Work:
-  """The original of each attack."""
+  """The original attacks."""
   import pyautoattack
 
   from experiments.benchmarks import torch_peer

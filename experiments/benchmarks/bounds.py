@@ -1,8 +1,8 @@
-"""Bounds of ours beside auto_LiRPA's, on the same weights, and what they cost.
+"""Compares width and cost of our bounds and auto_LiRPA's, on the same weights.
 
-Networks are cnn2, and plain ones of equal convolutions and an affine layer,
-`plain_<depth>_<width>`, on which a peer's lines are the same as ours: it has
-another relaxation of max-pooling, so that on cnn2 only intervals must agree.
+Networks are cnn2 and `plain_<depth>_<width>`, equal convolutions and an affine
+layer. On the latter all bounds must agree; on cnn2 only intervals, since the
+peer relaxes max-pooling in another way.
 """
 
 import re
@@ -23,11 +23,11 @@ from robustlip.models import layers
 
 EPSILON = 0.01
 ARCHS = ('cnn2', 'plain_2_16', 'plain_4_16', 'plain_8_16', 'plain_4_32')
-# Of the width: ours leave room for rounding, theirs do not. The narrower the
-# bounds, the larger a share it is; seen by hand, without it both agree.
+# Relative to the width: ours allow for rounding, theirs do not. The narrower
+# the bounds, the more that matters; without it both agree, as checked by hand.
 TOLERANCES = {'interval': 0.01, 'linear': 0.01, 'crown': 0.05}
-# Images at once by CROWN, at most: of cnn2 a peer needs 0.4 GB for each. Others
-# take minutes.
+# Most images at once by CROWN: on cnn2 a peer needs 0.4 GB for each. Networks
+# that are not listed would take minutes.
 CROWN = {'plain_2_16': 100, 'plain_4_16': 100, 'cnn2': 10}
 
 
@@ -63,13 +63,13 @@ class Plain(nn.Module):
 
 @cache
 def make(arch: str, num_images: int) -> tuple[problem.Problem, Any]:
-  """A network, images and weights; `plain_<depth>_<width>` is a network too."""
+  """A network (also `plain_<depth>_<width>`) with images, and weights."""
   plain = re.fullmatch(r'plain_([1-9]\d*)_([1-9]\d*)', arch)
   task = problem.make('cnn2' if plain else arch, num_images)
   if plain:
     depth, width = map(int, plain.groups())
     task = task._replace(arch=arch, module=Plain(depth, width))
-  key = jax.random.key(1)  # no weight is 0, those of cnn2's last layer neither
+  key = jax.random.key(1)  # so that no weight is 0, as in cnn2's last layer
   return task, jax.tree.map(
     lambda leaf: leaf + 0.02 * jax.random.normal(key, leaf.shape),
     task.variables(),

@@ -1,7 +1,7 @@
-"""The suites: functions of some of the flags to the cases to time.
+"""The suites: functions from flags to the cases to time.
 
 A suite has an argument for each flag that it reads, see `SUITES`. A case is
-called with the number of turns, and returns what the record has of it.
+called with the number of turns, and returns its part of the record.
 """
 
 import os
@@ -32,11 +32,11 @@ from robustlip.feed import Feed, replicate
 
 FLAGS = flags.FLAGS
 ARCHS = ('cnn1', 'cnn2', 'wrn_16_4')
-STEPS = 4  # to one run of a training candidate
+STEPS = 4  # in one run of a training candidate
 BATCH_SIZE = 100  # of our evaluation unless given; the peers' is 64
 PEERS_BATCH_SIZE = 64
-NUM_QUERIES = 64  # of a peer's separation search
-MOST_SEARCHING = 50_000  # of a large set; as many as ImageNet validates on
+NUM_QUERIES = 64  # in a peer's separation search
+MOST_SEARCHING = 50_000  # queries in a large set; as in ImageNet's validation
 
 
 def train(
@@ -104,7 +104,7 @@ def per_image(
   precision: str,
   compile_peer: bool,
 ) -> list[Case]:
-  """Images a second of the work named: one of `WORKS`, right or wrong ones."""
+  """Images a second of one of `WORKS`, on all images, misclassified or not."""
   cases = []
   for task in [problem.make(name, num_images, precision) for name in arch]:
     candidates = {'robustlip': _evaluated(task, WORKS[work], batch_size)}
@@ -137,7 +137,7 @@ WORKS = {'attack': _withstands, 'lipschitz': _ratios}
 
 
 def _evaluated(task, measure, batch_size) -> Candidate:
-  """`measure(network, batch, keys)` of every image, as an evaluation runs."""
+  """Runs `measure(network, batch, keys)` on every image, like an evaluation."""
   program = evaluation.over_devices(
     lambda variables, batch, keys: measure(
       models.logits_fn(task.module, variables), batch, keys
@@ -155,15 +155,15 @@ def _evaluated(task, measure, batch_size) -> Candidate:
 
 
 def nearest(*, peers: bool, num_images: int | None = None) -> list[Case]:
-  """Pairs a second of the exact train-train search: a whole set, ours.
+  """Pairs a second of the exact train-train search, ours on a whole set.
 
-  The peers search for the queries of a sample among all examples of other
-  classes, as the paper's code does with scikit-learn. MNIST and CIFAR-10 if
+  The peers search for a sample of queries among all examples of other classes,
+  as the paper's code does with scikit-learn. Sets are MNIST and CIFAR-10 if
   they are on disk, else the MNIST subset.
 
   Args:
-    num_images: of a set as large as one cannot have at hand, see `enlarged`,
-      in their place, without peers.
+    num_images: size of a synthetic large set (`enlarged`) to search instead,
+      without peers.
 
   Raises:
     ValueError: for peers of the large set.
@@ -197,7 +197,7 @@ def _search(data: datasets.Dataset, peers: bool) -> Case:
 
 
 def _large_search(num_images: int) -> Case:
-  """A tenth of a large set, at most `MOST_SEARCHING`, searches all of it."""
+  """Searches all of a large set for a tenth of it, at most `MOST_SEARCHING`."""
   data = datasets.load(
     'restricted_imagenet', data_dir=FLAGS.data_dir, download=False
   )
@@ -212,7 +212,7 @@ def _large_search(num_images: int) -> Case:
 
 
 def enlarged(split: datasets.Split, count: int) -> datasets.Split:
-  """So many images: those of the split, then again moved by up to 8 pixels.
+  """`count` images: those of the split, then copies moved by up to 8 pixels.
 
   They are memory-mapped from a file without a name, so that they may be more
   than memory holds.
@@ -248,8 +248,8 @@ def _peers_searches(queries, others):
 def startup() -> list[Case]:
   """Seconds from a new process to the end of its first training step.
 
-  Imports, the embedded data, initial parameters, compilation and one RST step
-  of cnn1, with the programs of an earlier start on disk, and without.
+  They include imports, the embedded data, initial parameters, compilation and
+  one RST step of cnn1; with a compilation cache on disk, and without.
   """
   kept = tempfile.TemporaryDirectory(prefix='robustlip-benchmark-')
 
@@ -277,7 +277,7 @@ def startup() -> list[Case]:
 
 
 def first_step() -> None:
-  """What a newcomer waits for before the progress bar moves."""
+  """All that a new user waits for before the progress bar moves."""
   images, labels = datasets.load('mnist5k').train
   task = problem.make('cnn1', 1)
   split = datasets.Split(images[:64], labels[:64])

@@ -1,8 +1,8 @@
 """foolbox's PGD on our network, and on the same network in plain Flax.
 
-The second is what someone has who brings foolbox a Flax network; it has the
-XLA flag that our scripts set. Imports foolbox, so that it is itself imported
-only where peers take part.
+The second is the usual case of a user's own Flax network; it runs with the XLA
+flag that our scripts set. This module imports foolbox, so it is imported only
+with --peers.
 """
 
 from collections.abc import Callable

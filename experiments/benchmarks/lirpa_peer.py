@@ -1,6 +1,6 @@
 """The peer: auto_LiRPA, as its examples call it.
 
-Imports torch, so that it is itself imported only where peers take part.
+This module imports torch, so it is imported only with --peers.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import torch
 from experiments.benchmarks import torch_peer
 from experiments.benchmarks.problem import Problem
 
-# Version 0.3, the newest on PyPI, expects a NumPy and a PyTorch of 2022.
+# Version 0.3, the newest on PyPI, expects NumPy and PyTorch as of 2022.
 _SETS = types.ModuleType('numpy.lib.arraysetops')
 _SETS.isin = np.isin
 sys.modules.setdefault(_SETS.__name__, _SETS)
@@ -31,11 +31,11 @@ METHODS = {'interval': 'IBP', 'linear': 'CROWN-IBP', 'crown': 'CROWN'}
 def bounding(
   task: Problem, variables, lower: np.ndarray, upper: np.ndarray, *, method: str
 ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-  """Bounds of all logits in boxes [B, H, W, C], of which one is a program."""
+  """A function that bounds all logits [B, 10] over boxes [B, H, W, C]."""
   low, high = (torch_peer.on_device(np.array(x)) for x in (lower, upper))
   network = torch_peer.twin(task, variables)
   program = auto_LiRPA.BoundedModule(network, torch.empty_like(low))
-  program.eval()  # it takes dropout for on
+  program.eval()  # else dropout would be on
   box = auto_LiRPA.PerturbationLpNorm(norm=np.inf, x_L=low, x_U=high)
   inputs = auto_LiRPA.BoundedTensor((low + high) / 2, box)
 

@@ -39,10 +39,10 @@ class Problem(NamedTuple):
 
 
 def make(arch: str, num_images: int, precision: str = 'float32') -> Problem:
-  """Noise: no step of this work depends on what the images show.
+  """A problem with random images: the time does not depend on their content.
 
   Raises:
-    ValueError: for a network that no peer has.
+    ValueError: for a network that the peers lack.
   """
   if arch.startswith('resnet'):
     raise ValueError(f'no benchmark for {arch}; there are cnn1, cnn2, wrn_')

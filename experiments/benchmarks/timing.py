@@ -1,4 +1,4 @@
-"""Candidates that do the same work take turns, and are compared in pairs."""
+"""Times candidates that do the same work in turns, and compares each turn."""
 
 import os
 import time
@@ -14,11 +14,11 @@ from robustlip import progress
 class Candidate(NamedTuple):
   """One way to do a piece of work."""
 
-  run: Callable[[], object]  # does it once and returns when it is done
+  run: Callable[[], object]  # does the work once, and returns when it is done
   work: float  # units of the case that one run does
   memory: float | None = None  # MiB that its program holds at most, if known
   may_fail: bool = False  # a peer that need not work here: left out if it fails
-  # What `run` returned, as the record has it.
+  # From the result of `run` to further fields of the record.
   found: Callable[[Any], dict[str, Any]] | None = None
 
 
@@ -33,8 +33,8 @@ class Case(NamedTuple):
     """Rates of every candidate, and how ours compares with each of the rest.
 
     Each candidate runs once untimed, then in `repeats` turns. A ratio is the
-    median over turns, so that what else the machine does slows both alike; CPU
-    seconds, of all threads and of finished child processes, depend on it less.
+    median over turns, so that other load on the machine slows both equally; CPU
+    seconds, of all threads and of finished child processes, depend less on it.
     """
     times, facts = {name: [] for name in self.candidates}, {}
     turns = [(i, name) for i in range(repeats + 1) for name in times]

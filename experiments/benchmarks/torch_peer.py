@@ -1,7 +1,7 @@
 """The peer: PyTorch as the authors of the paper write it, an eager loop.
 
-Imports torch, so that it is itself imported only where peers take part.
-Images are [B, C, H, W].
+This module imports torch, so it is imported only with --peers. Images are
+[B, C, H, W].
 """
 
 import collections
@@ -41,7 +41,7 @@ def device() -> torch.device:
 
 @contextlib.contextmanager
 def computing(precision: str):
-  """As JAX does: in this type, and done when the context ends."""
+  """Context that computes in this type, and waits for the device at its end."""
   where, dtype = device().type, getattr(torch, precision)
   low = precision != 'float32'
   # Cached casts would outlive the update of the weights.
@@ -128,10 +128,10 @@ def candidates(
   *,
   compiled: bool,
 ) -> dict[str, Candidate]:
-  """PyTorch eager and, if asked, compiled, which need not work everywhere.
+  """PyTorch eager and, if asked, compiled, which may fail on some machines.
 
   Args:
-    prepare: from a network to what is done with each batch of images, labels:
+    prepare: from a network to the work on each batch (images, labels):
       `training`, `attack` or `lipschitz`.
   """
   inputs, labels = examples(task)
@@ -144,7 +144,7 @@ def candidates(
   work = partial(run, prepare(network(task)))
   found = {'PyTorch eager': Candidate(work, len(labels))}
   if compiled:
-    # One program for each mode and set of gradients, more than torch allows.
+    # Each mode and set of gradients is compiled, more often than torch allows.
     torch._dynamo.config.recompile_limit = 64
     work = partial(run, prepare(torch.compile(network(task))))
     found['PyTorch compiled'] = Candidate(work, len(labels), may_fail=True)
@@ -205,7 +205,7 @@ _IN_BLOCK = {
 
 
 def _layers(module: nn.Module):
-  """The layers that have weights, each with the path of Flax's."""
+  """Yields each layer that has weights, and the path of its Flax variables."""
   counts = collections.Counter()
   for child in module:
     kind = _KINDS.get(type(child))
@@ -219,7 +219,7 @@ def _layers(module: nn.Module):
 
 
 def _ascend(module, objective, inputs) -> torch.Tensor:
-  """Ten sign steps of EPSILON / 5 up the sum of `objective`, from anywhere."""
+  """Ten sign steps of EPSILON / 5 up `objective`, from a random start."""
   noise = torch.empty_like(inputs).uniform_(-EPSILON, EPSILON)
   points = (inputs + noise).clamp(0, 1)
   # A compiled network would compute the gradients of its weights too.
@@ -244,7 +244,7 @@ def pgd(module: nn.Module, inputs, labels) -> torch.Tensor:
 
 
 def attack(module: nn.Module) -> Callable[..., object]:
-  """Attacks a batch and says who withstands."""
+  """A function that attacks a batch and returns who is robust, bool [B]."""
   module.eval()
 
   def evaluate(inputs, labels):
@@ -256,7 +256,7 @@ def attack(module: nn.Module) -> Callable[..., object]:
 
 
 def lipschitz(module: nn.Module) -> Callable[..., object]:
-  """Ten ascents of ||f(x) - f(x')||_1 / ||x - x'||_inf, then its value."""
+  """The value of ||f(x) - f(x')||_1 / ||x - x'||_inf after ten ascent steps."""
   module.eval()
 
   def estimate(inputs, labels):

@@ -1,1 +1,1 @@
-"""The staircase: splines, the fits by name, what is measured of them."""
+"""The staircase regression: splines, methods that fit them, measurements."""

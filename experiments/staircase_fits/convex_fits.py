@@ -24,7 +24,7 @@ class Fit(NamedTuple):
 
 
 def least_squares(data: splines.Data, weight: float = 1.0) -> tuple:
-  """(H, g, c): weight * squared error + penalty is t'Ht - 2 g't + c at t."""
+  """(H, g, c) with weight * squared error + penalty = t'Ht - 2 g't + c."""
   hessian = data.center.T @ (data.counts[:, None] * data.center)
   gradient = data.center.T @ np.bincount(data.groups, data.targets)
   constant = data.targets @ data.targets
@@ -52,17 +52,17 @@ def minimize(
 ) -> Fit:
   """Minimizes t'Ht - 2 g't + c + sum(squares s^2 + costs s) over t.
 
-  s_i is the largest |f t - targets_i| over the features f of its group. The
-  variables of the program are t, the largest and the smallest f t of each
+  s_i is the largest |f't - targets_i| over the feature vectors f of its group.
+  The variables of the program are t, the largest and the smallest f't of each
   group, and s.
 
   Args:
     quadratic: the triple (H, g, c).
-    features: [D, K, 34], D of each group.
+    features: [D, K, 34], D feature vectors for each of K groups.
     groups: [N], the group of each target.
     targets: [N].
-    squares: what s^2 costs, [N] or a number.
-    costs: what s costs, [N] or a number.
+    squares: coefficients of s^2, [N] or a number.
+    costs: coefficients of s, [N] or a number.
   """
   hessian, gradient, constant = quadratic
   sides, num_groups, _ = features.shape
@@ -105,7 +105,7 @@ def minimize(
 def robust(data: splines.Data, *, clean: float, attacked: float) -> Fit:
   """Minimizes clean * squared error + attacked * largest squared error.
 
-  AT is (0, 1), RST is (1, lambda).
+  (clean, attacked) is (0, 1) in AT and (1, lambda) in RST.
   """
   return minimize(
     least_squares(data, clean),

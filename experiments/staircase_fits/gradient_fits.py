@@ -1,9 +1,9 @@
 """Staircase fits by GR and LLR, as released code and as papers define them.
 
 Shared arguments: `data` is a `splines.Data`. Every objective is a sum over
-examples plus the roughness penalty of `splines`. With l = (f(x) - y)^2 the loss
-of one example, the papers' penalties are made of l'(x) = 2 (f(x) - y) f'(x),
-the gradient with respect to the input.
+examples plus the roughness penalty of `splines`. If l = (f(x) - y)^2 is the
+loss of one example, the papers' penalties depend on l'(x) = 2 (f(x) - y) f'(x),
+its gradient with respect to the input.
 """
 
 import jax
@@ -18,7 +18,7 @@ from experiments.staircase_fits.convex_fits import Fit
 def gr_released(data: splines.Data, *, beta: float) -> Fit:
   """Minimizes squared error + beta / 2 * sum |error| ||features||_2.
 
-  The released penalty: the gradient with respect to the coefficients.
+  The released penalty: it has the gradient with respect to the coefficients.
   """
   lengths = np.linalg.norm(data.center, axis=1)[data.groups]
   return convex_fits.minimize(
@@ -35,10 +35,10 @@ _SLOPE_ROWS = _FIRST @ _FIRST.T
 
 
 def _released_slopes(data: splines.Data) -> np.ndarray:
-  """What the released code takes for f'(x), as features [K, 34].
+  """What the released code uses as f'(x): features [K, 34], times coefficients.
 
-  Row k of D D', D the first differences: minus the second difference of the
-  coefficients around the knot nearest to x.
+  They are row k of D D', where D takes first differences and k is the knot
+  nearest to x: minus the second difference of the coefficients there.
   """
   points = np.zeros(len(data.counts))
   points[data.groups] = data.inputs
@@ -47,7 +47,7 @@ def _released_slopes(data: splines.Data) -> np.ndarray:
 
 
 def _released_sides(data: splines.Data, beta: float):
-  """The two quadratics (H, g), less a constant, one for either shift."""
+  """The objective's quadratic (H, g) for either shift, up to a constant."""
   hessian, gradient, _ = convex_fits.least_squares(data, 1 - beta)
   slopes = _released_slopes(data)
   sums = np.bincount(data.groups, data.targets)
@@ -68,10 +68,10 @@ def _released_sides(data: splines.Data, beta: float):
 def llr_released(data: splines.Data, *, beta: float) -> Fit:
   """Minimizes squared error + beta * max(l(-1/3), l(1/3)), sums over examples.
 
-  l(d) is the summed error at x + d minus that at x minus d times the summed
-  "gradient", in which `_released_slopes` stands for f'(x). So the objective
-  is the larger of two quadratics: its minimum is the largest minimum of their
-  mixtures, if that mixture is convex; if not, the gap is None.
+  l(d) is the summed error at x + d, minus that at x, minus d times the summed
+  "gradient", with `_released_slopes` in place of f'(x). So the objective is the
+  maximum of two quadratics. Its minimum is the largest minimum over their
+  convex combinations, if that combination is convex; else the gap is None.
   """
   sides = _released_sides(data, beta)
 
@@ -134,9 +134,9 @@ def _descend(objective, coefficients, data, *numbers) -> np.ndarray:
 def llr(data: splines.Data, *, linearity: float, gradient: float) -> Fit:
   """Minimizes sums of l + linearity * g + gradient * |d l'(x)|.
 
-  g is the larger of |l(x + d) - l(x) - d l'(x)| over d = +-1/3. Every
-  absolute value |v| is replaced by sqrt(v^2 + t^2), t falling to 1e-5, and
-  each problem starts from the last one's solution. Not convex: a local
+  g is the larger of |l(x + d) - l(x) - d l'(x)| over d = +-1/3. Every absolute
+  value |v| is smoothed to sqrt(v^2 + t^2), with t decreasing to 1e-5; each
+  problem starts from the solution of the one before. Not convex: a local
   minimum. Source: Qin et al. 2019, arXiv:1907.02610.
   """
   coefficients = convex_fits.natural(data).coefficients

@@ -1,4 +1,4 @@
-"""The methods by name, what is measured of their fits, and the paper's numbers.
+"""The methods by name, measurements of their fits, and the paper's numbers.
 
 Rows are a dict from the name of a method to its measurements, see `COLUMNS`.
 """
@@ -21,7 +21,7 @@ COLUMNS = (
   'gap',
   'attacked_gap',
 )
-# As published; RST: the authors' code run once more, by an inexact solver.
+# As published; RST is from a run of the authors' code, with an inexact solver.
 PUBLISHED = {
   count: paper.panels('staircase')[f'{count}', ''] for count in NUM_TEST
 }
@@ -83,7 +83,7 @@ def fit_all(num_examples: int, seed: int) -> tuple[dict, dict, splines.Data]:
 
 
 def agreements(rows: dict, published: dict, digits: int) -> dict[str, bool]:
-  """Whether every published number of a row is ours, rounded as printed."""
+  """Whether each row's published numbers are ours rounded to `digits`."""
   return {
     name: all(round(rows[name][c], digits) == x for c, x in numbers.items())
     for name, numbers in published.items()

@@ -1,7 +1,7 @@
 """Cubic splines on the staircase: features, penalty, scores.
 
-A spline is its coefficients [34] on the knots {i, i +- 1/3}. The perturbed
-inputs of x are x - 1/3, x and x + 1/3.
+A spline is given by coefficients [34] for the knots {i, i +- 1/3}. The
+perturbed inputs of x are x - 1/3, x and x + 1/3.
 """
 
 from typing import NamedTuple
@@ -36,11 +36,11 @@ ROUGHNESS = DIFFERENCES @ DIFFERENCES.T
 
 
 class Data(NamedTuple):
-  """Examples, and the features of their inputs where those are distinct."""
+  """Examples in groups of equal inputs, and the features of distinct inputs."""
 
   inputs: np.ndarray  # [N]
   targets: np.ndarray  # [N]
-  groups: np.ndarray  # [N], which distinct input
+  groups: np.ndarray  # [N], index of the distinct input
   counts: np.ndarray  # [K], examples per distinct input
   around: np.ndarray  # [3, K, 34], features of x - 1/3, x and x + 1/3
   slope: np.ndarray  # [K, 34], derivatives of the features by the input

@@ -3,11 +3,11 @@
     points = attacks.pgd(logits_fn, batch, key, epsilon=8 / 255)
     stages = attacks.cascade('autoattack', epsilon=8 / 255, num_classes=10)
 
-`ascend` is the one projected ascent, with an objective of your own; `pgd`,
-`targeted` and `multi_targeted` are what it does to a classifier. `apgd`, `fab`
-and `square` are those of AutoAttack. `cascade` makes a sequence of them by
-name, which `evaluation.Evaluator` runs on the examples that still stand.
-`expected` is what to attack where a network draws.
+`ascend` is projected gradient ascent on any objective; `pgd`, `targeted` and
+`multi_targeted` apply it to a classifier. `apgd`, `fab` and `square` are the
+attacks of AutoAttack. `cascade` makes a sequence of attacks from their names;
+`evaluation.Evaluator` runs each on the examples that no earlier one fooled.
+`expected` makes the network to attack if yours is randomised.
 
 Shared arguments: `logits_fn` maps [B, H, W, C] float32 images in [0, 1] to
 logits [B, classes] and should be in inference mode; `batch` is a
@@ -16,8 +16,8 @@ logits [B, classes] and should be in inference mode; `batch` is a
 number or one per example ([B]), and may be traced; `norm` is 'linf' or 'l2'.
 No gradient flows through an attack.
 
-Within `jax.jit`, images out of [0, 1] and a radius out of range give points
-that are NaN, since they cannot be refused there.
+Inside `jax.jit`, where values cannot raise an error, images outside [0, 1] or
+a radius out of range give points that are NaN.
 """
 
 from robustlip.attacks.apgd import apgd, dlr

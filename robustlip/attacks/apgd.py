@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustlip import losses, projections
-from robustlip.attacks.gradient import check_targets, toward, with_right_targets
+from robustlip.attacks.gradient import check_targets, mask_wrong_targets, toward
 from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
-MOMENTUM = 0.75  # share of the gradient step, alpha in the source
-RISING = 0.75  # share of steps that must rise to keep their size, rho
+MOMENTUM = 0.75  # weight of the new step, the rest is momentum; alpha
+RISING = 0.75  # fraction of steps that must raise the objective; rho
 OBJECTIVES = ('ce', 'dlr')
-DLR_CLASSES = 3, 4  # at least, without and with targets
+DLR_CLASSES = 3, 4  # fewest classes for DLR without and with targets
 
 
 class _State(NamedTuple):
-  """Of one ascent, [B, ...] or [B] but for `step`."""
+  """State of the ascent: arrays [B, ...] or [B], and the scalar `step`."""
 
   step: chex.Array
   points: chex.Array
@@ -31,7 +31,7 @@ class _State(NamedTuple):
   best_gradients: chex.Array
   best_values: chex.Array
   step_sizes: chex.Array
-  rises: chex.Array  # since the last checkpoint
+  rises: chex.Array  # steps since the last checkpoint that raised the objective
   checked_values: chex.Array  # best values at the last checkpoint
   halved: chex.Array  # whether the last checkpoint halved the step
   fooled: chex.Array
@@ -51,15 +51,15 @@ def apgd(
 ) -> chex.Array:
   """Auto-PGD: points of the ball that fool the network or come close.
 
-  For each example the first point that fools the network; where none does, the
-  one of the highest objective. It ends when every example is fooled.
+  Returns for each example the first point that fools the network or, if none
+  does, the point with the highest objective. Stops once all are fooled.
 
   Args:
     objective: 'ce' ascends the log odds of the label (those of cross entropy,
       without its vanishing gradients), 'dlr' the difference of logits ratio.
-    targets: a wrong class for each example, [B], to attack towards; None takes
-      any. 'dlr' needs three classes, four with targets; with fewer the margin
-      takes its place (`dlr`).
+    targets: a wrong class for each example, [B]; None accepts any wrong class.
+      'dlr' needs three classes, four with targets; with fewer it is the plain
+      margin (`dlr`).
 
   Raises:
     ValueError: for an unknown objective, or a number or target out of range.
@@ -81,7 +81,7 @@ def apgd(
     return projections.ball(points, inputs, epsilon=epsilon, norm=norm)
 
   def measure(points):
-    """Objective, gradient and who is fooled."""
+    """Objective [B], its gradient, and whether each example is fooled [B]."""
 
     def values(points):
       logits = logits_fn(points.reshape(shape))
@@ -94,8 +94,8 @@ def apgd(
     return values.astype(inputs.dtype), gradients, fooled
 
   def step(state):
-    """Measures the points, then moves them: the first are the start."""
-    state = _remember(state, *measure(state.points))
+    """Evaluates the points (the start at step 0), then moves them."""
+    state = _record(state, *measure(state.points))
     state = _checkpoint(state, intervals[state.step])
     sizes = projections.per_example(state.step_sizes, inputs)
     direction = projections.normalize_direction(state.gradients, norm=norm)
@@ -118,7 +118,7 @@ def apgd(
   points = jax.lax.stop_gradient(points.reshape(shape))
   if targets is None:
     return points
-  return with_right_targets(logits_fn, batch, targets, points)
+  return mask_wrong_targets(logits_fn, batch, targets, points)
 
 
 def _first(start, steps):
@@ -141,8 +141,8 @@ def _first(start, steps):
   )
 
 
-def _remember(state, values, gradients, fooled):
-  """The state with what was measured at its points."""
+def _record(state, values, gradients, fooled):
+  """Records the values, gradients and successes found at the current points."""
   better = jnp.isfinite(values) & (values > state.best_values)
   first = fooled & ~state.fooled
   choose = projections.choose
@@ -159,10 +159,10 @@ def _remember(state, values, gradients, fooled):
 
 
 def _checkpoint(state, interval):
-  """Halves steps that no longer help, and goes on from the best point.
+  """At a checkpoint, halves step sizes that stall and restarts from the best.
 
   Args:
-    interval: steps since the last checkpoint; -1 at a step that is none.
+    interval: steps since the last checkpoint; -1 between checkpoints.
   """
   due = interval >= 0
   few = state.rises < RISING * interval
@@ -181,17 +181,17 @@ def _checkpoint(state, interval):
 
 
 def _intervals(num_steps: int) -> np.ndarray:
-  """How many steps a checkpoint after each looks back on; -1 is none.
+  """For each step, how long ago the last checkpoint was; -1: no checkpoint.
 
-  The first, after no step, notes where the ascent began.
-  Checkpoints are at shares 0, .22, ... of the steps; their distance falls by
-  .03 each time, to .06.
+  int32 [num_steps + 1]; the checkpoint before the first step has interval 0.
+  Checkpoints are at fractions 0, .22, ... of the steps; the gap between two
+  shrinks by .03 each time, down to .06.
   """
   shares = [0.0, 0.22]
   while shares[-1] < 1:
     gap = max(shares[-1] - shares[-2] - 0.03, 0.06)
     shares.append(shares[-1] + gap)
-  # The shares are of hundredths: rounding errors must not lift a ceiling.
+  # Shares are multiples of .01: keep rounding errors from raising the ceiling.
   ends = sorted({math.ceil(round(s * num_steps, 6)) for s in shares})
   intervals = np.full(num_steps + 1, -1, np.int32)
   intervals[0] = 0
@@ -213,12 +213,12 @@ def _objective(logits, labels, targets, objective):
 def dlr(
   logits: chex.Array, labels: chex.Array, targets: chex.Array | None = None
 ) -> chex.Array:
-  """The margin in units of the spread of the highest logits, [B].
+  """Difference of logits ratio: the margin over the spread of top logits, [B].
 
   Without targets (z_w - z_y) / (z_1 - z_3), w the best wrong class and z_i the
   i-th highest logit; with targets (z_t - z_y) / (z_1 - (z_3 + z_4) / 2). Its
-  gradient does not depend on the scale of the logits. With fewer classes, or
-  with -inf among these logits, it is the numerator alone.
+  gradient does not depend on the scale of the logits. If there are too few
+  classes, or one of these logits is -inf, it is the numerator alone.
 
   Source: Croce and Hein 2020, arXiv:2003.01690, Eqs. (6) and (7).
   """

@@ -1,4 +1,4 @@
-"""The one projected ascent, which knows neither labels nor networks."""
+"""Projected gradient ascent on any objective, without labels or networks."""
 
 from collections.abc import Callable
 
@@ -35,16 +35,16 @@ def ascend(
   Args:
     objective: [B, ...] -> [B], differentiable; it must not mix examples.
     epsilon: radius in units of the pixel range, a number or one per example.
-    step_size: of the same kinds, or a function of the step, counted from 0.
+    step_size: like `epsilon`, or a function of the step index (from 0).
     num_steps: number of gradient steps, at least 0.
     norm: 'linf' or 'l2'.
     start: explicit first point, of the shape of the inputs; None draws it
       uniformly from the ball.
     keep: 'last' returns the last iterate, 'best' for each example the iterate
       (the start and the end included) with the highest finite objective.
-    unroll: whether to compile the steps one by one instead of a loop. On a CPU
-      networks with JAX's own convolutions, unlike those of `models`, are
-      several times as fast so.
+    unroll: whether to compile unrolled steps instead of a loop. On a CPU this
+      is several times as fast for networks that use JAX's own convolutions,
+      which those of `models` do not.
 
   Raises:
     ValueError: if images, `norm`, `keep` or a number are out of range, or the

@@ -1,4 +1,4 @@
-"""Gradients for what has none: steps that round, cut or compress an image."""
+"""Gradients through steps that have none, which round or compress an image."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ def straight_through(
 
       defended = lambda images: network(straight_through(quantise)(images))
 
-  An attack on `network(quantise(images))` stands still where the gradient is 0,
-  and looks like robustness; one on `defended`, of equal logits, does not. Count
-  what still stands by attacking `defended`: the points serve both.
+  The gradient of `network(quantise(images))` is 0, so an attack on it cannot
+  move and the network looks robust. `defended` has the same logits and a useful
+  gradient: attack it; its adversarial points fool both.
 
   Args:
-    function: of finite values, [B, ...] -> [B, ...].
+    function: [B, ...] -> [B, ...], with finite values.
     like: a differentiable function close to it, of the same shapes.
 
   Source: Athalye et al. 2018, arXiv:1802.00420, Section 4.1 (BPDA).

@@ -1,4 +1,4 @@
-"""Cascades: attacks in turn, each given only the examples that still stand."""
+"""Cascades: attacks in sequence, each on the examples not yet fooled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,31 +13,31 @@ from robustlip.attacks.apgd import DLR_CLASSES, apgd
 from robustlip.attacks.fab import fab
 from robustlip.attacks.square import square
 
-MOST_TARGETS = 9  # likeliest wrong classes, in AutoAttack
+MOST_TARGETS = 9  # AutoAttack's limit: the nine likeliest wrong classes
 
 
 class Stage(NamedTuple):
   """One attack of a cascade.
 
-  Stages with the same `attack` share one compiled program, to which their
-  settings are arguments.
+  Stages with the same `attack` share one compiled program, which takes their
+  settings as arguments.
   """
 
   name: str
   attack: Callable[..., chex.Array]  # (logits_fn, batch, keys, **settings)
   settings: Mapping[str, chex.Numeric] = {}
-  norm: str = 'linf'  # of the ball whose radius `settings` may have
-  passes: int = 0  # through the network, of an example that withstands
+  norm: str = 'linf'  # of the ball, if `settings` has its radius `epsilon`
+  passes: int = 0  # through the network, for an example that is not fooled
 
 
 class Attack(NamedTuple):
-  """What a name of `ATTACKS` stands for."""
+  """What an entry of `ATTACKS` makes for a number of classes and a norm."""
 
   attack: Callable[..., chex.Array]  # (logits_fn, batch, keys, *, epsilon)
   passes: int  # forward and backward, at most
-  targets: int = 0  # likeliest wrong classes that it takes, in turn
-  draws: bool = True  # whether a restart does anything new
-  ending: str = ''  # of the name of its stages
+  targets: int = 0  # wrong classes that it targets one by one, likeliest first
+  draws: bool = True  # whether it is random, so that a restart can help
+  ending: str = ''  # suffix of its stages' names
 
 
 Factory = Callable[..., Attack]  # (num_classes, norm, **{num_steps: ...})
@@ -67,7 +67,7 @@ def _apgd(objective, targeted, num_classes, norm, num_steps=100):
   attack = partial(apgd, objective=objective, norm=norm, num_steps=num_steps)
   targets = min(MOST_TARGETS, num_classes - 1) if targeted else 0
   margin = objective == 'dlr' and num_classes < DLR_CLASSES[targeted]
-  ending = '_margin' if margin else ''  # what takes the place of DLR
+  ending = '_margin' if margin else ''  # DLR is the margin then
   return Attack(attack, 2 * num_steps + 2, targets, ending=ending)
 
 
@@ -111,16 +111,16 @@ def cascade(
 ) -> tuple[Stage, ...]:
   """The stages of attacks in the order of their names.
 
-  A targeted attack is one stage for each target, the likeliest first; an attack
-  with restarts is one stage (or as many as it has targets) for each. Where the
-  margin takes the place of DLR, the name of a stage ends in `_margin`.
+  A targeted attack becomes one stage per target, the likeliest first; restarts
+  repeat the stages of a random attack. Where there are too few classes for DLR,
+  the margin is used instead and the stage's name ends in `_margin`.
 
   Args:
     names: keys of `ATTACKS` or `SEQUENCES`: one, several, or several in one
       string with commas between them. 'autoattack' is the standard AutoAttack
       of arXiv:2003.01690, 9,721 forward and backward passes for an image of ten
       classes that withstands it all; 'strong' takes 380.
-    num_steps: steps or queries of every attack; None is each one's own.
+    num_steps: steps or queries of every attack; None is each attack's default.
 
   Raises:
     ValueError: for an unknown name, or a number out of range.
@@ -139,7 +139,7 @@ def cascade(
   if num_restarts > 1 and not any(found.draws for found in every):
     raise ValueError(f'{names[0]} draws nothing: it cannot have restarts.')
   for name, found in zip(names, every, strict=True):
-    run = _run(found.attack, found.targets, num_classes)
+    run = _stage_attack(found.attack, found.targets, num_classes)
     count = max(found.targets, 1) * (num_restarts if found.draws else 1)
     for number in range(count):
       settings = {'epsilon': epsilon, 'number': number}
@@ -165,7 +165,7 @@ def _expanded(names):
   return expanded
 
 
-def _run(attack, num_targets, num_classes):
+def _stage_attack(attack, num_targets, num_classes):
   """The attack of a stage; without targets, `num_targets` is 0."""
 
   def run(logits_fn, batch, keys, *, epsilon, number):

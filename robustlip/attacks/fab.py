@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import losses, projections
-from robustlip.attacks.gradient import toward, with_right_targets
+from robustlip.attacks.gradient import mask_wrong_targets, toward
 from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
 OVERSHOOT = 1.05  # of the step to the boundary, eta in the source
-BACKWARD = 0.9  # share of the way from the image that is kept, beta
+BACKWARD = 0.9  # fraction of the distance left after a step back, beta
 MOST_BIAS = 0.1  # largest weight of the step from the image, alpha_max
 
 
@@ -35,9 +35,9 @@ def fab(
 ) -> chex.Array:
   """Points of the ball that FAB finds, [B, H, W, C].
 
-  For each example the first point within `epsilon` that fools the network;
-  where none does, the nearest one that does, cut to the ball. It ends when
-  every example is fooled within its ball. Nothing is drawn.
+  Returns for each example the first point within `epsilon` that fools the
+  network or, if there is none, the nearest one outside, projected onto the
+  ball. Stops once all are fooled within `epsilon`. Draws nothing from `key`.
 
   Args:
     targets: a wrong class for each example, [B], whose boundary is searched.
@@ -55,7 +55,7 @@ def fab(
   settings |= dict(targets=targets, enough=enough, norm=norm)
   found = nearest_error(logits_fn, batch._replace(inputs=inputs), **settings)
   points = projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
-  return with_right_targets(logits_fn, batch, targets, points)
+  return mask_wrong_targets(logits_fn, batch, targets, points)
 
 
 def nearest_error(
@@ -67,14 +67,15 @@ def nearest_error(
   norm: str = 'linf',
   enough: chex.Numeric = -1.0,
 ) -> Nearest:
-  """The nearest points that FAB finds to fool the network, and how far.
+  """The nearest points that FAB finds to fool the network, and their distances.
 
-  Where the network is affine, within a hundredth of the nearest; of a
-  misclassified image, itself. Source and targets as those of `fab`.
+  For an affine network the distance is within 1 % of the least; a misclassified
+  image is its own nearest point. Source and `targets` are those of `fab`.
 
   Args:
     num_steps: at least 1.
-    enough: distance, [B] or one, within which an error need not be nearer.
+    enough: distance, [B] or one number, at which the search for an example
+      stops; the default never stops it.
   """
   if num_steps < 1:
     raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
@@ -124,7 +125,7 @@ def nearest_error(
   best = Nearest(inputs, jnp.where(right, jnp.inf, 0.0).astype(inputs.dtype))
   state = jnp.zeros((), jnp.int32), inputs, best
   points, distances = jax.lax.while_loop(unfinished, step, state)[2]
-  # XLA may have rounded the points that it measured in another way.
+  # XLA may have rounded differently when it measured inside the loop.
   exact = projections.norms(points - inputs, norm=norm)
   distances = jnp.where(jnp.isfinite(distances), exact, distances)
   return jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
@@ -137,13 +138,13 @@ def to_hyperplane(
   *,
   norm: str = 'linf',
 ) -> chex.Array:
-  """The shortest step in the box along which normal . step = rise, [B, ...].
+  """The shortest step within the box with normal . step = rise, [B, ...].
 
-  As far as the box allows where the rise is out of reach; 0 where the normal
-  is 0.
+  If no such step stays in the box, the one that gets closest to the rise; 0
+  where the normal is 0.
 
   Args:
-    points: where the step starts, in the box.
+    points: [B, ...] in the box, where the steps start.
     normals: [B, ...].
     rises: [B], of either sign.
   """
@@ -162,14 +163,14 @@ def to_hyperplane(
   def move(lengths):
     return projections.per_example(lengths, points) * rates
 
-  # What a step reaches is concave and piecewise linear in its length: Newton's
-  # steps from 0 never pass the solution, and end on its piece.
+  # The rise is concave and piecewise linear in the step's length, so Newton's
+  # method from 0 never overshoots and ends on the linear piece of the solution.
   def newton(state):
     lengths, _ = state
     moves = move(lengths)
     missing = jnp.abs(rises) - (weights * jnp.minimum(moves, rooms)).sum(axis=1)
     slopes = jnp.where(moves < rooms, weights * rates, 0.0).sum(axis=1)
-    missing = jnp.maximum(missing, 0)  # or rounding swings to and fro for ever
+    missing = jnp.maximum(missing, 0)  # else rounding may make it oscillate
     gains = jnp.where(slopes > 0, missing / jnp.where(slopes > 0, slopes, 1), 0)
     return lengths + gains, gains
 

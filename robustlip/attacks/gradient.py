@@ -1,4 +1,4 @@
-"""PGD and its targeted kind: what they ascend, and which point they return."""
+"""PGD, untargeted and targeted: the objectives, and the choice of a restart."""
 
 from collections.abc import Callable
 
@@ -31,8 +31,8 @@ def pgd(
 ) -> chex.Array:
   """Inputs of high cross entropy inside the ball, [B, H, W, C] in [0, 1].
 
-  It ascends `losses.log_odds`, which takes the steps of cross entropy in exact
-  arithmetic, and goes on where those of float32 would be zero.
+  It ascends `losses.log_odds`: in exact arithmetic its steps are those of cross
+  entropy, but in float32 they do not vanish where the network is confident.
 
   Args:
     step_size: None is the paper's epsilon / 5; see `ascend`.
@@ -83,14 +83,14 @@ def expected(
 ) -> LogitsFn:
   """The mean logits of a randomised network over draws, to be attacked.
 
-  Its gradient is the mean of those of the draws (expectation over
-  transformation). They are the same at every call, so that an attack ascends
-  one function: judge its points by draws of another key.
+  Its gradient is the mean gradient over the draws (expectation over
+  transformation). The draws are the same at every call, so that an attack
+  ascends a fixed function: evaluate its points with draws from another key.
 
   Args:
     network: from [B, ...] images and one key to logits, such as one with
       dropout left on.
-    key: of all draws, each with its own.
+    key: split into one key per draw.
     num_samples: number of draws, at least 1.
 
   Source: Athalye et al. 2018, arXiv:1707.07397.
@@ -148,7 +148,7 @@ def targeted(
 
   Args:
     targets: a wrong class for each example, [B].
-    step_size: None is the paper's epsilon / 10; `falling` makes it fall.
+    step_size: None is the paper's epsilon / 10; `falling` is a schedule for it.
     **settings: `norm` and others of `ascend`.
 
   Raises:
@@ -168,7 +168,7 @@ def targeted(
     num_steps=num_steps,
     **settings,
   )
-  return with_right_targets(logits_fn, batch, targets, points)
+  return mask_wrong_targets(logits_fn, batch, targets, points)
 
 
 def falling(
@@ -187,7 +187,7 @@ def toward(
   """The target's logit minus the label's: [B, C], [B], [B] -> [B].
 
   Raises:
-    ValueError: for targets that are no wrong classes, where they are known.
+    ValueError: for a target that is not a wrong class, unless it is traced.
   """
   check_targets(logits, labels, targets)
   right, _ = losses.right_and_wrong(logits, labels)
@@ -201,7 +201,7 @@ def check_targets(
   """Which targets are classes other than the labels, bool [B].
 
   Raises:
-    ValueError: if one is none, where targets and labels are known.
+    ValueError: if one is not, unless targets or labels are traced.
   """
   valid = check_labels(targets, *logits.shape, name='targets')
   traced = any(isinstance(x, jax.core.Tracer) for x in (labels, targets))
@@ -210,10 +210,10 @@ def check_targets(
   return valid & (jnp.asarray(labels) != jnp.asarray(targets))
 
 
-def with_right_targets(
+def mask_wrong_targets(
   logits_fn: LogitsFn, batch: Batch, targets: chex.Array, points: chex.Array
 ) -> chex.Array:
-  """The points, NaN where a target is none: an attack on it reads as failed."""
+  """The points, with NaN for an example whose target is not a wrong class."""
   logits = jax.eval_shape(logits_fn, batch.inputs)
   valid = check_targets(logits, batch.labels, targets)
   return projections.choose(valid, points, jnp.nan)
@@ -228,9 +228,9 @@ def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:
 def likely_wrong(
   logits: chex.Array, labels: chex.Array, rank: chex.Numeric
 ) -> chex.Array:
-  """The wrong class of the given rank, 0 that of the highest logit: [B]."""
+  """The wrong class with the `rank`-th highest logit, counted from 0: [B]."""
   is_label = losses.is_class(labels, logits.shape[-1])
-  # The label is the last: its logit may be as low as that of another.
+  # The label sorts last whatever its logit: another logit may equal it.
   order = jnp.lexsort((-logits, is_label.astype(jnp.int32)))
   return jnp.take(order, rank, axis=1)
 
@@ -238,9 +238,9 @@ def likely_wrong(
 def check_num_classes(
   logits_fn: LogitsFn, batch: Batch, num_classes: int
 ) -> None:
-  """Raises ValueError unless the network has that many classes, two at least.
+  """Raises ValueError unless the network has `num_classes` classes, at least 2.
 
-  Also for labels that do not fit them.
+  Also raises it for labels that are not among them.
   """
   if num_classes < 2:
     raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
@@ -252,9 +252,9 @@ def check_num_classes(
 def worst(
   logits_fn: LogitsFn, batch: Batch, candidates: chex.Array
 ) -> chex.Array:
-  """Of [K, B, ...] candidates one that errs, by the largest margin, [B, ...].
+  """For each example the candidate of largest margin, [K, B, ...] -> [B, ...].
 
-  Logits that are not finite err too, though they have no margin.
+  A candidate that errs without a positive margin, as with NaN logits, wins.
   """
   logits = jax.vmap(logits_fn)(candidates)
   scores = jax.vmap(losses.margins, (0, None))(logits, batch.labels)
@@ -264,9 +264,9 @@ def worst(
 
 
 def highest(candidates: chex.Array, scores: chex.Array) -> chex.Array:
-  """Of [K, B, ...] candidates those of the highest [K, B] scores, [B, ...].
+  """For each example the candidate of highest score, [K, B, ...] -> [B, ...].
 
-  A score that is NaN never wins.
+  `scores` are [K, B]; NaN counts as the lowest.
   """
   scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
   chosen = scores.argmax(axis=0)

@@ -1,4 +1,4 @@
-"""Square Attack: a random search that asks for values of the network alone."""
+"""Square Attack: random search that needs only the network's outputs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from robustlip import losses, projections
 from robustlip.images import check_images
 from robustlip.types import Batch, LogitsFn
 
-FIRST_SHARE = 0.8  # of the pixels, in the first squares
+FIRST_SHARE = 0.8  # fraction of the pixels that the first squares cover
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries
 
 
@@ -27,9 +27,8 @@ def square(
 ) -> chex.Array:
   """Points of the ball with the largest margin that random search finds.
 
-  It changes squares of the image at random, smaller and smaller ones, and keeps
-  what raises the margin. No gradient is taken. It ends when every example is
-  fooled.
+  It changes random squares of the image, which shrink over time, and keeps the
+  changes that raise the margin. Takes no gradient; stops once all are fooled.
 
   Args:
     batch: its inputs must be [B, H, W, C].
@@ -57,7 +56,7 @@ def square(
     return jax.vmap(jax.random.fold_in, (0, None))(keys, count)
 
   def query(state):
-    """Asks for the proposed points, keeps better ones, proposes others."""
+    """Evaluates the proposals, keeps the better points, makes new proposals."""
     count, proposed, points, margins, fooled = state
     proposed = projections.ball(proposed, inputs, epsilon=epsilon, norm=norm)
     logits = logits_fn(proposed.reshape(shape))
@@ -92,13 +91,13 @@ def square(
   return jax.lax.stop_gradient(points.reshape(shape))
 
 
-# For one image, the deltas flat: (key, radius) -> delta and
-# (key, delta, radius, query) -> delta
+# The first perturbation, (key, radius) -> delta, and the next proposal,
+# (key, delta, radius, query) -> delta; both for one image, delta flat
 _Search = tuple[Callable[..., chex.Array], Callable[..., chex.Array]]
 
 
 def _linf(shape: tuple[int, ...], num_queries: int) -> _Search:
-  """Vertical stripes, then squares of one colour at the edge of the ball."""
+  """The l-inf search: vertical stripes, then one-coloured squares."""
   height, width, channels = shape
   sides = jnp.asarray(_sides(height, width, num_queries))
   rows, columns, colours = np.indices(shape).reshape(3, -1)
@@ -141,7 +140,7 @@ def _sides(height: int, width: int, num_queries: int) -> np.ndarray:
 
 
 def _l2(shape: tuple[int, ...], num_queries: int) -> _Search:
-  """Tiles of bumps, then bumps that take the budget of another square."""
+  """The l2 search: tiled bumps, then bumps that take another square's norm."""
   height, width, channels = shape
   sides = _sides(height, width, num_queries)
   most = min(height, width)
@@ -157,7 +156,7 @@ def _l2(shape: tuple[int, ...], num_queries: int) -> _Search:
   def first(key, radius):
     signs = jax.random.rademacher(key, count, radius.dtype)
     tiles = jnp.kron(signs, _bump(tile)[..., None].astype(radius.dtype))
-    rest = height - tiles.shape[0], width - tiles.shape[1]  # stays as it is
+    rest = height - tiles.shape[0], width - tiles.shape[1]  # not perturbed
     edges = [(n // 2, n - n // 2) for n in rest]
     return _rescaled(jnp.pad(tiles, [*edges, (0, 0)]), radius).ravel()
 
@@ -190,16 +189,16 @@ def _rescaled(delta, radius):
 
 
 def _bump(side: int) -> np.ndarray:
-  """Two opposite peaks side by side, of length 1, [side, side]."""
+  """Two peaks of opposite sign side by side, l2 norm 1, [side, side]."""
   half = side // 2
   bump = np.concatenate([_peak(half, side), -_peak(side - half, side)])
   return bump / np.linalg.norm(bump)
 
 
 def _peak(height: int, width: int) -> np.ndarray:
-  """Squares around the middle that lie on each other, of length 1.
+  """A stack of concentric squares, l2 norm 1, [height, width].
 
-  The k-th reaches k pixels from the middle and is 1 / (k + 1)^2 high.
+  The k-th reaches k pixels from the middle and adds a height of 1 / (k + 1)^2.
   """
   if not height:
     return np.zeros((0, width))

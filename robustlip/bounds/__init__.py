@@ -4,15 +4,16 @@ Shared arguments: `logits_fn` maps [B, ...] float32 inputs to logits [B, C],
 each example by itself: a network in inference mode. `lower` and `upper` are
 the corners of one box for each example. The bounds hold for exact arithmetic
 and for float32 at full precision alike (not for TF32 or bfloat16 products),
-and are meant to be called under `jax.jit`. Of a box that is a point they are
-the plain logits, as they are rounded there. Lines take a logit of -inf, a class
-that is never predicted, for one of -2**125. Where intervals of what is divided
-by, or of a logarithm or a root, reach 0 or below, bounds are NaN, and nothing
-is certified.
+and are meant to be called under `jax.jit`. If a box is a single point, they
+are the network's own float32 logits. Linear bounds replace a logit of -inf, a
+class that is never predicted, by -2**125. If the interval of a divisor, or of
+the argument of a logarithm or root, reaches 0 or below, bounds are NaN, and
+nothing is certified.
 
-`interval` carries a box through the network (Gowal et al. 2018,
-arXiv:1810.12715). `linear` carries lines from the logits back to the inputs
-(CROWN, Zhang et al. 2018, arXiv:1811.00866), so that what cancels cancels.
+`interval` propagates a box through the network (Gowal et al. 2018,
+arXiv:1810.12715). `linear` propagates linear bounds, called lines here, from
+the logits back to the inputs, which keeps track of terms that cancel (CROWN,
+Zhang et al. 2018, arXiv:1811.00866).
 """
 
 import chex
@@ -57,15 +58,16 @@ def linear(
   tighten: bool = False,
   num_steps: int = 0,
 ) -> Bound:
-  """Bounds [B, K] of `weights` times the logits by lines.
+  """Linear bounds [B, K] of `weights` times the logits.
 
   Args:
     weights: [B, K, C]; None bounds the logits themselves.
-    tighten: what enters the nonlinearities is bounded by lines too, one
-      example after the other, each unit on its own: CROWN as published. Without
-      it is CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316).
-    num_steps: of Adam on the slopes of the lines below undecided maxima, for
-      each output its own (alpha-CROWN, Xu et al. 2021, arXiv:2011.13824).
+    tighten: whether inputs of nonlinearities get linear bounds too, unit by
+      unit and one example after the other: CROWN as published. Otherwise they
+      get intervals: CROWN-IBP (Zhang et al. 2020, arXiv:1906.06316).
+    num_steps: steps of Adam on the lower slopes of unstable maxima (ReLUs),
+      for each output separately (alpha-CROWN, Xu et al. 2021,
+      arXiv:2011.13824).
 
   Raises:
     ValueError: as `interval`.
@@ -96,7 +98,7 @@ def _lower_bounds(
   """Lower bounds [B, K] of `weights` [B, K, C] times the logits.
 
   Args:
-    lines: False takes the intervals before the last layer alone.
+    lines: False uses only the intervals of the last layer's inputs.
   """
 
   def one(box_and_weights):
@@ -119,15 +121,16 @@ def margins(
   method: str = 'linear',
   num_steps: int = 20,
 ) -> chex.Array:
-  """Lower bounds [B, C] of the label's logit minus each, 0 at the label.
+  """Lower bounds [B, C] of the label's logit minus each other; 0 at the label.
 
-  Over the l-inf ball of radius `epsilon` cut to the pixel box. The last layer
-  is applied to the difference. NaN for a traced label that is no class.
+  They hold on the l-inf ball of radius `epsilon` cut to the pixel box. The
+  difference is merged into the last layer. NaN for a traced label that is no
+  class.
 
   Args:
-    method: 'interval', 'linear', 'alpha' (with `num_steps`) or 'crown' (with
-      `tighten` as well), see `linear`.
-    num_steps: of Adam.
+    method: 'interval', 'linear', 'alpha' (`linear` with `num_steps`) or
+      'crown' (with `tighten` as well).
+    num_steps: steps of Adam.
 
   Raises:
     ValueError: if the method is unknown, labels do not fit, or as `interval`.
@@ -153,7 +156,7 @@ def margins(
 def certified(
   logits_fn: LogitsFn, batch: Batch, *, epsilon: chex.Numeric, **settings
 ) -> chex.Array:
-  """Whether no point of the ball can change the prediction from the label, [B].
+  """Whether every point of the ball is provably classified as the label, [B].
 
   Settings and errors are those of `margins`. At `epsilon` 0 it is whether the
   prediction is the label.
@@ -176,8 +179,8 @@ def cross_entropy(
   """Upper bound of the cross entropy over the ball, [B], for training.
 
   Args:
-    lines: weight in [0, 1] of the linear margins against those of intervals,
-      which at 0 take no time; None uses intervals alone.
+    lines: weight in [0, 1] of the linear margins, the rest goes to those of
+      intervals; at 0 the linear ones are not computed. None is intervals alone.
 
   Raises:
     ValueError: if `lines` is out of range, or as `margins`; inside `jax.jit`
@@ -196,7 +199,7 @@ def cross_entropy(
     )
     least = (1 - lines) * least + lines * other
   unknown = jnp.isnan(least).any(axis=-1)
-  # XLA for CPUs may make any number of the exponential of a NaN it knows.
+  # XLA for CPUs may turn the exponential of a constant NaN into any number.
   least = jnp.where(unknown[:, None], 0.0, least)
   return jnp.where(unknown, jnp.nan, jax.nn.logsumexp(-least, axis=-1))
 
@@ -218,13 +221,13 @@ def ball(inputs: chex.Array, *, epsilon: chex.Numeric) -> Bound:
 
 
 def ordered(lower: chex.Array, upper: chex.Array) -> Bound:
-  """The corners of boxes, if they are that.
+  """The corners, checked for lower <= upper.
 
-  Within `jax.jit`, where their order is not known, both corners of a box that
-  is none become NaN, and so its bounds.
+  Inside `jax.jit`, where this cannot raise an error, both corners of a box with
+  lower > upper become NaN, and so do its bounds.
 
   Raises:
-    ValueError: as `check_boxes`, or for known corners out of order.
+    ValueError: as `check_boxes`, or for lower > upper unless traced.
   """
   check_boxes(lower, upper)
   if isinstance(lower, jax.core.Tracer) or isinstance(upper, jax.core.Tracer):
@@ -250,7 +253,7 @@ def check_boxes(lower: chex.Array, upper: chex.Array) -> None:
 
 
 def _exact_at_points(logits_fn, lower, upper, bound, weights=None) -> Bound:
-  """The plain output for the boxes that are points: nothing can change it."""
+  """Replaces the bounds of boxes that are single points by the plain output."""
   point = (lower == upper).reshape(len(lower), -1).all(axis=1)
 
   def plain():

@@ -1,11 +1,11 @@
-"""How fast the logits can change as the input leaves its place in a ball.
+"""An upper bound on how fast the logits change between x and x' in a ball.
 
 For x' in a box around x, f(x') - f(x) is a product of affine maps and of the
 difference quotients of the nonlinearities, each known to lie in an interval.
-With the middles of the intervals it is linear; what the rest adds at a
-nonlinearity is at most half the width of its interval times how fast its own
-input can change. So all is weighed by the columns of one matrix, whose norm
-from l-inf to l1 is the bound.
+With their midpoints it is linear in x' - x; the error of a midpoint is at most
+half the width of its interval times how much the nonlinearity's input changes.
+The linear part and these errors are the columns of one matrix, whose operator
+norm from l-inf to l1 is the bound.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def rate(
   """Upper bound of ||f(x) - f(x')||_1 / ||x - x'||_inf over x' in a box.
 
   Args:
-    network: of one example.
+    network: for one example, see `walk.trace_one`.
     inputs: x, in the box.
     tighten: see `walk.forward`.
   """
@@ -49,7 +49,7 @@ def rate(
 
 
 def _rates(network, slopes) -> dict[Variable, chex.Array]:
-  """How much each variable changes at most, for a change of 1 of the input."""
+  """Largest change of each variable per unit of l-inf change of the input."""
   rates = {network.input: jnp.ones(network.input.shape, jnp.float32)}
   for step in network.steps:
     given = [rates[v] for v in step.variables]
@@ -75,8 +75,8 @@ def _steepest(step: Step, slopes, rates) -> chex.Array:
 
 
 def _columns(network, slopes, rates):
-  """The columns [C, ...] that weigh all changes, and what rounding adds."""
-  (counts, pending), columns, slacks = walk.owed(network), [], []
+  """The columns [C, ...] of the matrix, and an allowance for rounding."""
+  (counts, pending), columns, slacks = walk.deferred_roundings(network), [], []
 
   def visit(_, step, received):
     given = [rates[v] for v in step.variables]
@@ -106,7 +106,7 @@ def _columns(network, slopes, rates):
   eye = jnp.eye(*network.output.shape, dtype=jnp.float32)
   slacks.append(gamma(pending[network.output]) * rates[network.output].sum())
   columns.append(walk.pull(network, {network.output: eye}, visit))
-  # What `_norm` rounds when it sums over classes.
+  # Roundings of the sums over classes in `_norm`.
   slacks += [gamma(len(eye)) * _sizes(column) for column in columns]
   return columns, sum(slacks) * (1 + gamma(len(slacks)))
 
@@ -125,12 +125,12 @@ def _norm(columns) -> chex.Array:
   classes = len(columns[0])
   if classes > _EXACT:
     return sum(_sizes(column) for column in columns) * (1 + gamma(len(columns)))
-  columns = lax.optimization_barrier(columns)  # or all becomes one kernel
+  columns = lax.optimization_barrier(columns)  # else XLA fuses it all
   rows = jnp.concatenate([c.reshape(classes, -1) for c in columns], axis=1).T
   left, right = _signs(classes - classes // 2), _signs(classes // 2)
   left = left[: len(left) // 2]  # the others are their negatives
 
-  def of(row):  # [..., C]: a sum of each half is computed once
+  def absolute_sums(row):  # [..., C]; each half is summed only once
     first, last = row[..., : left.shape[1]], row[..., left.shape[1] :]
     first = jnp.matmul(first, left.T, precision='highest')[..., None]
     last = jnp.matmul(last, right.T, precision='highest')[..., None, :]
@@ -138,11 +138,11 @@ def _norm(columns) -> chex.Array:
 
   rows = jnp.pad(rows, ((0, -len(rows) % _BLOCK), (0, 0)))
   blocks = rows.reshape(-1, _BLOCK, classes)
-  values = lax.map(lambda block: of(block).sum(0), blocks).sum(0)
+  values = lax.map(lambda block: absolute_sums(block).sum(0), blocks).sum(0)
   return values.max() * (1 + gamma(_BLOCK + len(blocks) + classes))
 
 
 def _signs(count: int) -> chex.Array:
-  """All vectors of signs, [2 ** count, count], the first half begins with 1."""
+  """All vectors of signs, [2 ** count, count]; the first half begins with 1."""
   signs = [*itertools.product((1.0, -1.0), repeat=count)]
   return jnp.asarray(signs, jnp.float32).reshape(2**count, count)

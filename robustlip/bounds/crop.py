@@ -1,8 +1,8 @@
 """The part of a network on which a few neighboring units depend.
 
 A unit of a convolution depends on a window of each variable before it. A
-cropped network has the steps of the whole one, on these windows; where they
-begin is traced, so that one program serves units anywhere.
+cropped network applies the steps of the whole one to these windows; their
+position is traced, so that one program serves units anywhere.
 """
 
 import functools
@@ -23,10 +23,10 @@ from robustlip.bounds.rules import Bound
 
 
 class Span(NamedTuple):
-  """`size` places along an axis, from scale * origin[axis] + shift.
+  """`size` positions along an axis, from scale * origin[axis] + shift on.
 
-  The origin is where the units begin, along the axes of their variable. All of
-  an axis is from 0, whatever the origin.
+  The origin is the position of the first unit in its variable, [axes]. A span
+  of a whole axis has scale and shift 0: it does not depend on the origin.
   """
 
   axis: int
@@ -37,13 +37,13 @@ class Span(NamedTuple):
   def below(
     self, size: int = 1, *, stride: int = 1, start: int = 0, dilation: int = 1
   ) -> 'Span':
-    """The places that windows, one for each of these, have in a variable."""
+    """The positions of the input that the windows of these positions cover."""
     reach = (self.size - 1) * stride + (size - 1) * dilation + 1
     shift = stride * self.shift + start
     return Span(self.axis, stride * self.scale, shift, reach)
 
   def start(self, origin: Sequence[chex.Numeric]) -> chex.Numeric:
-    """The first place."""
+    """The first position."""
     return self.scale * origin[self.axis] + self.shift
 
 
@@ -63,7 +63,7 @@ def _sizes(window: Window) -> tuple[int, ...]:
 
 
 def _union(a: Window, b: Window, shape: Sequence[int]) -> Window:
-  """The smallest window with both; all of an axis where none has."""
+  """The smallest window around both; an axis is whole where origins differ."""
 
   def joined(a, b, size):
     if a[:2] != b[:2]:
@@ -186,8 +186,8 @@ def _squeeze(step: Step, window: Window) -> Needs:
   return [tuple(found)], step.params
 
 
-def _along(step: Step, window: Window) -> Needs | None:
-  """Of several arrays beside each other along an axis."""
+def _concatenate_or_split(step: Step, window: Window) -> Needs | None:
+  """For concatenate and split: takes the whole axis of each array."""
   axis = step.params.get('dimension', step.params.get('axis'))
   if any(window[axis] != _all(v.shape[axis]) for v in step.outputs):
     return None
@@ -200,20 +200,20 @@ def _along(step: Step, window: Window) -> Needs | None:
 
 _RULES = {
   'broadcast_in_dim': _broadcast,
-  'concatenate': _along,
+  'concatenate': _concatenate_or_split,
   'conv_general_dilated': _convolution,
   'convolution': _convolution,
   'dot_general': _dot,
   'pad': _pad,
   'reshape': _reshape,
   'slice': _slice,
-  'split': _along,
+  'split': _concatenate_or_split,
   'squeeze': _squeeze,
 }
 
 
 def _needs(step: Step, window: Window) -> Needs | None:
-  """What a window of the outputs needs, None for all there is."""
+  """What a window of the outputs needs; None: the variables as a whole."""
   if step.name in _ELEMENTWISE:
     return [window] * len(step.variables), step.params
   variables = len(step.operands) if step.name == 'concatenate' else 1
@@ -225,13 +225,13 @@ def _needs(step: Step, window: Window) -> Needs | None:
 
 # --- The cropped network ----------------------------------------------------
 
-_ZEROS_AROUND = {'pad', 'convolution', 'conv_general_dilated'}
+_ZEROS_AROUND = {'pad', 'convolution', 'conv_general_dilated'}  # pad with zeros
 
 
 class Part(NamedTuple):
   """The windows on which units of one variable depend.
 
-  Steps are those between the windows, each with its needs.
+  `steps` are those that lead from window to window, each with its needs.
   """
 
   input: Variable
@@ -243,7 +243,7 @@ class Part(NamedTuple):
   def cut(
     self, array: chex.Array, window: Window, origin: chex.Array
   ) -> chex.Array:
-    """The window of an array; beyond its edges it goes on as they are."""
+    """The window of an array, which repeats its edges outside."""
     beyond = self._beyond(window, array.shape)
     starts = [
       span.start(origin) + before
@@ -255,7 +255,7 @@ class Part(NamedTuple):
   def at(
     self, bounds: Mapping[Variable, Bound], origin: chex.Array
   ) -> tuple[Network, dict[Variable, Bound]]:
-    """The cropped network, whose output are the units, and its bounds."""
+    """The cropped network, whose output is the units, and its bounds."""
     small = {self.input: Variable(_sizes(self.windows[self.input]))}
     steps = []
     for step, (needs, params) in self.steps:
@@ -282,7 +282,7 @@ class Part(NamedTuple):
     return Network(small[self.input], steps, small[self.units]), found
 
   def _moved(self, step, variable, need, origin, x) -> chex.Array:
-    """What a step needs of a variable, from its window `x`."""
+    """Cuts what a step needs of a variable out of the variable's window `x`."""
     have, shape = self.windows[variable], variable.shape
     beyond = self._beyond(need, shape)
     if [span[:2] for span in have] == [span[:2] for span in need]:
@@ -315,9 +315,9 @@ class Part(NamedTuple):
 
 
 def part(network: Network, units: Variable, count: int) -> Part | None:
-  """Windows for `count` units of a variable or a few more.
+  """Windows for `count` units of a variable, or slightly more.
 
-  Units are all places of the last axis, and a few of those before it.
+  The units span the whole last axis, and a few positions of the axes before.
 
   Returns:
     None if these windows are not much smaller than the network.
@@ -330,7 +330,7 @@ def part(network: Network, units: Variable, count: int) -> Part | None:
     for axis, (size, whole) in enumerate(zip(sizes, axes, strict=True))
   ]
   windows, steps = {units: (*window, _all(last))}, []
-  for step in reversed(_unflattened(network.steps)):
+  for step in reversed(_merge_flattened_products(network.steps)):
     wanted = [windows[v] for v in step.outputs if v in windows]
     if not wanted:
       continue
@@ -357,8 +357,8 @@ def part(network: Network, units: Variable, count: int) -> Part | None:
   return Part(network.input, units, windows, steps[::-1], origins)
 
 
-def _unflattened(steps: Sequence[Step]) -> list[Step]:
-  """Products of what is flattened before and restored after as one step."""
+def _merge_flattened_products(steps: Sequence[Step]) -> list[Step]:
+  """Replaces flatten, matrix product, unflatten by one product step."""
   made, found = {v: step for step in steps for v in step.outputs}, []
 
   def source(step, name):

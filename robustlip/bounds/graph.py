@@ -66,7 +66,7 @@ class Step(NamedTuple):
     values: Sequence[Any],
     constant: Callable[[chex.Array], Any] = lambda array: array,
   ) -> list[Any]:
-    """The operands: values for the variables, a function of the constants."""
+    """The operands: `values` for variables, `constant(array)` for constants."""
     values = iter(values)
     return [
       next(values) if isinstance(v, Variable) else constant(v)
@@ -82,7 +82,7 @@ class Network(NamedTuple):
   output: Variable
 
   def uses(self) -> dict[Variable, int]:
-    """How many operands of steps each variable is."""
+    """How many times steps take each variable as an operand."""
     counts = {}
     for step in self.steps:
       for variable in step.variables:
@@ -91,7 +91,7 @@ class Network(NamedTuple):
 
 
 def evaluate(primitive, operands, params) -> list[chex.Array]:
-  """All outputs of a primitive, a list; at once if all operands are known."""
+  """A list of all outputs; computed eagerly if no operand is traced."""
   known = not any(isinstance(v, jax.core.Tracer) for v in operands)
   with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
     outputs = primitive.bind(*operands, **params)
@@ -119,14 +119,14 @@ def trace(
   return Network(source, steps, output)
 
 
-# Steps that only call what one of their parameters holds.
+# Primitives that only call a jaxpr among their parameters.
 _CALLS = set(
   'jit pjit closed_call core_call custom_jvp_call custom_vjp_call '
   'custom_vjp_call_jaxpr remat remat2 checkpoint'.split()
 )
 
-# Steps whose operands may have axes of length 1 that stand for longer ones;
-# written out, their cotangents are summed over these axes.
+# Primitives whose operands may broadcast along axes of length 1. The broadcast
+# becomes a step of its own, whose transpose sums cotangents over these axes.
 _BROADCAST = {'add', 'sub', 'mul', 'div', 'max'}
 
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
@@ -167,7 +167,7 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
     rewrite = functools.partial(_select, inputs[0].comparisons, where)
     return rewrite(inputs[1:], steps)
   if name == 'gather' and params['fill_value'] not in (None, 0):
-    filled = functools.partial(_filled, equation.primitive, params, inputs[1])
+    filled = functools.partial(_gather, equation.primitive, params, inputs[1])
     return rewritten(filled, {}, inputs[:1], steps, where)
   # A quotient by constants and a product with constants are affine.
   features = {'div': inputs[1:], 'dot_general': inputs}.get(name, ())
@@ -215,14 +215,14 @@ def rewritten(function, params, inputs, steps, where) -> list[Operand]:
 
 
 def _dtype(operand):
-  """float32 but of what picks values: indices and masks."""
+  """float32, except for constants that select values: indices and masks."""
   if isinstance(operand, Variable) or is_float(operand):
     return jnp.float32
   return jnp.result_type(operand)
 
 
 def is_float(array) -> bool:
-  """Whether a constant has values, instead of picking them."""
+  """Whether a constant holds values, not indices or a mask that select them."""
   return jnp.issubdtype(jnp.result_type(array), jnp.floating)
 
 
@@ -232,7 +232,10 @@ def _where(equation, prefix) -> str:
 
 
 def _condition(name, inputs, shape) -> Condition | None:
-  """What decides a maximum: comparisons; no value is taken to be NaN."""
+  """The condition that a comparison gives, None if it is another primitive.
+
+  No value is taken to be NaN, so that `x != x` never holds.
+  """
   match name, inputs:
     case 'ne', [a, b] if a is b:
       return Condition(shape, ())
@@ -246,7 +249,7 @@ def _condition(name, inputs, shape) -> Condition | None:
 
 
 def _select(comparisons, where, cases, steps) -> list[Operand]:
-  """`where(a > b, a, b)` and its relatives, and `where(x > 0, x, 0.1 * x)`."""
+  """Rewrites `where(a > b, a, b)`, `where(x > 0, x, 0.1 * x)` and the like."""
   otherwise, chosen = cases
   if not comparisons:
     return [otherwise]
@@ -262,7 +265,7 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
     case _:
       slopes = None, None
   if not any(slope is None for slope in slopes):
-    return rewritten(_kink, {}, [x, *slopes], steps, where)
+    return rewritten(_piecewise_linear, {}, [x, *slopes], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
     'neither their maximum, their minimum nor a kink at 0 as in a leaky ReLU, '
@@ -270,15 +273,15 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
   )
 
 
-def _kink(x, below, above):
-  """Of slopes `below` and `above` 0; with one maximum its chord is exact."""
+def _piecewise_linear(x, below, above):
+  """Slopes `below` and `above` a kink at 0; one maximum, for an exact chord."""
   return below * x + (above - below) * lax.max(x, jnp.zeros_like(x))
 
 
 def _slope(value, x, steps) -> chex.Numeric | None:
-  """What a step multiplied x by to give a value, 1 if it is x, else None."""
+  """The constant s if a step made value = s * x (1 if it is x), else None."""
   if value is x:
-    return np.float32(1)  # a session of doubles would make float64 of 1.0
+    return np.float32(1)  # 1.0 would be float64 under jax_enable_x64
   for step in steps:
     if step.name == 'mul' and step.outputs == (value,) and x in step.variables:
       known = [v for v in step.operands if not isinstance(v, Variable)]
@@ -306,8 +309,8 @@ def _reduce_max(x, *, axes, **_):
   return rows[0]
 
 
-def _filled(gather, params, indices, x):
-  """What is gathered, plus what stands for indices that are out of range."""
+def _gather(gather, params, indices, x):
+  """Gathers with fill value 0, then adds the constant fill values."""
   found = gather.bind(x, indices, **{**params, 'fill_value': 0})
   return found + gather.bind(jnp.zeros_like(x), indices, **params)
 
@@ -384,13 +387,13 @@ def _power(x, *, y):
   return functools.reduce(lax.mul, [x] * y) if y else jnp.ones_like(x)
 
 
-# Primitive -> the same function written with those that have rules.
+# Primitive -> the same function in terms of primitives that have rules.
 REWRITES: dict[str, Callable[..., chex.Array]] = {
   'min': lambda a, b: -lax.max(-a, -b),
   'abs': lambda x: lax.max(x, -x),
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
-  'div': lambda a, b: a * lax.exp(-lax.log(b)),  # by features; NaN below 0
-  'dot_general': _dot,  # of features with features
+  'div': lambda a, b: a * lax.exp(-lax.log(b)),  # b depends on the input, b > 0
+  'dot_general': _dot,  # where both factors depend on the input
   'scan': _scan,
   'rsqrt': lambda x, **_: 1.0 / lax.sqrt(x),
   'stop_gradient': lambda x: x,

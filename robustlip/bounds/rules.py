@@ -1,8 +1,8 @@
 """What each primitive does to intervals, to lines and to slopes.
 
-All bounds hold for the exact value of a network and for what float32 makes of
-it, sums in any order: every rounding, the network's and ours, is counted, and
-the bounds are moved outwards by what the counted roundings can do. Bounds are
+All bounds hold for the network in exact arithmetic and in float32, with sums in
+any order: every rounding, the network's and ours, is counted, and the bounds
+are widened by the largest error that so many roundings can make. Bounds are
 pairs (lower, upper) of the shape of what they bound.
 """
 
@@ -19,13 +19,13 @@ from robustlip.bounds.graph import Step, Variable, is_float
 Bound = tuple[chex.Array, chex.Array]
 
 UNIT = 2.0**-24  # relative error of one float32 rounding
-TINY = 1e-30  # more than what underflow to zero can lose in any one sum
+TINY = 1e-30  # more than any one sum can lose by underflow
 _NARROW = 1e-8  # width up to which the slope of a line does not matter
-_HUGE = 2.0**125  # stands for the infinities that pad a maximum
+_HUGE = 2.0**125  # replaces infinities, such as the padding of a max pooling
 
 
 def gamma(count: int) -> float:
-  """Relative error of `count` roundings, and of the few that bound them."""
+  """Relative error of `count` roundings, and of computing a bound from it."""
   return 1.05 * (count + 12) * UNIT
 
 
@@ -96,7 +96,7 @@ _MOVES = """
   optimization_barrier pad reshape rev select_n slice split squeeze expand_dims
   transpose
 """
-# Primitive -> how many terms a sum has, forwards and in the transpose.
+# Primitive -> terms in the sum for one output, and for one cotangent.
 _AFFINE = {
   **dict.fromkeys(_MOVES.split(), _none),
   **dict.fromkeys(('add', 'add_any', 'sub', 'mul', 'div'), _one),
@@ -109,8 +109,9 @@ _AFFINE = {
   'convolution': _conv_terms,  # that of robustlip.models
 }
 _BILINEAR = {'mul', 'div', 'dot_general', 'conv_general_dilated', 'convolution'}
-_FIRST_ONLY = {'div', 'conv_general_dilated', 'convolution'}  # is a variable
-# Constants among these operands are added or placed, not multiplied by.
+# Affine only if the first operand is the variable.
+_FIRST_ONLY = {'div', 'conv_general_dilated', 'convolution'}
+# Constant operands are added to the variable or placed next to it.
 _PLACED = {'add', 'add_any', 'sub', 'pad', 'concatenate', 'select_n'}
 
 
@@ -129,10 +130,10 @@ def is_affine(step: Step) -> bool:
 def absolute(
   step: Step, values: Sequence[chex.Array], *, linear: bool = False
 ) -> list[chex.Array]:
-  """An affine step with absolute values of constants, sums for differences.
+  """Applies an affine step with absolute constants, and + in place of -.
 
   Args:
-    linear: leave out the constants that are added.
+    linear: whether to leave out constants that are added.
   """
 
   def constant(array):
@@ -151,7 +152,7 @@ def absolute(
 
 
 def _finite(step) -> Step:
-  """The step, the infinities that it pads with replaced by large numbers."""
+  """The step, with a large number in place of an infinite padding value."""
   if step.name != 'pad':
     return step
   inputs, value = step.operands
@@ -167,9 +168,9 @@ def _affine_interval(step, bounds) -> list[Bound]:
     found = _signed_sum(
       step.name, *step.fill(bounds, lambda array: (array, array))
     )
-    # With a constant a sum is a number where the variable is.
+    # A sum with a constant is NaN only where the variable is.
     several = all(isinstance(v, Variable) for v in step.operands)
-    return [_numbers(found) if several else found]
+    return [_nan_if_unbounded(found) if several else found]
   lowers, uppers = zip(*bounds, strict=True)
   if not fan_in:
     ends = step.apply(lowers), step.apply(uppers)
@@ -178,7 +179,7 @@ def _affine_interval(step, bounds) -> list[Bound]:
   center, radius = lower / 2 + upper / 2, upper / 2 - lower / 2
   reach = radius + gamma(3 * fan_in) * (jnp.abs(center) + radius)
   (middle,), (spread,) = step.apply([center]), absolute(step, [reach])
-  middle += 0 * spread  # no number, as `_numbers`, where that is infinite
+  middle += 0 * spread  # NaN if spread is infinite, as in `_nan_if_unbounded`
   return [(middle - (spread + TINY), middle + (spread + TINY))]
 
 
@@ -190,14 +191,14 @@ def _signed_sum(name, a, b=None) -> Bound:
   return plus(a, b)
 
 
-def _numbers(bound: Bound) -> Bound:
-  """NaN for a bound from -inf to inf.
+def _nan_if_unbounded(bound: Bound) -> Bound:
+  """Bounds of -inf and inf become NaN.
 
-  What overflows to both sides has a sum or a product that may be NaN.
+  If operands may overflow to either side, their sum or product may be NaN.
   """
   lower, upper = bound
   anything = (lower == -jnp.inf) & (upper == jnp.inf)
-  # Added, not written: XLA for CPUs errs in exponentials of a NaN it knows.
+  # Computed, since XLA for CPUs gets exponentials of a constant NaN wrong.
   return tuple(jnp.where(anything, lower + upper, end) for end in bound)
 
 
@@ -207,38 +208,38 @@ def plus(a: Bound, b: Bound) -> Bound:
 
 
 def terms(step: Step) -> int:
-  """How many terms an output of a step is the sum of."""
+  """How many terms are summed in one output of a step."""
   return _AFFINE[step.name](step)[0] if is_affine(step) else len(step.operands)
 
 
 def is_exact(step: Step) -> bool:
-  """Whether it only moves values, and its transpose only moves cotangents."""
+  """Whether a step and its transpose only move values, and round nothing."""
   return is_affine(step) and _AFFINE[step.name] is _none
 
 
-def roundings(step: Step, owed: int) -> int:
+def roundings(step: Step, deferred: int) -> int:
   """How many roundings a term passes in an affine step and its transpose.
 
   Args:
-    owed: roundings of sums of cotangents to be counted here, `walk.owed`.
+    deferred: roundings counted here, see `walk.deferred_roundings`.
   """
-  return sum(_AFFINE[step.name](step)) + owed
+  return sum(_AFFINE[step.name](step)) + deferred
 
 
 def offset(
-  step: Step, bounds: Sequence[Bound], owed: int
+  step: Step, bounds: Sequence[Bound], deferred: int
 ) -> list[Bound] | None:
-  """What an affine step adds to its linear part, rounding included.
+  """Bounds of what an affine step adds to its linear part, with its rounding.
 
   Args:
     bounds: of the variables.
-    owed: as in `roundings`.
+    deferred: as in `roundings`.
 
   Returns:
-    None for nothing at all.
+    Bounds of the shape of each output; None if it adds nothing.
   """
   step = _finite(step)
-  count = roundings(step, owed)
+  count = roundings(step, deferred)
   placed = step.name in _PLACED and len(step.variables) < len(
     [v for v in step.operands if isinstance(v, Variable) or is_float(v)]
   )
@@ -249,7 +250,7 @@ def offset(
   if not placed:
     return [(-slack, slack) for slack in slacks]
   zeros = [jnp.zeros(v.shape, jnp.float32) for v in step.variables]
-  # A logit of -inf is a class that is never predicted; it may meet a row of 0.
+  # A logit may be -inf, a class never predicted: 0 times it would be NaN.
   constants = [jnp.clip(x, -_HUGE, _HUGE) for x in step.apply(zeros)]
   return [
     (constant - slack, constant + slack)
@@ -260,7 +261,8 @@ def offset(
 def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
   """Cotangents [K, ...] of outputs -> of variables, for the linear part.
 
-  A sum passes its own on, the same array: see `walk.backward`.
+  A sum returns the same array object for all variables: `walk.backward` merges
+  terms by identity.
   """
   if step.name in ('add', 'add_any'):
     (rows,), (output,) = cotangents, step.outputs
@@ -284,11 +286,11 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 
 # Increasing functions whose derivative is least at an end of any interval.
 SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
-_LIBRARY = 32  # roundings: an elementary function is not rounded correctly
+_LIBRARY = 32  # roundings allowed for an elementary function
 
 
 class Lines(NamedTuple):
-  """Lines below and above one output: slopes of the variables, intercepts."""
+  """Lines below and above an output: a slope per variable, and intercepts."""
 
   lower_slopes: list[chex.Array]
   lower: chex.Array
@@ -314,7 +316,7 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
     least = corners.min(axis=0)
     if step.operands[0] is step.operands[1]:  # a square
       least = jnp.maximum(least, 0.0)
-    return [_numbers(outward((least, corners.max(axis=0))))]
+    return [_nan_if_unbounded(outward((least, corners.max(axis=0))))]
   if step.name in SMOOTH:
     ((lower, upper),) = bounds
     image = step.apply([lower])[0], step.apply([upper])[0]
@@ -330,17 +332,17 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
 def lines(
   step: Step,
   bounds: Sequence[Bound],
-  owed: int,
+  deferred: int,
   alpha: chex.Array | None = None,
 ) -> Lines:
-  """Lines between which a step that is not affine lies, rounding included.
+  """Lines below and above a step that is not affine, rounding included.
 
   Args:
-    owed: as in `roundings`.
-    alpha: slopes in [0, 1] of the lower lines of maxima, where not decided;
-      None takes the one that bounds the smaller area.
+    deferred: as in `roundings`.
+    alpha: slopes in [0, 1] of the lower lines of unstable maxima; None is 0 or
+      1, whichever leaves the smaller area between the lines.
   """
-  # A maximum may begin at -inf; a slope of 0 takes no infinity.
+  # Max pooling pads with -inf: a slope of 0 times it would be NaN.
   ends = step.fill(bounds, lambda x: (jnp.clip(x, -_HUGE, _HUGE),) * 2)
   if step.name == 'max':
     low, high, shift = _max_lines(*ends, alpha)
@@ -356,13 +358,13 @@ def lines(
     slopes = [slope], [slope]
     values = step.apply([lower])[0], step.apply([upper])[0]
     intercepts = values[0] - slope * lower, values[1] - slope * upper
-  # What is multiplied, rounded and summed here and in the transpose.
+  # The largest magnitude that is rounded, here and in the transpose.
   size = sum(
     jnp.maximum(jnp.abs(low), jnp.abs(high)) * magnitude(end)
     for low, high, end in zip(*slopes, ends, strict=True)
   )
   size += jnp.abs(intercepts[0]) + jnp.abs(intercepts[1])
-  slack = gamma(owed) * size + TINY
+  slack = gamma(deferred) * size + TINY
   if step.name in SMOOTH:
     slack += _LIBRARY * UNIT * (1 + magnitude(values))
   return _without_constants(step, ends, slopes, intercepts, slack)
@@ -384,7 +386,7 @@ def _without_constants(step, ends, slopes, intercepts, slack) -> Lines:
 
 
 def _difference(a, b) -> Bound:
-  """Bounds of a - b; a maximum of the two is b plus its positive part."""
+  """Bounds of a - b, for max(a, b) = b + max(a - b, 0)."""
   return outward((a[0] - b[1], a[1] - b[0]))
 
 
@@ -392,7 +394,7 @@ def _max_lines(a, b, alpha):
   """Slopes in `a` below and above max(a, b), and the upper line's shift."""
   lower, upper = _difference(a, b)
   undecided = (lower < 0) & (upper > 0)
-  # Any slope is sound; the gradient of the chord's is one over the width.
+  # Any slope is sound; that of the chord has a gradient of 1 / width.
   wide = undecided & (upper - lower > _NARROW)
   chord = jnp.where(wide, upper / jnp.where(wide, upper - lower, 1.0), 0.5)
   decided = jnp.where(lower >= 0, 1.0, 0.0)
@@ -425,8 +427,8 @@ def slopes(
 ) -> list[Bound]:
   """Bounds of difference quotients, one for each variable.
 
-  The output changes by the sum of such slopes times the changes of the
-  variables, if they move from within `points` to within `bounds`.
+  If the variables move from within `points` to within `bounds`, the output
+  changes by the sum of slopes within these bounds times their changes.
   """
   here = step.fill(points, lambda array: (array, array))
   there = step.fill(bounds, lambda array: (array, array))
@@ -445,7 +447,7 @@ def slopes(
 
 
 def _max_slopes(here, there) -> Bound:
-  """Of the positive part, from a point within `here` to one in `there`."""
+  """Bounds of the slope of max(d, 0) from a d in `here` to one in `there`."""
   lower, upper = there
   left = here[0] - lower
   right = upper - here[1]

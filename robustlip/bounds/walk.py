@@ -18,11 +18,11 @@ from robustlip.types import LogitsFn
 
 Bounds = dict[Variable, Bound]
 
-LANES = 64  # sums that a processor adds up side by side
+LANES = 64  # partial sums that a processor adds up in parallel
 
 
 def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
-  """The network of one example, [...] -> [C]; nothing else can enter.
+  """Traces the network for one example, [...] -> [C]: examples cannot mix.
 
   Raises:
     ValueError: if it returns something else than logits [B, C].
@@ -47,7 +47,7 @@ def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
 def over_examples(
   one: Callable[[Any], chex.Array], examples: Any, *, tighten: bool
 ) -> chex.Array:
-  """`one` of each example: one after the other, for memory, if it tightens."""
+  """Maps `one` over examples; one by one if it tightens, to save memory."""
   return lax.map(one, examples) if tighten else jax.vmap(one)(examples)
 
 
@@ -55,12 +55,12 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
   """Bounds of every variable, each from those before it.
 
   Args:
-    tighten: where intervals are not exact, what enters a nonlinearity is
-      bounded by lines.
+    tighten: whether inputs of nonlinearities get linear bounds where intervals
+      are not exact.
   """
   bounds = {network.input: box}
-  dependent = set()  # variables whose components cannot move apart
-  loose = set()  # sums of such components, of which an interval says too much
+  dependent = set()  # variables whose components do not vary independently
+  loose = set()  # sums of such components, whose intervals are not exact
   for step in network.steps:
     variables = step.variables
     if tighten and not rules.is_affine(step):
@@ -78,11 +78,11 @@ def forward(network: Network, box: Bound, *, tighten: bool = False) -> Bounds:
   return bounds
 
 
-_UNITS = 64  # of one variable, that are bounded together
+_UNITS = 64  # units of one variable that are bounded at once
 
 
 def _tightened(network, bounds, variable) -> Bound:
-  """Bounds of every unit by lines, from the windows on which a few depend."""
+  """Linear bounds of every unit, in the windows that a few depend on."""
   part = crop.part(network, variable, _UNITS)
   if part is None:
     return _bounded(network, bounds, variable)
@@ -100,7 +100,7 @@ def _tightened(network, bounds, variable) -> Bound:
 
 
 def _bounded(network, bounds, variable) -> Bound:
-  """The better of lines and what is known, of every unit on its own."""
+  """For every unit the tighter of its linear and its known bounds."""
   lower, upper = bounds[variable]
   shape, size = lower.shape, lower.size
   count = min(_UNITS, size)
@@ -116,15 +116,18 @@ def _bounded(network, bounds, variable) -> Bound:
   return _better(lower, below), -_better(-upper, above)
 
 
-def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
-  """How many roundings the sums of cotangents above each variable can have.
+def deferred_roundings(
+  network: Network,
+) -> tuple[dict[Variable, int], dict[Variable, int]]:
+  """How many roundings to count for the sums of cotangents, and where.
 
-  A variable that n steps use has a sum of n cotangents. It is counted at the
-  next steps that round anyway: those between only move values.
+  The cotangent of a variable that n steps use is a sum with n - 1 roundings.
+  They are counted at the next steps that round anyway, and passed on by steps
+  that only move values.
 
   Returns:
-    What is to be counted at the step that gives a variable, and what is not
-    yet counted there.
+    For each variable, the number to count at the step that gives it, and the
+    number passed on there.
   """
   uses, counts, pending = network.uses(), {}, {}
   for step in network.steps:
@@ -136,7 +139,8 @@ def owed(network: Network) -> tuple[dict[Variable, int], dict[Variable, int]]:
   return counts, pending
 
 
-# Cotangents [K, ...] of a step's outputs -> of its variables, None to stop.
+# (index, step, cotangents [K, ...] of its outputs) -> those of its variables,
+# or None to go back no further
 Visit = Callable[[int, Step, list[chex.Array]], Sequence[chex.Array] | None]
 
 
@@ -179,7 +183,8 @@ def backward(
     lines: False stops at the last nonlinearities and takes their bounds.
     alphas: step -> slopes of the lines below its maxima, see `rules.lines`.
   """
-  (counts, pending), terms = owed(network), []  # rows, what they multiply
+  # Terms are pairs of rows and the bounds of what they multiply.
+  (counts, pending), terms = deferred_roundings(network), []
   for variable, rows in cotangents.items():
     if pending.get(variable):
       slack = gamma(pending[variable]) * rules.magnitude(bounds[variable])
@@ -211,7 +216,7 @@ def backward(
 
 
 def _joined(terms):
-  """Terms of the same rows as one: to read rows takes most of the time."""
+  """Merges terms that share a rows array: reading it takes most of the time."""
   sums = {}
   for rows, bound in terms:
     if id(rows) in sums:
@@ -221,7 +226,7 @@ def _joined(terms):
 
 
 def _least(rows, lower, upper) -> chex.Array:
-  """Least products of rows [K, ...] with anything between two arrays."""
+  """Lower bounds [K] of rows [K, ...] times any x with lower <= x <= upper."""
   count = gamma(total_terms(rows.shape[1:]))
   lower = lower - count * jnp.abs(lower)
   upper = upper + count * jnp.abs(upper)
@@ -233,10 +238,11 @@ def _least(rows, lower, upper) -> chex.Array:
 
 @jax.custom_jvp
 def _least_products(rows, lower, upper):
-  """Least products of each element with anything between two.
+  """Elementwise minimum of rows * x over lower <= x <= upper.
 
-  XLA for CPUs does not vectorize a choice between what it broadcasts; yet the
-  derivatives of a choice take less memory and time than those of a minimum.
+  The value is a minimum, since XLA for CPUs does not vectorize a `where` of
+  broadcast arrays; the derivatives are those of a `where`, which take less
+  memory and time.
   """
   return jnp.minimum(rows * lower, rows * upper)
 
@@ -249,13 +255,13 @@ _least_products.defjvps(
 
 
 def total(rows: chex.Array) -> chex.Array:
-  """Sums of rows, [K, ...] -> [K], in two stages that add few roundings."""
+  """Sums of rows, [K, ...] -> [K], in two stages for fewer roundings."""
   sums = rows.reshape(len(rows), *_stages(rows.shape[1:])).sum(1)
   return lax.optimization_barrier(sums).sum(-1)
 
 
 def total_terms(shape: tuple[int, ...]) -> int:
-  """How many terms the sums of `total` have, one after the other."""
+  """How many terms `total` adds up, over both stages."""
   return sum(_stages(shape))
 
 
@@ -269,12 +275,13 @@ def _stages(shape: tuple[int, ...]) -> tuple[int, int]:
 def climb(
   network: Network, bounds: Bounds, weights: chex.Array, *, num_steps: int
 ) -> chex.Array:
-  """Lower bounds of weights [K, C] times the outputs, the best we have.
+  """Lower bounds [K] of weights [K, C] times the outputs.
 
-  Lines, or the last layer's intervals where these are tighter.
+  Linear bounds, or those from the last layer's intervals if these are tighter.
 
   Args:
-    num_steps: of Adam on the slopes below undecided maxima, one for each row.
+    num_steps: steps of Adam on the lower slopes of unstable maxima, which each
+      row has to itself.
   """
   output = network.output
   start = {output: weights}
@@ -294,7 +301,7 @@ def climb(
   }
   optimizer = optax.adam(0.1)
 
-  def climb(_, carry):
+  def step(_, carry):
     alphas, state, best = carry
     values, pullback = jax.vjp(lambda alphas: least(weights, alphas), alphas)
     (gradients,) = pullback(-jnp.ones_like(values))
@@ -304,11 +311,11 @@ def climb(
     return alphas, state, _better(best, values)
 
   carry = alphas, optimizer.init(alphas), best
-  # A round measures the slopes that the one before has found.
-  *_, best = lax.fori_loop(0, num_steps + 1, climb, carry)
+  # An iteration evaluates the slopes of the one before, hence one more.
+  *_, best = lax.fori_loop(0, num_steps + 1, step, carry)
   return best
 
 
 def _better(best, values) -> chex.Array:
-  """The higher bound. Lines that are NaN, as infinities make them, are none."""
+  """The higher lower bound; `values` that are NaN (from infinities) lose."""
   return jnp.where(jnp.isnan(values), best, jnp.maximum(best, values))

@@ -89,7 +89,7 @@ def load(
   train, test = _load_published(name, root, download=download)
   facts, digest = FACTS[name], None
   if not _is_whole(facts, train, test):
-    digest = fingerprint(*train, *test)  # tomorrow it can be another part
+    digest = fingerprint(*train, *test)  # tells one part from another
   return Dataset(name, train, test, facts.class_names, facts.epsilon, digest)
 
 
@@ -156,9 +156,9 @@ def _is_whole(facts: Facts, train: Split, test: Split) -> bool:
 def _checked(
   facts: Facts, train: Split, test: Split, where: str
 ) -> tuple[Split, Split]:
-  """The splits, if they can be the published set or a part of it.
+  """The splits, checked to be the published set or a part of it.
 
-  A part is accepted with a log line: the authors' formats are handy.
+  A part is accepted with a log line, so that users can subset these files.
 
   Raises:
     ValueError: if shapes or labels are wrong, the two splits are exchanged, or

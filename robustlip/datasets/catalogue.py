@@ -10,7 +10,7 @@ class Facts(NamedTuple):
   """A published data set.
 
   The radius is that of the paper for MNIST, CIFAR-10, SVHN and Restricted
-  ImageNet; relatives of the first two have theirs.
+  ImageNet; sets like MNIST or CIFAR-10 have the radius of these.
   """
 
   image_shape: tuple[int, int, int]

@@ -26,17 +26,17 @@ Splits = tuple[Split, Split]  # train, test
 
 
 class Format(NamedTuple):
-  """How to find the files of a set and what is in them."""
+  """How to find the files of a set, and how to read them."""
 
   # The files in the order of `read`; empty where the folder has none of them.
   find: Callable[[pathlib.Path], Sequence[pathlib.Path | str]]
   read: Callable[[Sequence[pathlib.Path | str]], Splits]
-  wanted: str  # the names of the files, for people
+  wanted: str  # the names of the files, for error messages
 
 
 @contextlib.contextmanager
 def expect(path: pathlib.Path, what: str):
-  """Turns whatever the damage of a file causes into a ValueError about it."""
+  """Turns any error that a damaged file causes into a ValueError about it."""
   if path.is_dir():
     raise ValueError(f'{path} is a folder, expected {what}.')
   with path.open('rb') as file:
@@ -91,12 +91,12 @@ def idx(
 ) -> Format:
   """MNIST and its relatives: four IDX files, plain or gzipped.
 
-  A dot in place of the hyphen before `idx`, as in Kaggle's copy, is as good,
-  and so is a folder of the same name around the file.
+  A name may have a dot in place of the hyphen before `idx`, as in Kaggle's
+  copy, and a file may lie in a folder of its own name.
 
   Args:
     train: what the names of the training files begin with.
-    test: the same of the test files.
+    test: what the names of the test files begin with.
     labels: end of the names of the label files; the class is the first column
       of `idx2-int`, as in QMNIST.
     first_label: the label of the first class, 1 in some sets.
@@ -222,7 +222,7 @@ def _members(
 def _batch(
   path: pathlib.Path, name: str, content: bytes, num_labels: int
 ) -> Split:
-  """A batch whose images lie as [3, 32, 32]; `path` may be its archive."""
+  """One batch, stored as images [3, 32, 32]; `path` may be its archive."""
   with expect(path, f'a whole batch of CIFAR as {name}'):
     if name.endswith('.bin'):
       records = np.frombuffer(content, np.uint8)

@@ -1,7 +1,7 @@
 """Restricted ImageNet: 203 ImageNet synsets in nine classes, 64 x 64 pixels.
 
 The classes are ranges of the 1,000 synsets of ILSVRC 2012 in sorted order, as
-in the code of the paper; they are listed here because nothing on disk says
+in the code of the paper; they are listed here because no file of ImageNet has
 them.
 """
 
@@ -104,8 +104,9 @@ def _find_part(folder: pathlib.Path) -> list[str]:
 def read(paths: Sequence[str]) -> tuple[Split, Split]:
   """Train and val; a class without images is named in one log line.
 
-  What is stored of an image is the centre crop, as the paper evaluates; its
-  training crops, 64 of 72 pixels padded by 8, see more of the border.
+  Each image is stored as its centre crop, on which the paper evaluates. The
+  paper trains on random crops of 64 from the 72 pixels padded by 8, and so sees
+  more of the border.
 
   Raises:
     ValueError: a file that is no whole image.
@@ -156,8 +157,8 @@ def decode_all(tasks: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
 def decode(file) -> np.ndarray:
   """One image as uint8 [64, 64, 3]: resized to 72, centre-cropped to 64.
 
-  The shorter side is what is resized, with antialiasing, and the crop is
-  rounded as torchvision's `Resize(72)` and `CenterCrop(64)` do.
+  The shorter side becomes 72, with antialiasing; sizes and crop are rounded as
+  in torchvision's `Resize(72)` and `CenterCrop(64)`.
 
   Args:
     file: a path or a binary file.

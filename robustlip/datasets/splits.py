@@ -1,4 +1,4 @@
-"""What every source of a data set ends in: checked arrays with names."""
+"""The containers that every source of data fills, and checks of the arrays."""
 
 import hashlib
 from typing import NamedTuple
@@ -16,17 +16,17 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
   """A training and a test split over the same classes."""
 
-  name: str  # a published set's; else that of the file, without .npz if other
+  name: str  # of the published set, or of the user's file
   train: Split
   test: Split
   class_names: tuple[str, ...]
-  epsilon: float | None  # l-inf radius in [0, 1]; None: the user must say
-  fingerprint: str | None = None  # its identity; None: a whole published set
-  path: str | None = None  # of a file of one's own, absolute
+  epsilon: float | None  # l-inf radius in [0, 1]; None: the user must give it
+  fingerprint: str | None = None  # of the arrays; None: a whole published set
+  path: str | None = None  # of the user's own file, absolute
 
   @property
   def source(self) -> str:
-    """What `load` takes to load this data set again."""
+    """The argument of `load` that loads this data set again."""
     return self.path or self.name
 
   @property
@@ -46,7 +46,7 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 def checksum(*splits: Split) -> str:
-  """A hash of the examples of each split, in any order, in hexadecimal.
+  """A hash of the splits that ignores the order of examples, in hexadecimal.
 
   TFDS stores the published examples in an order of its own.
   """
@@ -66,10 +66,10 @@ def check(
   num_classes: int,
   image_shape: tuple[int, ...] | None = None,
 ) -> Split:
-  """The split with int32 labels, if the rest of the library can work on it.
+  """The split with int32 labels, checked for the rest of the library.
 
   Args:
-    source: the file or folder that the message of an error names.
+    source: the file or folder that an error message names.
     num_classes: labels must lie in 0 .. num_classes - 1.
     image_shape: (H, W, C); None accepts any.
 
@@ -91,10 +91,10 @@ def check_layout(
 ) -> None:
   """Raises ValueError unless images are uint8 [N, height, width, channels].
 
-  Also for another number of labels, or for what is no split.
+  Also if there are not as many labels, or `split` is not a `Split`.
 
   Args:
-    source: what the message of an error begins with.
+    source: what an error message begins with.
     image_shape: (H, W, C); None accepts any but channels first.
   """
   if not isinstance(split, Split):
@@ -136,7 +136,7 @@ def check_layout(
 
 
 def _as_bytes(images) -> str:
-  """How to make uint8 of other images, for the message of an error."""
+  """How to turn images into uint8, for an error message."""
   few = np.asarray(images[:1000])
   if not few.size or not np.issubdtype(few.dtype, np.floating):
     return ''
@@ -151,11 +151,11 @@ def _as_bytes(images) -> str:
 def check_labels(
   labels: np.ndarray, source: str = 'labels', *, num_classes: int | None = None
 ) -> np.ndarray:
-  """The labels as int32 [N], if they number the classes from 0.
+  """The labels as int32 [N], checked to number the classes from 0.
 
   Args:
-    source: what the message of an error begins with.
-    num_classes: None if every class has to occur.
+    source: what an error message begins with.
+    num_classes: None requires that every class occurs.
 
   Raises:
     ValueError: labels that are no integers or do not number the classes from

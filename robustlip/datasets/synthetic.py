@@ -64,7 +64,7 @@ def one_strong_many_weak(
   mean: float,
   agreement: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """One feature that nearly is the label, and many that hint at it.
+  """One feature that strongly predicts the label, and many weak ones.
 
   Feature 0 is the label's sign with probability `agreement`, else its
   negative; the `num_weak` others are normal with unit variance and mean

@@ -88,9 +88,9 @@ def _split(source, facts: Facts) -> Split:
 
 
 def _imagenet_split(source, facts: Facts) -> Split:
-  """The examples of the 203 synsets; a label of TFDS is a place in the 1000.
+  """The examples of the 203 synsets; TFDS labels are indices of all 1,000.
 
-  Its examples are not grouped by class, so all labels are read first.
+  Examples are not grouped by class, so all labels are read first.
   """
   del facts
   wnids = source.dataset_info.features['label'].names

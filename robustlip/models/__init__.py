@@ -32,7 +32,7 @@ __all__ = [
 
 Factory = Callable[..., nn.Module]
 
-WITH_DROPOUT = ('cnn1', 'cnn2')  # where no rate is given
+WITH_DROPOUT = ('cnn1', 'cnn2')  # by default
 ACTIVATIONS = {'relu': jax.nn.relu, 'silu': jax.nn.silu}
 
 
@@ -57,12 +57,12 @@ def build(
   """The network of that name: one of `MODELS` or any 'wrn_<depth>_<width>'.
 
   Args:
-    dropout_rate: in [0, 1) at every position where the network drops; None is
-      the paper's standard network (0.25 and 0.5 in cnn1, 0.5 in cnn2, else 0).
+    dropout_rate: rate in [0, 1) of all dropout layers; None is that of the
+      paper's standard network (0.25 and 0.5 in cnn1, 0.5 in cnn2, else 0).
     dtype: type to compute in; parameters and logits stay float32.
     activation: one of `ACTIVATIONS`; relu is the paper's.
-    remat: compute the features of each block again for its gradient, which
-      takes a third more time and far less memory; residual networks only.
+    remat: whether to recompute the features of each block in the backward
+      pass: a third more time, far less memory; residual networks only.
 
   Raises:
     ValueError: if the name is unknown or a number is out of range.
@@ -100,7 +100,7 @@ def _wide_resnet(name: str) -> Factory:
   return functools.partial(wide_resnet.WideResNet, depth=depth, width=width)
 
 
-# What arguments that say the mode are called, and their value in inference.
+# Arguments that set the mode -> their value in inference mode.
 _INFERENCE = {'train': False, 'training': False, 'deterministic': True}
 
 
@@ -108,7 +108,7 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   """The network in inference mode as a function of images alone.
 
   Raises:
-    ValueError: if the module is not Linen, or wants more than images.
+    ValueError: if the module is not Linen, or needs arguments besides images.
   """
   arguments = _arguments(module)
   if not isinstance(variables, Mapping):
@@ -124,7 +124,7 @@ def logits_fn(module: nn.Module, variables: Mapping[str, Any]) -> LogitsFn:
   ]
   if wanted:
     raise ValueError(
-      f'{type(module).__name__} wants {", ".join(wanted)} beside images; in '
+      f'{type(module).__name__} wants {", ".join(wanted)} besides images; in '
       'place of logits_fn take functools.partial(module.apply, variables, '
       f'{wanted[0]}=...).'
     )
@@ -136,15 +136,16 @@ def init(
 ) -> dict[str, Any]:
   """Freshly drawn variables of a module that `training` can train.
 
-  Training calls it with `train=True` and keeps `params` and `batch_stats`.
+  Training calls the module with `train=True` and keeps its `params` and
+  `batch_stats`.
 
   Raises:
-    ValueError: if the module has no argument `train`, or other variables.
+    ValueError: if the module takes no `train`, or has other variables.
   """
   name, arguments = type(module).__name__, _arguments(module)
   if 'train' not in arguments:
     raise ValueError(
-      f'{name}.__call__ takes {", ".join(arguments) or "nothing"} beside '
+      f'{name}.__call__ takes {", ".join(arguments) or "nothing"} besides '
       'images, expected train: wrap it in a Linen module whose __call__(self, '
       f'inputs, train=False) calls {name}.'
     )
@@ -159,7 +160,7 @@ def init(
 
 
 def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
-  """What the module is called with beside images."""
+  """The arguments that the module takes besides images."""
   if not isinstance(module, nn.Module):
     raise ValueError(
       f'expected a Linen module, got {type(module).__name__}: any other '

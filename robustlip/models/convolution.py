@@ -1,14 +1,14 @@
-"""Convolution as each backend runs it fastest, the same numbers up to rounding.
+"""Convolution as each backend runs it fastest; results agree up to rounding.
 
-XLA for CPUs has a fast convolution, that of Eigen, and takes it inside a loop
-only where batch and channels lie as below; JAX's own gradients swap the axes
-of the kernel instead of its elements and take 8 to 50 times as long. So the
-gradients are written here as convolutions of the first kind.
+XLA for CPUs has a fast convolution, that of Eigen, but inside a loop uses it
+only for the layout below. JAX's own gradients relabel the axes of the kernel
+instead of transposing it and take 8 to 50 times as long. So the gradients here
+are convolutions in the fast layout.
 
-Each output is one sum of products in one order: equal patches have equal
-features (the last few pixels of a batch may round otherwise), and where nothing
-depends on a pixel its gradient is exactly 0. Pooling and sign steps rely on
-both.
+Each output is one sum of products in a fixed order: equal patches have equal
+features (the last few pixels of a batch may round differently), and a pixel
+that nothing depends on has a gradient of exactly 0. Max pooling and sign steps
+rely on both.
 
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
@@ -29,11 +29,11 @@ _WIDE = 8  # channels from which a convolution beats patches
 
 
 def enable_fast_cpu() -> None:
-  """Has XLA give convolutions on a CPU to Eigen; call it before JAX computes.
+  """Makes XLA use Eigen's convolutions on a CPU; call it before JAX computes.
 
-  XLA gives them to YNNPACK, which takes up to ten times as long. This adds a
-  flag to $XLA_FLAGS, for the JAX versions on which it was tried: XLA ends the
-  process at a flag that it does not know. Without it the results are the same.
+  By default XLA uses those of YNNPACK, which take up to ten times as long. This
+  adds a flag to $XLA_FLAGS, only for JAX versions on which it was tried, since
+  XLA aborts at an unknown flag. Without it the results are the same.
   """
   given = os.environ.get('XLA_FLAGS', '')
   tried = (0, 10, 2) <= jax.__version_info__ < (0, 12, 1)
@@ -59,7 +59,7 @@ def convolve(
 
 
 def _is_sharded(array: chex.Array) -> bool:
-  """Whether the type says so, as in `jax.shard_map`; `pmap` hides it."""
+  """Whether its type is sharded, as in `jax.shard_map`; `pmap` hides that."""
   kind = jax.typeof(array)
   return not kind.manual_axis_type.empty or any(kind.sharding.spec)
 
@@ -71,7 +71,7 @@ def xla(
   strides: int = 1,
   padding: Padding,
 ) -> chex.Array:
-  """The same as XLA writes it."""
+  """The same as one operation of XLA."""
   return lax.conv_general_dilated(
     inputs,
     kernel,
@@ -98,7 +98,7 @@ def patches_product(
   return flat.reshape(*patches.shape[:-1], features)
 
 
-# `xla` at stride 1 with gradients of its own, to any order, in either mode.
+# `xla` at stride 1 with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
 _convolution.def_impl(jax.jit(xla, static_argnames='padding'))
 
@@ -139,7 +139,7 @@ def _kernel_gradient(cotangent, inputs, kernel, *, padding):
   return gradient.transpose(1, 2, 0, 3)
 
 
-def _mapped(arguments, axes, *, padding):
+def _batching_rule(arguments, axes, *, padding):
   """vmap: one larger batch for a shared kernel, else a loop over kernels."""
   (inputs, kernel), (inputs_axis, kernel_axis) = arguments, axes
   if kernel_axis is None:
@@ -160,5 +160,5 @@ def _mapped(arguments, axes, *, padding):
 
 
 ad.defbilinear(_convolution, _inputs_gradient, _kernel_gradient)
-batching.primitive_batchers[_convolution] = _mapped
+batching.primitive_batchers[_convolution] = _batching_rule
 mlir.register_lowering(_convolution, mlir.lower_fun(xla, False))

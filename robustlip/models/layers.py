@@ -1,7 +1,7 @@
-"""What the networks share.
+"""Layers that the networks share.
 
-Images and features are [B, H, W, C]. Parameters are float32; `dtype` is what is
-computed in.
+Images and features are [B, H, W, C]. Parameters are float32; `dtype` is that of
+the computation.
 """
 
 from collections.abc import Callable
@@ -81,10 +81,10 @@ def _convolve(inputs, kernel, strides, padding, **defaults):
 def residual_conv(
   inputs: chex.Array, features: int, size: int = 3, **settings
 ) -> chex.Array:
-  """The convolution of residual networks, padded alike on all sides.
+  """The convolution of residual networks, padded equally on all sides.
 
-  At stride 2 XLA's 'SAME' is not. The initial values are of a normal
-  distribution, that of flax's `he_normal` is truncated.
+  XLA's 'SAME' pads unequally at stride 2. Kernels are drawn from a normal
+  distribution; that of flax's `he_normal` is truncated.
 
   Args:
     **settings: `strides` and `dtype` of `conv`.
@@ -135,8 +135,8 @@ def batch_norm(
 ) -> chex.Array:
   """Normalises with the statistics of the batch (if `train`) on all devices.
 
-  As in PyTorch but for the running variance, which is that of the batch and
-  not multiplied by n / (n - 1). To be called in a compact method.
+  As in PyTorch, except that the running variance is not multiplied by
+  n / (n - 1). To be called in a compact method.
   """
   return nn.BatchNorm(
     use_running_average=not train,
@@ -170,7 +170,7 @@ def max_pool(
 
 
 def _disjoint_views(inputs, size):
-  """The elements of each window; the gradient only joins what is split here."""
+  """One view per position in a window, by splits: their gradient just joins."""
   height, width = (length // size for length in inputs.shape[1:3])
   cut = inputs[:, : height * size, : width * size]
   features = cut.shape[-1]  # no -1 below: there may be no image

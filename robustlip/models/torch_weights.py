@@ -23,7 +23,7 @@ _LAYERS = {
   'downsample.1': 'BatchNorm_3',
   'fc': 'Dense_0',
 }
-# By the number of axes: scale, affine map, convolution.
+# Number of axes (of a scale, affine map, convolution) -> name, transposition.
 _WEIGHTS = {
   1: ('scale', (0,)),
   2: ('kernel', (1, 0)),
@@ -37,8 +37,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
   The names are those of the wide residual networks of TRADES and RobustBench
   (`block1.layer.0.conv1.weight`), or of torchvision's ResNets of bottlenecks
-  (`layer1.0.conv1.weight`). Networks that were trained on standardised images
-  need that in front:
+  (`layer1.0.conv1.weight`). A network that was trained on standardised images
+  needs the standardisation in front:
 
       variables = models.from_torch(torch.load(path, weights_only=True))
       network = models.logits_fn(models.build('resnet50', 1000), variables)

@@ -7,10 +7,11 @@ Shared arguments: `inputs` and `ref_inputs` are [N, ...] and [M, ...] arrays of
 images of one shape, both uint8 (compared as integers, so that ties and minima
 are exact) or both float32; `labels` and `ref_labels` are integer arrays [N] and
 [M] with any values. NumPy arrays stay on the host and are sent to the device
-block by block. Distances are float32 in the units of the inputs, of uint8 in
-those of the pixel range (steps of 1/255), indices are int32. An example without
-any opponent has distance inf and index -1; of several nearest examples the one
-with the smallest index is returned. `norm` is 'linf' or 'l2'.
+block by block. Distances are float32 in the units of the inputs, and for uint8
+in units of the pixel range (steps of 1/255); indices are int32. Examples of
+another class are opponents. An example without any has distance inf and index
+-1; of several nearest ones, that with the smallest index is returned. `norm`
+is 'linf' or 'l2'.
 
 All functions raise ValueError for arrays of the wrong type or length and for
 values that are not finite or so large that the squares of a difference cannot
@@ -29,7 +30,7 @@ from robustlip import projections
 from robustlip.images import check_labels
 from robustlip.separation import kernels, search
 
-LARGEST = 1e18  # l2 norm of float32 images, whose square still has a meaning
+LARGEST = 1e18  # l2 norm of float32 images; its square must not overflow
 
 
 class Neighbors(NamedTuple):
@@ -102,15 +103,15 @@ def closest_pairs(
     neighbors: what `nearest_opposite` returned for the same arrays and norm.
 
   Raises:
-    ValueError: for a `k` below 1, or neighbors of others.
+    ValueError: for a `k` below 1, or `neighbors` of other arrays.
   """
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}.')
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
   same = refs is queries
   gaps = _neighbor_gaps(queries, refs, norm, neighbors)
-  # Each example of the k closest pairs has a nearest opponent as close; a
-  # pair of one set may be the nearest of both its examples.
+  # The k-th closest pair is no farther apart than the k-th smallest gap of a
+  # nearest opponent; than the 2k-th in one set, where pairs occur twice.
   enough = 2 * k if same else k
   limit = np.sort(gaps)[enough - 1] if enough <= len(gaps) else np.inf
   limit = min(limit, 1e38)  # leaves out infinite gaps only
@@ -182,7 +183,7 @@ def duplicates(inputs: chex.Array, labels: chex.Array) -> Duplicates:
 
 
 def shared(inputs: chex.Array, ref_inputs: chex.Array) -> np.ndarray:
-  """Inputs that are references too: [K, 2], their and the first's index."""
+  """Inputs that are references too, [K, 2]: index, index of first reference."""
   here, there = np.zeros(len(inputs), int), np.zeros(len(ref_inputs), int)
   queries, refs = _sets(inputs, here, ref_inputs, there, 'linf')
   first = {}
@@ -203,7 +204,7 @@ def _digests(images):
 
 
 def _sets(inputs, labels, ref_inputs, ref_labels, norm):
-  """Checked, flat sets with labels 0 to C - 1; one and the same if no refs."""
+  """Both sets, checked and flat, labels 0 to C - 1; without refs one object."""
   projections.check_norm(norm)
   queries = _examples(inputs, labels)
   if ref_inputs is None:
@@ -223,7 +224,7 @@ def _sets(inputs, labels, ref_inputs, ref_labels, norm):
       f'inputs have shape {inputs.shape[1:]}, reference inputs '
       f'{ref_inputs.shape[1:]}; the shapes must agree.'
     )
-  # As objects, since NumPy makes int64 and uint64 together float64.
+  # As Python integers, since NumPy makes float64 of int64 and uint64.
   labels = [side.labels.tolist() for side in (queries, refs)]
   codes = {label: code for code, label in enumerate(set().union(*labels))}
   here, there = (np.array([codes[x] for x in y], np.int32) for y in labels)

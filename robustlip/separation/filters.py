@@ -21,10 +21,10 @@ def telling_features(
   """Indices [size] of the features that rule out most pairs, best first.
 
   A greedy cover of random pairs: the feature that rules out most of them, then
-  the one that rules out most of the rest; all over again when none is left.
+  the one that rules out most of the rest; it starts over when none are left.
 
   Args:
-    limits: a pair is of interest if its gap is below that of its query, [N].
+    limits: [N], by query; a pair with a gap at or above it is ruled out.
   """
   draw = np.random.default_rng(0).integers
   num_pairs = min(SAMPLED_PAIRS, SAMPLED_VALUES // queries.shape[1] + 1)
@@ -52,9 +52,8 @@ def leading_directions(
 ) -> tuple[np.ndarray, np.ndarray]:
   """A center [F] and at most `size` orthonormal directions [F, D], float64.
 
-  They span about the space of the leading principal directions of a sample:
-  two steps of subspace iteration. Any others would do too, but rule out
-  fewer pairs.
+  They approximate the leading principal directions of a sample, by two steps of
+  subspace iteration. Others would be correct too, but rule out fewer pairs.
   """
   draw = np.random.default_rng(0)
   count = min(SAMPLED_IMAGES, len(images))
@@ -87,8 +86,8 @@ def project(
 def projection_error(num_features: int, num_directions: int) -> float:
   """By how much the gap of projected images may be too large.
 
-  As a share of the sum of the squared lengths of their coordinates. Let u be
-  float64's epsilon and s the length of an image less the center. Components
+  Relative to the sum of the squared lengths of their coordinates. Let u be
+  float64's epsilon and s the length of an image minus the center. Components
   and directions are off by at most e = F D u, relative to s, and the square
   of the rest by 3 e, so that the rest is off by sqrt(3 e). Two images are at
   most s + s' apart, and (s + s')^2 <= 2 (s^2 + s'^2): their gap grows by no

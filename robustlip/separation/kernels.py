@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-UNROLLED = 16  # features a step; XLA's CPU code is slow with 8 and with 32
+UNROLLED = 16  # features per step; XLA's CPU code is slow with 8 and with 32
 CHUNK = 2**19  # values of either side in one step on the host: cache size
 UNDERFLOW = 1e-30  # more than what products of small numbers lose
 
@@ -20,23 +20,23 @@ UNDERFLOW = 1e-30  # more than what products of small numbers lose
 class Side(NamedTuple):
   """One side of a tile."""
 
-  coordinates: chex.Array  # [N, D], of which a gap is at most the images'
+  coordinates: chex.Array  # [N, D]; their gaps are at most those of the images
   labels: chex.Array  # [N]
-  limits: chex.Array  # [N], float32: only gaps below it are of interest
+  limits: chex.Array  # [N], float32: only smaller gaps are wanted
 
 
 @functools.partial(jax.jit, static_argnames='norm')
 def candidates(
   queries: Side, refs: Side, error: chex.Numeric, *, norm: str
 ) -> chex.Array:
-  """Pairs [Q, R] of two classes whose gap may be below a limit of either.
+  """Which opponents, bool [Q, R], may have a gap below the limit of either.
 
   Args:
-    error: by how much the gap of coordinates may be too large in l2, as a
-      share of the sum of their squared lengths.
+    error: by how much the gap of coordinates may be too large in l2, relative
+      to the sum of their squared lengths.
   """
   bounds = _bounds(queries.coordinates, refs.coordinates, error, norm)
-  # No gap is below 0, though a bound may be.
+  # No gap is below a limit of 0, though its lower bound may be.
   limits = [jnp.where(x > 0, x, -jnp.inf) for x in (queries[2], refs[2])]
   near = bounds < jnp.maximum(limits[0][:, None], limits[1][None])
   return near & (queries.labels[:, None] != refs.labels[None])
@@ -92,7 +92,7 @@ def _l2(queries, refs, error):
 
 
 def differences(a: chex.Array, b: chex.Array) -> chex.Array:
-  """|a - b| without leaving the type, for NumPy and for JAX arrays."""
+  """|a - b| in their dtype without wraparound, for NumPy and JAX arrays."""
   maths = a.__array_namespace__()
   if a.dtype == np.uint8:
     return maths.maximum(a, b) - maths.minimum(a, b)
@@ -109,14 +109,14 @@ def exact_gaps(
 ) -> np.ndarray:
   """Gaps of the pairs (queries[rows], refs[cols]) as float64 [P].
 
-  For float32 images in l2 they are squares of float32 distances: equal sums
-  that are added up in another order are ties.
+  For float32 images in l2 they are squares of float32 distances, so that equal
+  sums in another order of summation tie.
   """
   gaps = np.empty(len(rows))
   step = max(CHUNK // queries.shape[1], 1)
   shape = min(step, len(rows)), queries.shape[1]
-  # Threads that ask for memory at every step wait for one another: what is
-  # read and `differences` take their room once.
+  # Buffers are allocated once: threads that allocate at every step wait for one
+  # another.
   room = np.empty((3, *shape), queries.dtype)
   wide = np.empty(shape) if norm == 'l2' else None
   for first in range(0, len(rows), step):

@@ -1,12 +1,12 @@
-"""The search: filter tiles of pairs by few coordinates, finish what is left.
+"""The search: filter tiles of pairs by a few coordinates, then compare exactly.
 
 1. Every query gets a first bound from a few reference examples of each class.
 2. `filters` finds coordinates that rule out most pairs at such bounds.
 3. Tile by tile, the device compares only these coordinates and reports the
-   pairs that could still beat the best gap of their row; the host finishes
-   these few exactly. Every best gap found makes the filter tighter.
+   pairs that could still beat the best gap of their row; the host computes
+   these few gaps exactly. Every smaller gap found makes the filter tighter.
 
-When a set is compared with itself a tile serves its rows and its columns.
+When a set is compared with itself, a tile serves both its rows and its columns.
 Coordinates reach the device tile by tile.
 """
 
@@ -22,9 +22,9 @@ import numpy as np
 
 from robustlip.separation import filters, kernels
 
-SAMPLE = {'linf': 128, 'l2': 1024}  # first examples; as many in turn by class
-FEATURES = 128, 512  # of l-inf: for the device, for the host at first
-DIRECTIONS = 191  # of l2
+SAMPLE = {'linf': 128, 'l2': 1024}  # see `_sample`
+FEATURES = 128, 512  # compared in l-inf: on the device, then on the host
+DIRECTIONS = 191  # compared in l2, and the length of the rest
 BLOCK = 2048  # examples of either side of a tile on a CPU, else twice as many
 UNKNOWN = np.iinfo(np.int64).max  # index that loses every tie
 
@@ -53,17 +53,17 @@ class Best(NamedTuple):
     self.indices[rows[better]] = cols[better]
 
   def limits(self, rows, first: int) -> np.ndarray:
-    """Only a gap below its limit, from an index >= `first`, improves a row."""
+    """Gap below which a candidate of index >= `first` can improve each row."""
     tie_improves = self.indices[rows] > first
     return limits(self.gaps[rows], inclusive=tie_improves)
 
 
 def limits(gaps: np.ndarray, *, inclusive: np.ndarray | bool) -> np.ndarray:
-  """Float32 numbers above every smaller gap, and where `inclusive` above it."""
+  """Float32 limits above all smaller gaps, and where `inclusive` equal ones."""
   found = gaps.astype(np.float32)
   above = np.nextafter(found, np.float32(np.inf))
   found = np.where(inclusive | (found < gaps), above, found)
-  smallest = np.finfo(np.float32).tiny  # devices take subnormal numbers for 0
+  smallest = np.finfo(np.float32).tiny  # devices flush subnormal numbers to 0
   return np.where(found > 0, np.maximum(found, smallest), found)
 
 
@@ -86,7 +86,7 @@ def nearest(
   if norm == 'linf':
     sets.filter(best.gaps)
   same = refs is queries
-  # Of the first examples, l-inf has found the smallest index already.
+  # In l-inf, ties among the first examples are already resolved.
   seen = SAMPLE[norm] - 1 if norm == 'linf' else 0
 
   def limits_of(rows, cols):
@@ -112,11 +112,11 @@ def pairs_within(
 ) -> None:
   """Calls `keep(rows, cols, gaps)` with all opponents that are near enough.
 
-  In one set a pair comes once or twice.
+  Within one set a pair is passed once or twice.
 
   Args:
-    limit_from: the gap below which pairs are wanted from this row and column
-      on, and whether a pair at it is, too. Asked before each tile.
+    limit_from: (row, column) -> (gap, inclusive), called before each tile with
+      the first of its pairs; wanted are pairs with a smaller (or equal) gap.
   """
   if not len(queries.labels) or not len(refs.labels):
     return
@@ -138,7 +138,7 @@ def tighten(
 
   Args:
     matrix: symmetric; changed in place.
-    gaps: those of the nearest opponents, to choose a filter by.
+    gaps: [N], of the nearest opponents; they choose the filter.
   """
   if not len(examples.labels):
     return
@@ -159,16 +159,16 @@ def tighten(
 
 
 class Sets:
-  """Two sets, and the coordinates that are compared in their place."""
+  """Two sets, and the coordinates that filter their pairs."""
 
   def __init__(self, queries: Examples, refs: Examples, norm: str):
     self.queries, self.refs, self.norm = queries, refs, norm
-    # Compared on the device, then by the host, ending with the images.
+    # Arrays compared in turn: the first on the device, the last the images.
     self.stages = [(queries.images, refs.images)]
     self.error = 0.0
 
   def filter(self, limits: np.ndarray | None = None) -> None:
-    """Adds coordinates, where they are worth it; l-inf needs row limits [N]."""
+    """Adds coordinates if they save time; l-inf needs row limits [N]."""
     sides = self.stages[-1]
     (num_queries, num_features), num_refs = sides[0].shape, len(sides[1])
     if self.norm == 'l2':
@@ -215,12 +215,12 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
   """Compares rows with columns tile by tile, in ascending order.
 
   Args:
-    limits_of: gives the limits of the rows and of the columns of a tile (or
-      None), float32: pairs below one of them are wanted.
-    keep: takes rows, columns and exact gaps of these pairs. Neither function
-      is called by two threads at a time.
-    rows, cols: ascending indices of the examples; all by default, where in one
-      set each two blocks are compared once.
+    limits_of: (rows, cols) -> float32 limits of the rows and of the columns (or
+      None) of a tile; pairs with a gap below either are wanted.
+    keep: takes rows, columns and exact gaps of these pairs. Only one thread at
+      a time calls `limits_of` or `keep`.
+    rows, cols: ascending indices of the examples; None is all, and then two
+      blocks of the same set are compared only once.
     progress: called after each block of rows with their number.
   """
   once = rows is None and sets.refs is sets.queries
@@ -239,7 +239,7 @@ def walk(sets, limits_of, keep, rows=None, cols=None, progress=None) -> None:
       keep(*found)
 
   devices = itertools.cycle(jax.local_devices())
-  # One more than compute: some wait for the device.
+  # One more than there are cores, since some wait for the device.
   workers = max(os.cpu_count() or 1, jax.local_device_count()) + 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     for row in range(0, len(rows), block):
@@ -268,7 +268,7 @@ def _first_bounds(best, sets) -> None:
 
 
 def _sample(labels, size):
-  """The first examples of all and the first of each class, ascending."""
+  """The first `size` examples, and `size` more by turns of class; ascending."""
   _, classes = np.unique(labels, return_inverse=True)
   order = np.argsort(classes, kind='stable')
   rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
@@ -284,5 +284,5 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def power_of_two(size: int) -> int:
-  """The smallest that is not below `size`: few shapes to compile for."""
+  """The smallest power of two >= `size`, so that few shapes are compiled."""
   return 1 << max(size - 1, 0).bit_length()
