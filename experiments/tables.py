@@ -24,6 +24,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from absl import flags, logging
 
 from experiments import (
@@ -400,9 +401,10 @@ def write(record: dict[str, Any], output: pathlib.Path) -> str:
   """
   with common.reading(output):
     text = report.markdown(record)
-  common.write_json(record, output)
-  common.write_text(text, output.with_suffix('.md'))
-  common.draw(table_figures.draw, record, output.with_suffix(''))
+  if jax.process_index() == 0:
+    common.write_json(record, output)
+    common.write_text(text, output.with_suffix('.md'))
+    common.draw(table_figures.draw, record, output.with_suffix(''))
   return text
 
 
