@@ -11,7 +11,9 @@ from absl import flags
 
 from experiments import (
   common,
+  config,
   findings,
+  measure,
   paper,
   report,
   table_figures,
@@ -278,6 +280,15 @@ def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
   given('--table=2', '--epsilon=0.1', '--epochs=9', '--seeds=4')
   with pytest.raises(ValueError, match=r'other settings \(epochs\)'):
     tables.kept(output, asked)
+
+
+def test_a_ball_in_l2_has_its_own_radius_and_no_bounds(given):
+  given('--table=2')
+  dataset, l2 = datasets.load('mnist5k'), measure.Attack(norm='l2')
+  for attack in (l2, l2._replace(epsilons=(1.0,), certify='linear')):
+    with pytest.raises(ValueError, match='--norm=l2'):
+      measure.evaluator(config.Config(), dataset, attack)
+  measure.evaluator(config.Config(), dataset, l2._replace(epsilons=(1.0,)))
 
 
 def test_other_attacks_of_the_same_runs_are_kept():
