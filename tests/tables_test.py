@@ -275,6 +275,8 @@ def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
   }
   with pytest.raises(ValueError, match=r'natural of other settings \(seeds\)'):
     tables.kept(output, asked)
+  other = dataset._replace(name='other')
+  assert tables.kept(output, [*asked[:1], (other, 'cnn1', 'natural')])
   given('--table=2', '--epsilon=0.1', '--seeds=4')
   assert tables.kept(output, asked)
   given('--table=2', '--epsilon=0.1', '--epochs=9', '--seeds=4')
