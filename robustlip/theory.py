@@ -57,6 +57,7 @@ def values(class_distances: np.ndarray, *, radius: float) -> np.ndarray:
 
 def predict(class_distances: np.ndarray) -> np.ndarray:
   """The g of Eq. (2), [N]; of tied classes the smallest number."""
+  _check_references(class_distances)
   return np.argmin(class_distances, axis=1)
 
 
@@ -77,8 +78,7 @@ def margins(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """
   labels = np.asarray(labels)
   check_labels(labels, *class_distances.shape)
-  if np.isinf(class_distances).all(axis=1).any():
-    raise ValueError('there is no reference of any class.')
+  _check_references(class_distances)
   is_label = np.arange(class_distances.shape[1]) == labels[:, None]
   own = class_distances[is_label]
   return np.where(is_label, np.inf, class_distances).min(axis=1) - own
@@ -135,6 +135,11 @@ def lipschitz_ratio(
   changes = np.zeros(values.shape, np.result_type(values, moved_values))
   np.subtract(values, moved_values, out=changes, where=values != moved_values)
   return np.abs(changes).max(axis=1) / moves
+
+
+def _check_references(class_distances: np.ndarray) -> None:
+  if np.isinf(class_distances).all(axis=1).any():
+    raise ValueError('there is no reference of any class.')
 
 
 def _check_radius(radius: float) -> None:

@@ -187,6 +187,7 @@ def test_certified_radius_is_half_the_margin_or_nothing():
       lambda: theory.margins(np.full((1, 3), np.inf), np.array([0])),
       'any class',
     ),
+    (lambda: theory.predict(np.full((1, 3), np.inf)), 'any class'),
     (lambda: theory.certified(np.ones(1), -0.1), 'negative'),
     (lambda: theory.certified(np.ones(1), np.nan), 'NaN'),
     (
