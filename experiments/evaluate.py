@@ -154,8 +154,8 @@ def evaluate(
   found = measure.record(
     settings, dataset, variables, attack, outcomes=outcomes
   )
-  found |= state
-  found['seconds'] = time.monotonic() - began
+  found |= state | {'seconds': time.monotonic() - began}
+  found = common.plain(found)  # as it is read the next time
   if scratch and jax.process_index() == 0:
     common.write_json(found, output)
     if len(attack.epsilons) > 1:

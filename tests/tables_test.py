@@ -5,6 +5,7 @@ import functools
 import json
 from unittest import mock
 
+import numpy as np
 import pytest
 import scripts
 from absl import flags
@@ -12,6 +13,7 @@ from absl import flags
 from experiments import (
   common,
   config,
+  evaluate,
   findings,
   measure,
   paper,
@@ -291,6 +293,18 @@ def test_a_ball_in_l2_has_its_own_radius_and_no_bounds(given):
     with pytest.raises(ValueError, match='--norm=l2'):
       measure.evaluator(config.Config(), dataset, attack)
   measure.evaluator(config.Config(), dataset, l2._replace(epsilons=(1.0,)))
+
+
+def test_a_bound_that_is_not_finite_is_none_at_once(given, trained):
+  given('--table=2', '--eval_batch_size=15')
+  _, work = trained
+  dataset = datasets.load(config.read(work).dataset)
+  attack = measure.Attack(num_steps=1, certify='interval')
+  bounds = {'upper_lipschitz': np.inf}
+  with mock.patch.object(measure, 'certificates', lambda *given: bounds):
+    found = evaluate.evaluate(work, dataset, attack)
+  assert found['upper_lipschitz'] is None
+  assert found == evaluate.evaluate(work, dataset, attack)  # from its file
 
 
 def test_other_attacks_of_the_same_runs_are_kept():
