@@ -9,8 +9,9 @@ Lemma 4.1, where f(x)_j - f(x)_y = 2 and x' is at distance r), so certificates
 hold in the open ball.
 
 Shared arguments: `class_distances` is [N, C], of `class_distances`; `labels`
-is [N], integers in [0, C); `radius` is r, positive, in units of the inputs.
-All functions that take them raise ValueError if these do not fit together.
+is [N], integers in [0, C); `radius` is r, positive and finite, in units of the
+inputs. All functions that take them raise ValueError if these do not fit
+together.
 Everything is NumPy; the distances come from `separation` and are float32.
 """
 
@@ -143,5 +144,5 @@ def _check_references(class_distances: np.ndarray) -> None:
 
 
 def _check_radius(radius: float) -> None:
-  if not radius > 0:
-    raise ValueError(f'radius must be positive, got {radius}.')
+  if not 0 < radius < np.inf:  # of one class alone the separation is inf
+    raise ValueError(f'radius must be positive and finite, got {radius}.')
