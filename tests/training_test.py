@@ -465,6 +465,7 @@ def test_a_state_is_made_within_a_program_too():
   [
     ({'label_smoothing': 1.5}, 'label_smoothing must be .* at most 1'),
     ({'cutmix': 7.0}, 'cutmix must be .* at most 1'),
+    ({'awp': -0.01}, 'awp must be at least 0'),
     ({'accumulate': 0}, 'accumulate must be at least 1'),
     ({'optimizer': optax.add_noise(0.01, 0.55, 0)}, 'PRNG key'),
   ],
