@@ -396,10 +396,11 @@ class TrainingTest(chex.TestCase):
     )
 
   def test_a_loss_not_finite_is_dated(self):
-    for count in (len(LABELS), BATCH):  # the last update has no loss
+    # The last update has no loss.
+    for count, rate in ((len(LABELS), 1e38), (BATCH, np.inf)):
       with pytest.raises(ValueError, match=r'not finite at step [1-9]\b'):
         training.fit(
-          factory(methods.natural)(number(learning_rate=np.inf)),
+          factory(methods.natural)(number(learning_rate=rate)),
           Split(IMAGES[:count], LABELS[:count]),
           jax.random.key(0),
           batch_size=BATCH,
