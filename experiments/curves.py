@@ -64,11 +64,12 @@ def joined(paths: list[str]) -> dict[str, Any]:
         '--epsilon=.05,.1 writes them'
       )
     with common.reading(path):
-      names.add(run['dataset'])
+      names.add(run['fingerprint'] or run['dataset'])
       runs.append({'label': label(run)} | run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
-  return {'dataset': names.pop(), 'runs': runs}
+  data = {key: runs[0][key] for key in ('dataset', 'fingerprint')}
+  return data | {'runs': runs}
 
 
 def named() -> list[str]:
@@ -100,9 +101,11 @@ def main() -> None:
     with common.reading(theory):
       found = common.read_json(theory)
       of = found.get('dataset') or found['data']['name']  # the older ones
-      if of != record['dataset']:
-        raise ValueError(f'{theory} is of {of}, not of {name}')
-      record['g'] = found['data']['test']['curve']
+      data = record['fingerprint'] or record['dataset']
+      if (found.get('fingerprint') or of) == data:
+        record['g'] = found['data']['test']['curve']
+      elif FLAGS.theory:
+        raise ValueError(f'{theory} is of {of}, not of {name}: of other data')
   output = common.output_file(FLAGS.output or f'runs/curves_{name}.json')
   common.finish(record | common.provenance(), output)
   drawn = list(record['runs'])

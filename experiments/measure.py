@@ -83,7 +83,14 @@ class Outcome(NamedTuple):
 def evaluator(
   config: Config, dataset: Dataset, attack: Attack
 ) -> evaluation.Evaluator:
-  """Compiled measurements for networks trained with `config`."""
+  """Compiled measurements for networks trained with `config`.
+
+  Raises:
+    ValueError: for an attack that is unknown, or of l2 with a radius or bounds
+      that are of l-inf.
+  """
+  if attack.norm == 'l2' and (not attack.epsilons or attack.certify):
+    raise ValueError('--norm=l2 needs --epsilon and has no --certify')
   num_classes = len(dataset.class_names)
   return _evaluator(
     config.network(num_classes),

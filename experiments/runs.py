@@ -234,7 +234,8 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
   """Trains from the newest checkpoint in the folder to the last step.
 
   Raises:
-    ValueError: if the loss or the weights are not finite.
+    ValueError: if the loss or the weights are not finite, or it is not known
+      which epoch is the best so far.
     KeyboardInterrupt: after Ctrl-C or SIGTERM, with the last step on disk.
   """
   split, held_out = measure.training_split(settings, dataset)
@@ -267,6 +268,11 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
     states = replicate(state)
     # Lines written after the checkpoint are measured again.
     curve = [line for line in read_curve(path) if line['step'] <= done]
+    if settings.holdout and len(curve) < done // steps < settings.epochs:
+      raise ValueError(
+        f'{path}/metrics.jsonl has lost epochs before step {done}: which of '
+        'them is best is not known; bring it back, or name another --workdir'
+      )
 
     def save_if_due(last: bool = False) -> None:
       nonlocal saved_at

@@ -232,7 +232,7 @@ def kept(
       wanted = table_rows.settings_of(table_rows.settings(dataset, arch, name))
       found = table_rows.settings_of(config.from_json(row['settings']))
       other = common.difference(found, wanted)
-      if any(asked_for[1:] == (arch, name) for asked_for in asked):
+      if any((x.name, *of) == (dataset.name, arch, name) for x, *of in asked):
         if not set(row['seeds']) <= set(config.seeds()):
           other = other or 'seeds'
       if other:

@@ -111,8 +111,13 @@ def perturbation(params: Any, gradients: Any, *, gamma: chex.Numeric) -> Any:
     gamma: l2 length relative to that of each kernel; 0.01 for AT and 0.005 for
       TRADES in the source.
 
+  Raises:
+    ValueError: if gamma is out of range; the moves are NaN where a traced one
+      is.
+
   Source: Wu et al. 2020, arXiv:2004.05884, Eq. (10), one step.
   """
+  gamma = projections.check_numbers(gamma, name='awp')
 
   def one(kernel, gradient):
     if kernel.ndim < 2:

@@ -9,8 +9,9 @@ Lemma 4.1, where f(x)_j - f(x)_y = 2 and x' is at distance r), so certificates
 hold in the open ball.
 
 Shared arguments: `class_distances` is [N, C], of `class_distances`; `labels`
-is [N], integers in [0, C); `radius` is r, positive, in units of the inputs.
-All functions that take them raise ValueError if these do not fit together.
+is [N], integers in [0, C); `radius` is r, positive and finite, in units of the
+inputs. All functions that take them raise ValueError if these do not fit
+together.
 Everything is NumPy; the distances come from `separation` and are float32.
 """
 
@@ -57,6 +58,7 @@ def values(class_distances: np.ndarray, *, radius: float) -> np.ndarray:
 
 def predict(class_distances: np.ndarray) -> np.ndarray:
   """The g of Eq. (2), [N]; of tied classes the smallest number."""
+  _check_references(class_distances)
   return np.argmin(class_distances, axis=1)
 
 
@@ -77,8 +79,7 @@ def margins(class_distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """
   labels = np.asarray(labels)
   check_labels(labels, *class_distances.shape)
-  if np.isinf(class_distances).all(axis=1).any():
-    raise ValueError('there is no reference of any class.')
+  _check_references(class_distances)
   is_label = np.arange(class_distances.shape[1]) == labels[:, None]
   own = class_distances[is_label]
   return np.where(is_label, np.inf, class_distances).min(axis=1) - own
@@ -136,6 +137,11 @@ def lipschitz_ratio(
   return np.abs(changes).max(axis=1) / moves
 
 
+def _check_references(class_distances: np.ndarray) -> None:
+  if np.isinf(class_distances).all(axis=1).any():
+    raise ValueError('there is no reference of any class.')
+
+
 def _check_radius(radius: float) -> None:
-  if not radius > 0:
-    raise ValueError(f'radius must be positive, got {radius}.')
+  if not 0 < radius < np.inf:  # of one class alone the separation is inf
+    raise ValueError(f'radius must be positive and finite, got {radius}.')

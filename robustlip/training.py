@@ -404,7 +404,7 @@ def fit(
   Raises:
     ValueError: if `split` is not a `Split`, has fewer examples than a batch or
       labels that are no classes of the network, if a batch does not split
-      evenly, or if the loss is not finite at some step.
+      evenly, or if the loss at some step or the last weights are not finite.
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
@@ -429,7 +429,14 @@ def fit(
             f'the loss is not finite at step {bad}; a lower learning rate helps'
           )
         bar.update(arguments[2] - arguments[1])
-  return unreplicate(states)
+  state = unreplicate(states)
+  leaves = jax.tree.leaves(state.variables)
+  if not all(np.isfinite(x).all() for x in leaves):  # no loss has shown it yet
+    raise ValueError(
+      f'the weights are not finite at step {int(state.step)}; a lower learning '
+      'rate helps'
+    )
+  return state
 
 
 def averaged(

@@ -240,6 +240,11 @@ class FabTest(chex.TestCase):
         lengths[wrong], nearest.distances[wrong], rtol=1e-6
       )
       found.append(nearest.distances)
+      none = search(
+        batch, targets=targets.at[0].set(5).at[1].set(batch.labels[1])
+      )
+      assert np.isnan(none.distances[:2]).all()
+      np.testing.assert_array_equal(none.distances[2:], nearest.distances[2:])
       wrong = batch._replace(labels=targets)  # the image itself is an error
       itself = search(wrong, targets=batch.labels)
       np.testing.assert_array_equal(itself.distances, 0)

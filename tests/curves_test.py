@@ -38,6 +38,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
   one, other = write(tmp_path, 'a'), write(tmp_path, 'b', dataset='mnist')
   with pytest.raises(ValueError, match='2 data sets'):
     curves.joined([one, other])
+  one = write(tmp_path, 'a', fingerprint='x')
+  for fingerprint in ('y', None):  # of one name
+    other = write(tmp_path, 'b', fingerprint=fingerprint)
+    with pytest.raises(ValueError, match='2 data sets'):
+      curves.joined([one, other])
   other.write_text(json.dumps(Config().to_json()))
   with pytest.raises(ValueError, match='--certify'):
     curves.joined([other])
@@ -55,6 +60,22 @@ def test_beside_ones_own_file_stands_no_published_set(tmp_path, call):
   output = f'--output={tmp_path}/curves.json'
   finished = call('experiments.curves', f'--records={path}', output)
   assert scripts.last_json(finished)['g'] is None
+
+
+def test_g_is_of_the_same_part_of_a_data_set(tmp_path, call):
+  path = write(tmp_path, 'a', dataset='/own/mine.npz', fingerprint='x')
+  theory, curve = tmp_path / 'theory.json', {'epsilons': [0], 'certified': [1]}
+  flags = f'--records={path}', f'--output={tmp_path}/curves.json'
+  g = {'dataset': 'mine', 'fingerprint': 'x'}
+  g['data'] = {'test': {'curve': curve}}
+  theory.write_text(json.dumps(g))
+  finished = call('experiments.curves', *flags, f'--theory={theory}')
+  assert scripts.last_json(finished)['g'] == curve
+  theory.write_text(json.dumps(g | {'fingerprint': 'y'}))
+  refused = call('experiments.curves', *flags, f'--theory={theory}')
+  assert 'of other data' in scripts.error(refused)
+  write(tmp_path, 'a', dataset='mnist', fingerprint='x')  # a part of it
+  assert scripts.last_json(call('experiments.curves', *flags))['g'] is None
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def test_script_prints_one_record_that_curves_can_read(
   for figure in (*figures, 'accuracies_tiny'):
     assert (tmp_path / f'{figure}.png').stat().st_size > 10_000
   at_radii = {f'{x}_at': {'0.1': 1.0, '0.2': 1.0} for x in curves.COLUMNS}
-  run = Config(dataset=record['dataset']).to_json() | at_radii
+  of = {'dataset': str(dataset), 'fingerprint': record['fingerprint']}
+  run = Config(**of).to_json() | at_radii  # as a run of one's own file has it
   (tmp_path / 'run.json').write_text(json.dumps(run | {'test_acc': 1.0}))
   drawn = call(
     'experiments.curves',

@@ -78,6 +78,19 @@ def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
   assert evaluated['finished'] is False and 'not its last' in caplog.text
 
 
+def test_the_best_is_not_replaced_where_it_is_not_known(trained, call):
+  flags, work = trained
+  best = common.read_json(work / 'result.json')['best']
+  (work / 'result.json').unlink()
+  shutil.rmtree(work / 'checkpoints' / str(newest(work)))
+  (work / 'metrics.jsonl').rename(work / 'elsewhere')
+  refused = scripts.error(call(TRAIN, *flags, f'--workdir={work}'))
+  assert 'metrics.jsonl has lost epochs' in refused
+  (work / 'elsewhere').rename(work / 'metrics.jsonl')
+  again = last_json(call(TRAIN, *flags, f'--workdir={work}'))
+  assert again['best'] == best
+
+
 def test_other_arrays_in_the_same_file_are_refused(
   trained, tmp_path, call, caplog
 ):

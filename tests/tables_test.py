@@ -5,13 +5,17 @@ import functools
 import json
 from unittest import mock
 
+import numpy as np
 import pytest
 import scripts
 from absl import flags
 
 from experiments import (
   common,
+  config,
+  evaluate,
   findings,
+  measure,
   paper,
   report,
   table_figures,
@@ -273,11 +277,34 @@ def test_rows_of_a_record_are_kept_unless_they_contradict(given, tmp_path):
   }
   with pytest.raises(ValueError, match=r'natural of other settings \(seeds\)'):
     tables.kept(output, asked)
+  other = dataset._replace(name='other')
+  assert tables.kept(output, [*asked[:1], (other, 'cnn1', 'natural')])
   given('--table=2', '--epsilon=0.1', '--seeds=4')
   assert tables.kept(output, asked)
   given('--table=2', '--epsilon=0.1', '--epochs=9', '--seeds=4')
   with pytest.raises(ValueError, match=r'other settings \(epochs\)'):
     tables.kept(output, asked)
+
+
+def test_a_ball_in_l2_has_its_own_radius_and_no_bounds(given):
+  given('--table=2')
+  dataset, l2 = datasets.load('mnist5k'), measure.Attack(norm='l2')
+  for attack in (l2, l2._replace(epsilons=(1.0,), certify='linear')):
+    with pytest.raises(ValueError, match='--norm=l2'):
+      measure.evaluator(config.Config(), dataset, attack)
+  measure.evaluator(config.Config(), dataset, l2._replace(epsilons=(1.0,)))
+
+
+def test_a_bound_that_is_not_finite_is_none_at_once(given, trained):
+  given('--table=2', '--eval_batch_size=15')
+  _, work = trained
+  dataset = datasets.load(config.read(work).dataset)
+  attack = measure.Attack(num_steps=1, certify='interval')
+  bounds = {'upper_lipschitz': np.inf}
+  with mock.patch.object(measure, 'certificates', lambda *given: bounds):
+    found = evaluate.evaluate(work, dataset, attack)
+  assert found['upper_lipschitz'] is None
+  assert found == evaluate.evaluate(work, dataset, attack)  # from its file
 
 
 def test_other_attacks_of_the_same_runs_are_kept():

@@ -179,6 +179,7 @@ def test_certified_radius_is_half_the_margin_or_nothing():
   'call, message',
   [
     (lambda: theory.values(np.ones((1, 2)), radius=0.0), 'positive'),
+    (lambda: theory.values(np.ones((1, 2)), radius=np.inf), 'finite, got inf'),
     (lambda: theory.binary_values(np.ones((1, 3)), radius=1.0), 'two classes'),
     (lambda: theory.margins(np.ones((2, 3)), np.array([0])), r'shape \(2,\)'),
     (lambda: theory.margins(np.ones((1, 3)), np.array([3])), r'in \[0, 3\)'),
@@ -187,6 +188,7 @@ def test_certified_radius_is_half_the_margin_or_nothing():
       lambda: theory.margins(np.full((1, 3), np.inf), np.array([0])),
       'any class',
     ),
+    (lambda: theory.predict(np.full((1, 3), np.inf)), 'any class'),
     (lambda: theory.certified(np.ones(1), -0.1), 'negative'),
     (lambda: theory.certified(np.ones(1), np.nan), 'NaN'),
     (

@@ -396,14 +396,16 @@ class TrainingTest(chex.TestCase):
     )
 
   def test_a_loss_not_finite_is_dated(self):
-    with pytest.raises(ValueError, match=r'not finite at step [1-9]\b'):
-      training.fit(
-        factory(methods.natural)(number(learning_rate=1e38)),
-        Split(IMAGES, LABELS),
-        jax.random.key(0),
-        batch_size=BATCH,
-        epochs=1,
-      )
+    # The last update has no loss.
+    for count, rate in ((len(LABELS), 1e38), (BATCH, np.inf)):
+      with pytest.raises(ValueError, match=r'not finite at step [1-9]\b'):
+        training.fit(
+          factory(methods.natural)(number(learning_rate=rate)),
+          Split(IMAGES[:count], LABELS[:count]),
+          jax.random.key(0),
+          batch_size=BATCH,
+          epochs=1,
+        )
 
   def test_statistics_of_one_device_of_several_are_refused(self):
     class Plain(nn.Module):
@@ -464,6 +466,7 @@ def test_a_state_is_made_within_a_program_too():
   [
     ({'label_smoothing': 1.5}, 'label_smoothing must be .* at most 1'),
     ({'cutmix': 7.0}, 'cutmix must be .* at most 1'),
+    ({'awp': -0.01}, 'awp must be at least 0'),
     ({'accumulate': 0}, 'accumulate must be at least 1'),
     ({'optimizer': optax.add_noise(0.01, 0.55, 0)}, 'PRNG key'),
   ],

@@ -1,5 +1,6 @@
 """FAB: walks along the decision boundary towards the image."""
 
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -54,8 +55,7 @@ def fab(
   enough = projections.check_radius(epsilon, inputs, norm=norm).reshape(-1)
   settings |= dict(targets=targets, enough=enough, norm=norm)
   found = nearest_error(logits_fn, batch._replace(inputs=inputs), **settings)
-  points = projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
-  return mask_wrong_targets(logits_fn, batch, targets, points)
+  return projections.ball(found.points, inputs, epsilon=epsilon, norm=norm)
 
 
 def nearest_error(
@@ -70,7 +70,8 @@ def nearest_error(
   """The nearest points that FAB finds to fool the network, and their distances.
 
   For an affine network the distance is within 1 % of the least; a misclassified
-  image is its own nearest point. Source and `targets` are those of `fab`.
+  image is its own nearest point. Source and `targets` are those of `fab`; both
+  results are NaN for a traced target that is not a wrong class.
 
   Args:
     num_steps: at least 1.
@@ -128,7 +129,9 @@ def nearest_error(
   # XLA may have rounded differently when it measured inside the loop.
   exact = projections.norms(points - inputs, norm=norm)
   distances = jnp.where(jnp.isfinite(distances), exact, distances)
-  return jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
+  found = jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
+  check = partial(mask_wrong_targets, logits_fn, batch, targets)
+  return jax.tree.map(check, found)
 
 
 def to_hyperplane(
