@@ -72,7 +72,8 @@ def facts(
     variables=variables,
     split=split,
     key=key,
-    batch_size=batch_size,
+    # Two for each device, at least: one alone is mixed with no other.
+    batch_size=max(batch_size, 2 * jax.local_device_count()),
     description='doubts',
   )
   look = over_devices(partial(_example_facts, network))
