@@ -49,14 +49,6 @@ class DoubtsTest(chex.TestCase):
 
     assert self.facts(noisy)['randomness'] > 1
 
-  def test_examples_that_are_mixed_are_seen_in_any_batch(self):
-    def mixing(inputs):
-      return linear(inputs - inputs.mean(axis=0, keepdims=True))
-
-    for batch_size in (1, 100):
-      facts = self.facts(mixing, batch_size=batch_size)
-      assert facts['mixed_examples'] > 0
-
   def test_what_only_a_gradient_free_attack_took_is_counted(self):
     stages = attacks.cascade('pgd,square', epsilon=0.1, num_classes=2)
     broken_by = np.array([0, 1, -1, 1], np.int16)
