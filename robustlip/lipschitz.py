@@ -147,7 +147,7 @@ def upper_bound(
 
   def one(image_and_box):
     image, *box = image_and_box
-    network = walk.trace_one(logits_fn, image.shape)
+    network = walk.trace_one(logits_fn, inputs.shape)
     return change.rate(network, image, tuple(box), tighten=tighten)
 
   examples = inputs, lower, upper

@@ -20,6 +20,7 @@ CONVOLUTIONS = [  # size, strides, padding, channels
   (1, 2, 0, 4),
   (5, 2, 2, 3),
   (3, 1, 1, 24),
+  (3, 2, 1, 24),
 ]
 
 

@@ -42,9 +42,9 @@ def interval(
   """
   lower, upper = ordered(lower, upper)
 
-  def one(lower, upper):
+  def one(*box):
     network = walk.trace_one(logits_fn, lower.shape)
-    return walk.forward(network, (lower, upper))[network.output]
+    return walk.forward(network, box)[network.output]
 
   return _exact_at_points(logits_fn, lower, upper, jax.vmap(one)(lower, upper))
 
@@ -103,7 +103,7 @@ def _lower_bounds(
 
   def one(box_and_weights):
     box, weights = box_and_weights
-    network = walk.trace_one(logits_fn, box[0].shape)
+    network = walk.trace_one(logits_fn, boxes[0].shape)
     bounds = walk.forward(network, box, tighten=tighten)
     if lines:
       return walk.climb(network, bounds, weights, num_steps=num_steps)

@@ -90,7 +90,8 @@ def _convolution(step: Step, window: Window) -> Needs | None:
     ours, kernel, theirs = step.params['dimension_numbers']
   shapes = [v.shape for v in step.operands]
   ones = (1,) * len(ours[2:])
-  strides = step.params.get('window_strides', ones)
+  ours_strides = (step.params.get('strides', 1),) * len(ones)
+  strides = step.params.get('window_strides', ours_strides)
   dilations = step.params.get('rhs_dilation', ones)
   features = shapes[1][kernel[0]]
   plain = set(step.params.get('lhs_dilation', ones)) == {1}

@@ -24,8 +24,12 @@ LANES = 64  # partial sums that a processor adds up in parallel
 def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
   """Traces the network for one example, [...] -> [C]: examples cannot mix.
 
+  Args:
+    shape: that of all examples, [B, ...].
+
   Raises:
-    ValueError: if it returns something else than logits [B, C].
+    ValueError: if it returns something else than logits [B, C], or other
+      classes for all examples than for one.
   """
 
   def one(inputs):
@@ -33,11 +37,11 @@ def trace_one(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Network:
     check_logits(logits, fewest=1)
     return logits[0]
 
-  network = trace(one, shape)
-  two = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *shape), 'float32'))
-  if two.shape != (2, *network.output.shape):
+  network = trace(one, shape[1:])
+  every = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
+  if every.shape != (shape[0], *network.output.shape):
     raise ValueError(
-      f'logits of two examples are {two.shape}, those of one '
+      f'logits of all examples are {every.shape}, those of one '
       f'{network.output.shape}: bounds need a network that takes each example '
       'by itself.'
     )

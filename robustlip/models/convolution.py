@@ -13,6 +13,7 @@ rely on both.
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -52,10 +53,9 @@ def convolve(
   if jax.default_backend() != 'cpu' or sharded:
     return xla(inputs, kernel, strides=strides, padding=padding)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
-  if strides == 1 and wide and max(kernel.shape[:2]) > 1:
-    return _convolution.bind(inputs, kernel, padding=padding)
-  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-  return patches_product(padded, kernel, strides)
+  if wide and max(kernel.shape[:2]) > 1:
+    return _convolution.bind(inputs, kernel, strides=strides, padding=padding)
+  return patches_product(inputs, kernel, strides=strides, padding=padding)
 
 
 def _is_sharded(array: chex.Array) -> bool:
@@ -82,9 +82,10 @@ def xla(
 
 
 def patches_product(
-  padded: chex.Array, kernel: chex.Array, strides: int
+  inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
 ) -> chex.Array:
-  """Patches times the kernel, one matrix product; no padding is added."""
+  """The same as one matrix product of all patches with the kernel."""
+  padded = _padded(inputs, padding)
   height, width, _, features = kernel.shape
   rows = (padded.shape[1] - height) // strides * strides + 1
   columns = (padded.shape[2] - width) // strides * strides + 1
@@ -98,25 +99,32 @@ def patches_product(
   return flat.reshape(*patches.shape[:-1], features)
 
 
-# `xla` at stride 1 with our gradients, of any order, forward and reverse mode.
+def _padded(inputs: chex.Array, padding: Padding) -> chex.Array:
+  return jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+
+
+# `xla` with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
-_convolution.def_impl(jax.jit(xla, static_argnames='padding'))
+_convolution.def_impl(jax.jit(xla, static_argnames=('strides', 'padding')))
 
 
 @_convolution.def_abstract_eval
-def _shape(inputs, kernel, *, padding):
+def _shape(inputs, kernel, *, strides, padding):
   chex.assert_equal(inputs.shape[-1], kernel.shape[2])
   batch, *sizes, _ = inputs.shape
   sizes = [
-    size + sum(pads) - length + 1
+    (size + sum(pads) - length) // strides + 1
     for size, pads, length in zip(sizes, padding, kernel.shape[:2], strict=True)
   ]
   return inputs.update(shape=(batch, *sizes, kernel.shape[-1]))
 
 
-def _inputs_gradient(cotangent, inputs, kernel, *, padding):
+def _inputs_gradient(cotangent, inputs, kernel, *, strides, padding):
   """Transpose in the inputs: convolution with the flipped kernel."""
-  del inputs
+  if strides > 1:  # which would multiply zeros between the cotangents
+    settings = dict(kernel=kernel, strides=strides, padding=padding)
+    product = functools.partial(patches_product, **settings)
+    return jax.linear_transpose(product, inputs.aval)(cotangent)[0]
   pads = tuple(
     (length - 1 - before, length - 1 - after)
     for length, (before, after) in zip(kernel.shape[:2], padding, strict=True)
@@ -124,37 +132,41 @@ def _inputs_gradient(cotangent, inputs, kernel, *, padding):
   turned = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
   # Without the barrier XLA would swap the axes of the convolution again.
   turned = lax.optimization_barrier(turned)
-  return _convolution.bind(cotangent, turned, padding=pads)
+  return _convolution.bind(cotangent, turned, strides=1, padding=pads)
 
 
-def _kernel_gradient(cotangent, inputs, kernel, *, padding):
+def _kernel_gradient(cotangent, inputs, kernel, *, strides, padding):
   """Transpose in the kernel: the batch takes the role of the channels."""
-  del kernel
+  if strides > 1:
+    settings = dict(strides=strides, padding=padding)
+    product = functools.partial(patches_product, inputs, **settings)
+    return jax.linear_transpose(product, kernel.aval)(cotangent)[0]
   # Padded here: XLA would swap an image and a filter that is larger than it.
-  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  padded = _padded(inputs, padding)
   images, filters = lax.optimization_barrier(
     (padded.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
   )
-  gradient = _convolution.bind(images, filters, padding=((0, 0), (0, 0)))
+  whole = dict(strides=1, padding=((0, 0), (0, 0)))
+  gradient = _convolution.bind(images, filters, **whole)
   return gradient.transpose(1, 2, 0, 3)
 
 
-def _batching_rule(arguments, axes, *, padding):
+def _batching_rule(arguments, axes, **settings):
   """vmap: one larger batch for a shared kernel, else a loop over kernels."""
   (inputs, kernel), (inputs_axis, kernel_axis) = arguments, axes
   if kernel_axis is None:
     inputs = jnp.moveaxis(inputs, inputs_axis, 0)
     flat = inputs.reshape(-1, *inputs.shape[2:])
-    outputs = _convolution.bind(flat, kernel, padding=padding)
+    outputs = _convolution.bind(flat, kernel, **settings)
     return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:]), 0
   kernels = jnp.moveaxis(kernel, kernel_axis, 0)
   if inputs_axis is None:  # shared, and so not copied for each kernel
     return lax.map(
-      lambda kernel: _convolution.bind(inputs, kernel, padding=padding),
+      lambda kernel: _convolution.bind(inputs, kernel, **settings),
       kernels,
     ), 0
   return lax.map(
-    lambda pair: _convolution.bind(*pair, padding=padding),
+    lambda pair: _convolution.bind(*pair, **settings),
     (jnp.moveaxis(inputs, inputs_axis, 0), kernels),
   ), 0
 
