@@ -95,6 +95,7 @@ def _convolution(step: Step, window: Window) -> Needs | None:
   dilations = step.params.get('rhs_dilation', ones)
   features = shapes[1][kernel[0]]
   plain = set(step.params.get('lhs_dilation', ones)) == {1}
+  plain &= step.params.get('dilation', 1) == 1  # of our own convolution
   plain &= step.params.get('batch_group_count', 1) == 1
   if window[theirs[1]] != _all(features) or not plain:
     return None

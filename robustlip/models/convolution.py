@@ -54,7 +54,8 @@ def convolve(
     return xla(inputs, kernel, strides=strides, padding=padding)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
   if wide and max(kernel.shape[:2]) > 1:
-    return _convolution.bind(inputs, kernel, strides=strides, padding=padding)
+    settings = dict(strides=strides, padding=padding, dilation=1)
+    return _convolution.bind(inputs, kernel, **settings)
   return patches_product(inputs, kernel, strides=strides, padding=padding)
 
 
@@ -70,6 +71,7 @@ def xla(
   *,
   strides: int = 1,
   padding: Padding,
+  dilation: int = 1,
 ) -> chex.Array:
   """The same as one operation of XLA."""
   return lax.conv_general_dilated(
@@ -77,6 +79,7 @@ def xla(
     kernel,
     (strides, strides),
     padding,
+    (dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
@@ -99,54 +102,60 @@ def patches_product(
   return flat.reshape(*patches.shape[:-1], features)
 
 
-def _padded(inputs: chex.Array, padding: Padding) -> chex.Array:
-  return jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+def _padded(inputs, padding, dilation=1):
+  """The inputs with zeros around them and, for a dilation, between them."""
+  sides = ((before, after, dilation - 1) for before, after in padding)
+  none = (0, 0, 0)
+  return lax.pad(inputs, jnp.zeros((), inputs.dtype), (none, *sides, none))
 
 
 # `xla` with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
-_convolution.def_impl(jax.jit(xla, static_argnames=('strides', 'padding')))
+_STATIC = 'strides', 'padding', 'dilation'  # of the inputs: zeros between them
+_convolution.def_impl(jax.jit(xla, static_argnames=_STATIC))
 
 
 @_convolution.def_abstract_eval
-def _shape(inputs, kernel, *, strides, padding):
+def _shape(inputs, kernel, *, strides, padding, dilation):
   chex.assert_equal(inputs.shape[-1], kernel.shape[2])
   batch, *sizes, _ = inputs.shape
   sizes = [
-    (size + sum(pads) - length) // strides + 1
+    ((size - 1) * dilation + 1 + sum(pads) - length) // strides + 1
     for size, pads, length in zip(sizes, padding, kernel.shape[:2], strict=True)
   ]
   return inputs.update(shape=(batch, *sizes, kernel.shape[-1]))
 
 
-def _inputs_gradient(cotangent, inputs, kernel, *, strides, padding):
-  """Transpose in the inputs: convolution with the flipped kernel."""
-  if strides > 1:  # which would multiply zeros between the cotangents
-    settings = dict(kernel=kernel, strides=strides, padding=padding)
-    product = functools.partial(patches_product, **settings)
-    return jax.linear_transpose(product, inputs.aval)(cotangent)[0]
-  pads = tuple(
-    (length - 1 - before, length - 1 - after)
-    for length, (before, after) in zip(kernel.shape[:2], padding, strict=True)
-  )
+def _inputs_gradient(cotangent, inputs, kernel, *, strides, padding, dilation):
+  """Transpose in the inputs: the kernel turned, strides and dilation swapped.
+
+  The padding restores the size of the inputs.
+  """
+  pads = []
+  for axis, (before, _) in enumerate(padding):
+    length = kernel.shape[axis]
+    reach = (inputs.aval.shape[1 + axis] - 1) * dilation
+    reach -= (cotangent.shape[1 + axis] - 1) * strides
+    pads.append((length - 1 - before, reach + before))
   turned = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
   # Without the barrier XLA would swap the axes of the convolution again.
   turned = lax.optimization_barrier(turned)
-  return _convolution.bind(cotangent, turned, strides=1, padding=pads)
+  settings = dict(strides=dilation, padding=tuple(pads), dilation=strides)
+  return _convolution.bind(cotangent, turned, **settings)
 
 
-def _kernel_gradient(cotangent, inputs, kernel, *, strides, padding):
+def _kernel_gradient(cotangent, inputs, kernel, *, strides, padding, dilation):
   """Transpose in the kernel: the batch takes the role of the channels."""
-  if strides > 1:
-    settings = dict(strides=strides, padding=padding)
-    product = functools.partial(patches_product, inputs, **settings)
-    return jax.linear_transpose(product, kernel.aval)(cotangent)[0]
   # Padded here: XLA would swap an image and a filter that is larger than it.
-  padded = _padded(inputs, padding)
+  padded = _padded(inputs, padding, dilation)
+  if strides > 1:
+    settings = dict(strides=strides, padding=((0, 0), (0, 0)))
+    product = functools.partial(patches_product, padded, **settings)
+    return jax.linear_transpose(product, kernel.aval)(cotangent)[0]
   images, filters = lax.optimization_barrier(
     (padded.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
   )
-  whole = dict(strides=1, padding=((0, 0), (0, 0)))
+  whole = dict(strides=1, padding=((0, 0), (0, 0)), dilation=1)
   gradient = _convolution.bind(images, filters, **whole)
   return gradient.transpose(1, 2, 0, 3)
 
