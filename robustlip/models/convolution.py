@@ -111,7 +111,7 @@ def _padded(inputs, padding, dilation=1):
 
 # `xla` with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
-_STATIC = 'strides', 'padding', 'dilation'  # of the inputs: zeros between them
+_STATIC = 'strides', 'padding', 'dilation'  # a dilation d: d - 1 zeros between
 _convolution.def_impl(jax.jit(xla, static_argnames=_STATIC))
 
 
