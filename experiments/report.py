@@ -416,6 +416,8 @@ def speeds() -> dict[str, tuple[str, float]]:
     if peers:
       ratio, fastest = min(peers)
       title = '{suite}, {case}, jax {jax_version}'.format(**case)
+      if title in found:  # measured on another machine
+        title += f', {case["stem"].removeprefix("benchmark_")}'
       found[title] = fastest, ratio
   return found
 

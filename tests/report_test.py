@@ -201,11 +201,13 @@ def test_a_case_is_compared_with_its_fastest_peer(results):
     },
   ]
   record = {'suite': 'train', 'jax_version': '1', 'cases': cases}
-  for name, device in (('train', '2 x cpu'), ('gpu', '1 x H100')):
+  devices = {'train': '2 x cpu', 'gpu': '1 x H100', 'train_too': '2 x cpu'}
+  for name, device in devices.items():
     path = results / f'benchmark_{name}.json'
     common.write_json(record | {'device': device}, path)
   assert report.speeds() == {
     'train, one, jax 1': ('fast', 0.5),
+    'train, one, jax 1, train_too': ('fast', 0.5),
     'train, one, 1 x H100, jax 1': ('fast', 0.5),
   }
 
