@@ -14,6 +14,11 @@ nothing is certified.
 arXiv:1810.12715). `linear` propagates linear bounds, called lines here, from
 the logits back to the inputs, which keeps track of terms that cancel (CROWN,
 Zhang et al. 2018, arXiv:1811.00866).
+
+A network may have affine layers, pooling, normalisation, attention, skip
+connections, loops of known length (`jax.lax.scan`) and most activations of
+`jax.nn` (not elu and selu). A primitive without a rule raises a ValueError that
+names it and the module it is in.
 """
 
 import chex
