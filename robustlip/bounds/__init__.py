@@ -17,8 +17,8 @@ Zhang et al. 2018, arXiv:1811.00866).
 
 A network may have affine layers, pooling, normalisation, attention, skip
 connections, loops of known length (`jax.lax.scan`) and most activations of
-`jax.nn` (not elu and selu). A primitive without a rule raises a ValueError that
-names it and the module it is in.
+`jax.nn`. A primitive without a rule raises a ValueError that names it and the
+module it is in.
 """
 
 import chex
