@@ -169,6 +169,13 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if name == 'gather' and params['fill_value'] not in (None, 0):
     filled = functools.partial(_gather, equation.primitive, params, inputs[1])
     return rewritten(filled, {}, inputs[:1], steps, where)
+  if name == 'scan':  # its other parameters depend on the version of JAX
+    body = _called(params)
+    settings = {name: params[name] for name in ('length', 'reverse')}
+    pairs = zip(equation.outvars, body.jaxpr.outvars, strict=True)
+    carried = sum(whole.aval.ndim == one.aval.ndim for whole, one in pairs)
+    settings |= dict(body=body, num_carry=carried)
+    return rewritten(_scan, settings, inputs, steps, where)
   # A quotient by constants and a product with constants are affine.
   features = {'div': inputs[1:], 'dot_general': inputs}.get(name, ())
   if name in REWRITES and all(isinstance(v, Variable) for v in features):
@@ -366,15 +373,15 @@ def _dot(a, b, *, dimension_numbers, **_):
   return (a * b).sum(range(count + rows + columns, a.ndim))
 
 
-def _scan(*operands, jaxpr, length, num_consts, num_carry, reverse, **_):
+def _scan(*operands, body, num_carry, length, reverse):
   """A loop of known length, such as layers of one shape, written out."""
-  split = num_consts, num_consts + num_carry
-  constants, carry, inputs = np.split(np.arange(len(operands)), split)
-  carry, found = [operands[i] for i in carry], []
+  pairs = zip(operands, body.jaxpr.invars, strict=True)
+  first = sum(jnp.ndim(x) == one.aval.ndim for x, one in pairs)  # that is sliced
+  constants, inputs = operands[: first - num_carry], operands[first:]
+  carry, found = operands[first - num_carry : first], []
   for turn in range(length)[:: -1 if reverse else 1]:
-    sliced = (lax.index_in_dim(operands[i], turn, 0, False) for i in inputs)
-    known = (operands[i] for i in constants)
-    outputs = jaxpr_as_fun(jaxpr)(*known, *carry, *sliced)
+    slices = (lax.index_in_dim(x, turn, 0, False) for x in inputs)
+    outputs = jaxpr_as_fun(body)(*constants, *carry, *slices)
     carry = outputs[:num_carry]
     found.append(outputs[num_carry:])
   stacked = zip(*found[:: -1 if reverse else 1], strict=True)
@@ -394,7 +401,6 @@ REWRITES: dict[str, Callable[..., chex.Array]] = {
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
   'div': lambda a, b: a * lax.exp(-lax.log(b)),  # b depends on the input, b > 0
   'dot_general': _dot,  # where both factors depend on the input
-  'scan': _scan,
   'rsqrt': lambda x, **_: 1.0 / lax.sqrt(x),
   'stop_gradient': lambda x: x,
   'stack': lambda *arrays, axis: jnp.concatenate(
