@@ -376,7 +376,7 @@ def _dot(a, b, *, dimension_numbers, **_):
 def _scan(*operands, body, num_carry, length, reverse):
   """A loop of known length, such as layers of one shape, written out."""
   pairs = zip(operands, body.jaxpr.invars, strict=True)
-  first = sum(jnp.ndim(x) == one.aval.ndim for x, one in pairs)  # that is sliced
+  first = sum(jnp.ndim(x) == one.aval.ndim for x, one in pairs)  # sliced one
   constants, inputs = operands[: first - num_carry], operands[first:]
   carry, found = operands[first - num_carry : first], []
   for turn in range(length)[:: -1 if reverse else 1]:
