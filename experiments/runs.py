@@ -385,10 +385,8 @@ def check_finite(
     ValueError: if the loss, or a weight, is not finite.
   """
   loss, bad = unreplicate((states.loss_sum, states.bad_step))
-  if weights and bad < 0:
-    state = unreplicate(states)
-    leaves = jax.tree.leaves(state.variables)
-    bad = -1 if all(np.isfinite(x).all() for x in leaves) else state.step
+  if weights:
+    bad = training.diverged_at(unreplicate(states))
   if bad >= 0:
     kept = newest.numbers()
     where = (

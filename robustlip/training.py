@@ -430,13 +430,23 @@ def fit(
           )
         bar.update(arguments[2] - arguments[1])
   state = unreplicate(states)
-  leaves = jax.tree.leaves(state.variables)
-  if not all(np.isfinite(x).all() for x in leaves):  # no loss has shown it yet
+  if (bad := diverged_at(state)) >= 0:
     raise ValueError(
-      f'the weights are not finite at step {int(state.step)}; a lower learning '
-      'rate helps'
+      f'the weights are not finite at step {bad}; a lower learning rate helps'
     )
   return state
+
+
+def diverged_at(state: TrainState) -> int:
+  """The first step whose loss is not finite, -1 if there is none.
+
+  No loss shows yet what the last update did: it is the last step if a weight is
+  not finite.
+  """
+  leaves = jax.tree.leaves(state.variables)
+  if state.bad_step < 0 and not all(np.isfinite(x).all() for x in leaves):
+    return int(state.step)
+  return int(state.bad_step)
 
 
 def averaged(

@@ -1,6 +1,5 @@
 """FAB: walks along the decision boundary towards the image."""
 
-from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -130,8 +129,7 @@ def nearest_error(
   exact = projections.norms(points - inputs, norm=norm)
   distances = jnp.where(jnp.isfinite(distances), exact, distances)
   found = jax.lax.stop_gradient(Nearest(points.reshape(shape), distances))
-  check = partial(mask_wrong_targets, logits_fn, batch, targets)
-  return jax.tree.map(check, found)
+  return mask_wrong_targets(logits_fn, batch, targets, found)
 
 
 def to_hyperplane(

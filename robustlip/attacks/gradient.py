@@ -1,6 +1,7 @@
 """PGD, untargeted and targeted: the objectives, and the choice of a restart."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -211,12 +212,12 @@ def check_targets(
 
 
 def mask_wrong_targets(
-  logits_fn: LogitsFn, batch: Batch, targets: chex.Array, points: chex.Array
-) -> chex.Array:
-  """The points, with NaN for an example whose target is not a wrong class."""
+  logits_fn: LogitsFn, batch: Batch, targets: chex.Array, found: Any
+) -> Any:
+  """A tree of [B, ...], with NaN where a target is not a wrong class."""
   logits = jax.eval_shape(logits_fn, batch.inputs)
   valid = check_targets(logits, batch.labels, targets)
-  return projections.choose(valid, points, jnp.nan)
+  return jax.tree.map(lambda x: projections.choose(valid, x, jnp.nan), found)
 
 
 def wrong_classes(labels: chex.Array, num_classes: int) -> chex.Array:

@@ -90,12 +90,10 @@ def _convolution(step: Step, window: Window) -> Needs | None:
     ours, kernel, theirs = step.params['dimension_numbers']
   shapes = [v.shape for v in step.operands]
   ones = (1,) * len(ours[2:])
-  ours_strides = (step.params.get('strides', 1),) * len(ones)
-  strides = step.params.get('window_strides', ours_strides)
+  strides = step.params['window_strides']
   dilations = step.params.get('rhs_dilation', ones)
   features = shapes[1][kernel[0]]
-  plain = set(step.params.get('lhs_dilation', ones)) == {1}
-  plain &= step.params.get('dilation', 1) == 1  # of our own convolution
+  plain = set(step.params['lhs_dilation']) == {1}
   plain &= step.params.get('batch_group_count', 1) == 1
   if window[theirs[1]] != _all(features) or not plain:
     return None

@@ -169,13 +169,9 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
   if name == 'gather' and params['fill_value'] not in (None, 0):
     filled = functools.partial(_gather, equation.primitive, params, inputs[1])
     return rewritten(filled, {}, inputs[:1], steps, where)
-  if name == 'scan':  # its other parameters depend on the version of JAX
-    body = _called(params)
-    settings = {name: params[name] for name in ('length', 'reverse')}
-    pairs = zip(equation.outvars, body.jaxpr.outvars, strict=True)
-    carried = sum(whole.aval.ndim == one.aval.ndim for whole, one in pairs)
-    settings |= dict(body=body, num_carry=carried)
-    return rewritten(_scan, settings, inputs, steps, where)
+  if name == 'scan':
+    unrolled = functools.partial(_scan, equation)
+    return rewritten(unrolled, {}, inputs, steps, where)
   # A quotient by constants and a product with constants are affine.
   features = {'div': inputs[1:], 'dot_general': inputs}.get(name, ())
   if name in REWRITES and all(isinstance(v, Variable) for v in features):
@@ -373,18 +369,24 @@ def _dot(a, b, *, dimension_numbers, **_):
   return (a * b).sum(range(count + rows + columns, a.ndim))
 
 
-def _scan(*operands, body, num_carry, length, reverse):
+def _scan(equation, *operands):
   """A loop of known length, such as layers of one shape, written out."""
+  params, body = equation.params, _called(equation.params)
+  # Told by the axis that is looped over: other parameters depend on the version
+  # of JAX.
+  pairs = zip(equation.outvars, body.jaxpr.outvars, strict=True)
+  num_carry = sum(whole.aval.ndim == one.aval.ndim for whole, one in pairs)
   pairs = zip(operands, body.jaxpr.invars, strict=True)
   first = sum(jnp.ndim(x) == one.aval.ndim for x, one in pairs)  # sliced one
   constants, inputs = operands[: first - num_carry], operands[first:]
+  order = slice(None, None, -1 if params['reverse'] else 1)
   carry, found = operands[first - num_carry : first], []
-  for turn in range(length)[:: -1 if reverse else 1]:
+  for turn in range(params['length'])[order]:
     slices = (lax.index_in_dim(x, turn, 0, False) for x in inputs)
     outputs = jaxpr_as_fun(body)(*constants, *carry, *slices)
     carry = outputs[:num_carry]
     found.append(outputs[num_carry:])
-  stacked = zip(*found[:: -1 if reverse else 1], strict=True)
+  stacked = zip(*found[order], strict=True)
   return [*carry, *map(jnp.stack, stacked)]
 
 

@@ -3,7 +3,8 @@
 XLA for CPUs has a fast convolution, that of Eigen, but inside a loop uses it
 only for the layout below. JAX's own gradients relabel the axes of the kernel
 instead of transposing it and take 8 to 50 times as long. So the gradients here
-are convolutions in the fast layout.
+are convolutions in the fast layout; that of a kernel with strides is a product
+with patches.
 
 Each output is one sum of products in a fixed order: equal patches have equal
 features (the last few pixels of a batch may round differently), and a pixel
@@ -49,12 +50,14 @@ def convolve(
 ) -> chex.Array:
   """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D]."""
   padding = tuple(map(tuple, padding))
+  settings = dict(
+    window_strides=(strides, strides), padding=padding, lhs_dilation=(1, 1)
+  )
   sharded = _is_sharded(inputs) or _is_sharded(kernel)
   if jax.default_backend() != 'cpu' or sharded:
-    return xla(inputs, kernel, strides=strides, padding=padding)
+    return xla(inputs, kernel, **settings)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
   if wide and max(kernel.shape[:2]) > 1:
-    settings = dict(strides=strides, padding=padding, dilation=1)
     return _convolution.bind(inputs, kernel, **settings)
   return patches_product(inputs, kernel, strides=strides, padding=padding)
 
@@ -65,22 +68,10 @@ def _is_sharded(array: chex.Array) -> bool:
   return not kind.manual_axis_type.empty or any(kind.sharding.spec)
 
 
-def xla(
-  inputs: chex.Array,
-  kernel: chex.Array,
-  *,
-  strides: int = 1,
-  padding: Padding,
-  dilation: int = 1,
-) -> chex.Array:
-  """The same as one operation of XLA."""
+def xla(inputs: chex.Array, kernel: chex.Array, **settings) -> chex.Array:
+  """The same as one operation of XLA, with settings of that operation."""
   return lax.conv_general_dilated(
-    inputs,
-    kernel,
-    (strides, strides),
-    padding,
-    (dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    inputs, kernel, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **settings
   )
 
 
@@ -102,61 +93,72 @@ def patches_product(
   return flat.reshape(*patches.shape[:-1], features)
 
 
-def _padded(inputs, padding, dilation=1):
+def _padded(inputs, padding, dilation=(1, 1)):
   """The inputs with zeros around them and, for a dilation, between them."""
-  sides = ((before, after, dilation - 1) for before, after in padding)
+  sides = (
+    (*pads, factor - 1) for pads, factor in zip(padding, dilation, strict=True)
+  )
   none = (0, 0, 0)
   return lax.pad(inputs, jnp.zeros((), inputs.dtype), (none, *sides, none))
 
 
 # `xla` with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
-_STATIC = 'strides', 'padding', 'dilation'  # a dilation d: d - 1 zeros between
-_convolution.def_impl(jax.jit(xla, static_argnames=_STATIC))
+_SETTINGS = 'window_strides', 'padding', 'lhs_dilation'
+_convolution.def_impl(jax.jit(xla, static_argnames=_SETTINGS))
 
 
 @_convolution.def_abstract_eval
-def _shape(inputs, kernel, *, strides, padding, dilation):
+def _shape(inputs, kernel, *, window_strides, padding, lhs_dilation):
   chex.assert_equal(inputs.shape[-1], kernel.shape[2])
   batch, *sizes, _ = inputs.shape
+  axes = sizes, kernel.shape[:2], window_strides, padding, lhs_dilation
   sizes = [
-    ((size - 1) * dilation + 1 + sum(pads) - length) // strides + 1
-    for size, pads, length in zip(sizes, padding, kernel.shape[:2], strict=True)
+    ((size - 1) * dilation + 1 + sum(pads) - length) // stride + 1
+    for size, length, stride, pads, dilation in zip(*axes, strict=True)
   ]
   return inputs.update(shape=(batch, *sizes, kernel.shape[-1]))
 
 
-def _inputs_gradient(cotangent, inputs, kernel, *, strides, padding, dilation):
+def _inputs_gradient(
+  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation
+):
   """Transpose in the inputs: the kernel turned, strides and dilation swapped.
 
   The padding restores the size of the inputs.
   """
   pads = []
   for axis, (before, _) in enumerate(padding):
-    length = kernel.shape[axis]
-    reach = (inputs.aval.shape[1 + axis] - 1) * dilation
-    reach -= (cotangent.shape[1 + axis] - 1) * strides
-    pads.append((length - 1 - before, reach + before))
+    reach = (inputs.aval.shape[1 + axis] - 1) * lhs_dilation[axis]
+    reach -= (cotangent.shape[1 + axis] - 1) * window_strides[axis]
+    pads.append((kernel.shape[axis] - 1 - before, reach + before))
   turned = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
-  # Without the barrier XLA would swap the axes of the convolution again.
-  turned = lax.optimization_barrier(turned)
-  settings = dict(strides=dilation, padding=tuple(pads), dilation=strides)
-  return _convolution.bind(cotangent, turned, **settings)
+  return _convolution.bind(
+    cotangent,
+    # Without the barrier XLA would swap the axes of the convolution again.
+    lax.optimization_barrier(turned),
+    window_strides=lhs_dilation,
+    padding=tuple(pads),
+    lhs_dilation=window_strides,
+  )
 
 
-def _kernel_gradient(cotangent, inputs, kernel, *, strides, padding, dilation):
+def _kernel_gradient(
+  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation
+):
   """Transpose in the kernel: the batch takes the role of the channels."""
   # Padded here: XLA would swap an image and a filter that is larger than it.
-  padded = _padded(inputs, padding, dilation)
-  if strides > 1:
-    settings = dict(strides=strides, padding=((0, 0), (0, 0)))
+  padded = _padded(inputs, padding, lhs_dilation)
+  whole = (0, 0), (0, 0)
+  if (stride := max(window_strides)) > 1:
+    settings = dict(strides=stride, padding=whole)
     product = functools.partial(patches_product, padded, **settings)
     return jax.linear_transpose(product, kernel.aval)(cotangent)[0]
   images, filters = lax.optimization_barrier(
     (padded.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
   )
-  whole = dict(strides=1, padding=((0, 0), (0, 0)), dilation=1)
-  gradient = _convolution.bind(images, filters, **whole)
+  settings = dict(padding=whole, window_strides=(1, 1), lhs_dilation=(1, 1))
+  gradient = _convolution.bind(images, filters, **settings)
   return gradient.transpose(1, 2, 0, 3)
 
 
