@@ -97,7 +97,8 @@ def evaluate(
   """The record of a saved run under an attack, measured once.
 
   It is kept in `evaluations/` of the run and measured again if the run has been
-  trained further since. An interrupted cascade is resumed.
+  trained further since; its `run` says how the network was trained, where that
+  is finished. An interrupted cascade is resumed.
 
   Args:
     path: folder of the run.
@@ -119,8 +120,10 @@ def evaluate(
     raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
-  if (path / 'result.json').exists():
-    last = common.read_json(path / 'result.json').get('step', step)
+  result = path / 'result.json'
+  run = common.read_json(result) if result.exists() else {}
+  if run:
+    last = run.get('step', step)
     state['finished'] = last == step or checkpoint == 'best'
   if not state['finished']:
     logging.warning('%s: this is its step %d, not its last', path, step)
@@ -155,6 +158,7 @@ def evaluate(
     settings, dataset, variables, attack, outcomes=outcomes
   )
   found |= state | {'seconds': time.monotonic() - began}
+  found['run'] = {key: run.get(key) for key in common.ORIGIN}
   found = common.plain(found)  # as it is read the next time
   if scratch and jax.process_index() == 0:
     common.write_json(found, output)

@@ -48,6 +48,7 @@ def test_train_resume_evaluate(trained, call):
   measured = last_json(call(EVALUATE, *flags, '--checkpoint=best'))
   assert measured['step'] == record['best']['step'] < record['step']
   assert measured['adv_gap'] == record['best']['adv_gap']
+  assert measured['run'] == {key: record[key] for key in common.ORIGIN}
   other = last_json(call(EVALUATE, *flags, '--attack=multi_targeted_released'))
   assert other['attack'] == 'multi_targeted_released'
   assert other['adv_test_acc'] <= other['test_acc'] == record['test_acc']
