@@ -17,6 +17,7 @@ evaluation). It replaces a different record only with `--overwrite`.
 """
 
 import contextlib
+import itertools
 import pathlib
 import re
 import shutil
@@ -301,6 +302,10 @@ BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
       'certified': '{data[test][attacked_subset][certified]:.1%}',
     },
   ),
+  'findings': (
+    'table_*.json',
+    {'finding': '{finding}', 'true': '{true}', 'false': '{false}'},
+  ),
   'speed': (
     'benchmark_*.json',
     {
@@ -338,7 +343,17 @@ def published(name: str, of: str = '') -> list[dict[str, Any]]:
     found = common.read_json(path)
     if name != 'certified' or 'certified_test_acc' in found:
       lines += described(found, path.stem)
-  return sorted(lines, key=lambda line: line['place'])
+  lines = sorted(lines, key=lambda line: line['place'])
+  return list(_joined(lines)) if name == 'findings' else lines
+
+
+def _joined(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """One line for each finding, of all tables that decide it."""
+  for finding, places in itertools.groupby(lines, lambda x: x['finding']):
+    found = {'finding': finding, 'true': [], 'false': []}
+    for line in places:
+      found[line['holds']].append(line['where'])
+    yield {k: x if k == 'finding' else ', '.join(x) for k, x in found.items()}
 
 
 def shown(name: str, lines: list[dict[str, Any]]) -> str:
@@ -355,7 +370,9 @@ def shown(name: str, lines: list[dict[str, Any]]) -> str:
 
 
 def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
-  """A record and further fields for its block; of a benchmark, one per case.
+  """A record and further fields for its block.
+
+  Of a benchmark one for each case, of a table one for each finding.
 
   Raises:
     ValueError: if it is not of the kind that its name says.
@@ -364,6 +381,8 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
   with common.reading(f'{stem}.json'):
     if stem.startswith('benchmark_'):
       return [_timed(found, *case) for case in enumerate(found['cases'])]
+    if stem.startswith('table_'):
+      return list(_decided(found))
     dataset = found.get('dataset') or found['data']['name']
     place = [*DATASETS, dataset].index(dataset), stem
     name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # a user's file
@@ -375,6 +394,20 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
       more['name'] += stem.removeprefix(f'separation_{dataset}')
       more['paper'] = paper.separation(found)
     return [found | more]
+
+
+def _decided(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """The findings of a table, each with a link to its page."""
+  for title, decided in found.get('findings', {}).items():
+    table = '-'.join(found['stem'].split('-')[:2])  # and the preset
+    text = f'{title}, {table}' if title else table
+    for name, finding in decided.items():
+      yield {
+        'finding': FINDINGS[name],
+        'holds': str(finding['holds']).lower(),
+        'where': f'[{text}]({found["stem"]}.md)',
+        'place': ([*FINDINGS].index(name), text),
+      }
 
 
 def _timed(

@@ -186,6 +186,29 @@ def test_a_block_has_a_line_for_each_record_and_split(results):
   assert '7 seconds of training and measuring on m, today.' in text
 
 
+def test_a_finding_is_said_once_with_every_table_that_decides_it(results):
+  for name, holds in (('2-short-mnist', True), ('5-quick-cifar10', False)):
+    found = {'gap_widens': {'holds': holds}, 'separated': {'holds': True}}
+    record = {'findings': {'cnn1': found}}
+    common.write_json(record, results / f'table_{name}.json')
+  where = (
+    '[cnn1, table_2-short](table_2-short-mnist.md)',
+    '[cnn1, table_5-quick](table_5-quick-cifar10.md)',
+  )
+  assert report.published('findings') == [
+    {
+      'finding': report.FINDINGS['separated'],
+      'true': ', '.join(where),
+      'false': '',
+    },
+    {
+      'finding': report.FINDINGS['gap_widens'],
+      'true': where[0],
+      'false': where[1],
+    },
+  ]
+
+
 def test_a_case_is_compared_with_its_fastest_peer(results):
   def candidate(name, ratio):
     return {'candidate': name, 'per_second': 5.0, 'ratio_of_ours': ratio}
