@@ -4,6 +4,8 @@ Shared arguments: `images` are uint8 [B, H, W, C]; `key` is one PRNG key or one
 per example ([B]). Pixels that are removed become black, or noise in `erase`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import chex

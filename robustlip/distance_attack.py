@@ -11,6 +11,8 @@ the ball nearest to the nearest reference of another class. The exact margins of
 each search decide which points are kept.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import chex

@@ -1,5 +1,7 @@
 """Reasons to doubt an evaluation: facts about a network, and advice."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

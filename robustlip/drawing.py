@@ -4,6 +4,8 @@ Each function returns a matplotlib figure, which a notebook shows by itself;
 matplotlib is imported where one is drawn.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import chex

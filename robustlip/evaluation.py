@@ -6,6 +6,8 @@ example is `fold_in(key, its index)`: but for rounding no result depends on the
 batch size, on the number of devices or on which other examples are measured.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

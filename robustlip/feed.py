@@ -4,6 +4,8 @@ Shapes: N examples, D devices, S steps to an epoch, B examples to a step on all
 devices together.
 """
 
+from __future__ import annotations
+
 import os
 from typing import Any, NamedTuple
 

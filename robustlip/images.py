@@ -1,5 +1,7 @@
 """Images and labels: bytes to floats, and checks of what is given."""
 
+from __future__ import annotations
+
 import chex
 import jax
 import jax.numpy as jnp

@@ -5,6 +5,8 @@ should be in inference mode; `key` is one PRNG key or one per example; `norm` is
 that of the ball and of x - x', the paper's 'linf' or 'l2'.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import chex

@@ -10,6 +10,8 @@ Shared arguments: `logits_fn` maps [B, H, W, C] to logits; `batch` is a
 traced and are not checked.
 """
 
+from __future__ import annotations
+
 import chex
 import jax
 import jax.numpy as jnp

@@ -11,6 +11,8 @@ range; it and the weights may be traced. `norm` is the ball's, 'linf' or 'l2'.
 paper takes ten.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Callable

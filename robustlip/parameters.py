@@ -7,6 +7,8 @@ The optimizer keeps the average, as the last part of its chain:
 This does not change the updates; `training.averaged` gives the network.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

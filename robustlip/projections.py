@@ -7,6 +7,8 @@ PRNG key or one per example ([B]); with the latter, the draws for an example
 depend on its own key alone, not on its batch or device.
 """
 
+from __future__ import annotations
+
 import math
 
 import chex

@@ -7,6 +7,8 @@ the released code of the paper (github.com/yangarbiter/robust-local-lipschitz),
 read and partly run; see BUILD_NOTES.md.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 

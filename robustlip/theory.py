@@ -15,6 +15,8 @@ together.
 Everything is NumPy; the distances come from `separation` and are float32.
 """
 
+from __future__ import annotations
+
 import chex
 import numpy as np
 

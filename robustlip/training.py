@@ -11,6 +11,8 @@ the optimizer keeps an average of the parameters, `averaged` gives its network.
 All random draws of a step come from `fold_in(key, step + 1)`.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,6 +1,8 @@
-"""Imports point strictly downwards."""
+"""Imports point strictly downwards; what `help` shows can be read."""
 
 import ast
+import importlib
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -83,3 +85,11 @@ def test_importing_the_library_changes_nothing():
     'assert (dict(os.environ), dict(jax.config.values)) == before'
   )
   subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_signatures_name_types_instead_of_spelling_them_out():
+  for name in sorted(set().union(*LAYERS[robustlip])):
+    module = importlib.import_module(f'robustlip.{name}')
+    for key, function in inspect.getmembers(module, inspect.isfunction):
+      if function.__module__.startswith('robustlip') and key[0] != '_':
+        assert 'Union' not in str(inspect.signature(function)), key

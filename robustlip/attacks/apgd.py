@@ -1,5 +1,7 @@
 """Auto-PGD: projected gradient ascent with momentum that sets its own steps."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Projected gradient ascent on any objective, without labels or networks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import chex

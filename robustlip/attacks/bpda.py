@@ -1,5 +1,7 @@
 """Gradients through steps that have none, which round or compress an image."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import chex

@@ -1,5 +1,7 @@
 """Cascades: attacks in sequence, each on the examples not yet fooled."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple

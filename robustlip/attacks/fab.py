@@ -1,5 +1,7 @@
 """FAB: walks along the decision boundary towards the image."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import chex

@@ -1,5 +1,7 @@
 """PGD, untargeted and targeted: the objectives, and the choice of a restart."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

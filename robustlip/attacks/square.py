@@ -1,5 +1,7 @@
 """Square Attack: random search that needs only the network's outputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 

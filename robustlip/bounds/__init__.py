@@ -21,6 +21,8 @@ connections, loops of known length (`jax.lax.scan`) and most activations of
 module it is in.
 """
 
+from __future__ import annotations
+
 import chex
 import jax
 import jax.numpy as jnp

@@ -8,6 +8,8 @@ The linear part and these errors are the columns of one matrix, whose operator
 norm from l-inf to l1 is the bound.
 """
 
+from __future__ import annotations
+
 import itertools
 
 import chex

@@ -5,6 +5,8 @@ cropped network applies the steps of the whole one to these windows; their
 position is traced, so that one program serves units anywhere.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
@@ -36,7 +38,7 @@ class Span(NamedTuple):
 
   def below(
     self, size: int = 1, *, stride: int = 1, start: int = 0, dilation: int = 1
-  ) -> 'Span':
+  ) -> Span:
     """The positions of the input that the windows of these positions cover."""
     reach = (self.size - 1) * stride + (size - 1) * dilation + 1
     shift = stride * self.shift + start

@@ -1,5 +1,7 @@
 """A network as a list of steps: its jaxpr, calls inlined, constants folded."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import itertools

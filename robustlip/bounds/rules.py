@@ -6,6 +6,8 @@ are widened by the largest error that so many roundings can make. Bounds are
 pairs (lower, upper) of the shape of what they bound.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """Forwards and backwards through the network of one example."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

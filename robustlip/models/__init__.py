@@ -5,6 +5,8 @@ logits in inference mode. With `train=True` it normalises by the statistics of
 the batch (`mutable=['batch_stats']`) and drops units (`rngs={'dropout': key}`).
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import re

@@ -14,6 +14,8 @@ rely on both.
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
 
+from __future__ import annotations
+
 import functools
 import os
 from collections.abc import Sequence

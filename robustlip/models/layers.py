@@ -4,6 +4,8 @@ Images and features are [B, H, W, C]. Parameters are float32; `dtype` is that of
 the computation.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import chex

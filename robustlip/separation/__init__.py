@@ -18,6 +18,8 @@ values that are not finite or so large that the squares of a difference cannot
 be added up in float32. Differences below 1e-38 may count as 0.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable

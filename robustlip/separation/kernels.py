@@ -4,6 +4,8 @@ A gap is a distance before it is scaled: for l-inf the largest difference of
 two pixels (0 to 255 for uint8), for l2 the sum of squared differences.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
