@@ -141,6 +141,24 @@ def test_kernel_gradients_of_a_transpose_are_of_the_fast_kind(pad):
   assert set(kinds_of_convolutions(program)) == {'b01f_01io->b01f'}
 
 
+@pytest.mark.parametrize('strides', [1, 2])
+def test_a_filter_larger_than_its_image_is_of_the_fast_kind(strides):
+  # As in the last stage of a residual network on small images.
+  ours, expected, (inputs, kernel) = case(3, strides, 1, 24)
+  inputs = inputs[:, :2, :2]
+
+  def both(convolve):
+    return jax.jit(jax.value_and_grad(energy(convolve), (0, 1)))
+
+  found = both(ours)(inputs, kernel)
+  chex.assert_trees_all_close(
+    found, both(expected)(inputs, kernel), atol=2e-4, rtol=1e-4
+  )
+  if jax.default_backend() == 'cpu':
+    program = both(ours).lower(inputs, kernel).compile().as_text()
+    assert set(kinds_of_convolutions(program)) == {'b01f_01io->b01f'}
+
+
 @pytest.mark.parametrize('setting', [(3, 1, 0, 4), (3, 1, 1, 16)])
 @pytest.mark.parametrize(
   'compute', [forward_over_reverse, reverse_over_forward]
