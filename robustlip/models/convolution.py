@@ -110,7 +110,7 @@ def _lowered(inputs, kernel, *, window_strides, padding, lhs_dilation):
   XLA for CPUs would swap the two, and take up to a hundred times as long.
   """
   sides = zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
-  if any(image < filter for image, filter in sides):
+  if any(image < window for image, window in sides):
     inputs = _padded(inputs, padding, lhs_dilation)
     inputs = lax.optimization_barrier(inputs)  # else XLA pads in the operation
     padding, lhs_dilation = ((0, 0), (0, 0)), (1, 1)
