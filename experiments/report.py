@@ -337,7 +337,7 @@ def block(name: str, of: str) -> str:
 
 
 def published(name: str, of: str = '') -> list[dict[str, Any]]:
-  """The records of a block in order, each as `described` returns it."""
+  """The lines of a block in order: what `described` returns of its records."""
   lines = []
   for path in common.RESULTS.glob(BLOCKS[name][0].format(of=of)):
     found = common.read_json(path)
@@ -349,11 +349,12 @@ def published(name: str, of: str = '') -> list[dict[str, Any]]:
 
 def _joined(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   """One line for each finding, of all tables that decide it."""
-  for finding, places in itertools.groupby(lines, lambda x: x['finding']):
-    found = {'finding': finding, 'true': [], 'false': []}
-    for line in places:
-      found[line['holds']].append(line['where'])
-    yield {k: x if k == 'finding' else ', '.join(x) for k, x in found.items()}
+  for finding, group in itertools.groupby(lines, lambda x: x['finding']):
+    group = list(group)
+    yield {'finding': finding} | {
+      holds: ', '.join(x['where'] for x in group if x['holds'] == holds)
+      for holds in ('true', 'false')
+    }
 
 
 def shown(name: str, lines: list[dict[str, Any]]) -> str:
