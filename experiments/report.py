@@ -4,14 +4,15 @@ r"""Renders records as pages, and publishes a record in `results/`.
   python -m experiments.report --check
   python -m experiments.report --publish=runs/NAME
 
-The first renders the tables of README.md and experiments/results/README.md
-anew, and draws the speeds. Each table stands between `<!-- results: BLOCK -->`
-and `<!-- end -->`, where BLOCK is one of `BLOCKS`, followed by a record in
-brackets if the table shows only one: `run(train_NAME)`. `--check` writes
-nothing and fails if a table differs from its records. `--publish` first copies
-into experiments/results the record of a finished run, or any record that a
-script has written, with the Markdown and picture beside it (not those of an
-evaluation). It replaces a different record only with `--overwrite`.
+The first renders the tables of README.md and of the pages of
+experiments/results anew, and draws the speeds. Each table stands between
+`<!-- results: BLOCK -->` and `<!-- end -->`, where BLOCK is one of `BLOCKS`,
+followed by a record in brackets if the table shows only one:
+`run(train_NAME)`. `--check` writes nothing and fails if a table differs from
+its records. `--publish` first copies into experiments/results the record of a
+finished run, or any record that a script has written, with the Markdown and
+picture beside it (not those of an evaluation). It replaces a different record
+only with `--overwrite`.
 
 `markdown` renders the record of a table of the paper (`experiments.tables`).
 """
@@ -31,7 +32,13 @@ from experiments import common, paper, plots
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = (ROOT / 'README.md', common.RESULTS / 'README.md')
+PAGES = (
+  ROOT / 'README.md',
+  common.RESULTS / 'README.md',
+  common.RESULTS / 'training.md',
+  common.RESULTS / 'certified.md',
+  common.RESULTS / 'speed.md',
+)
 BEGIN, END = r'(<!-- results: (\w+)(?:\((\S+)\))? -->\n)', '(<!-- end -->)'
 DATASETS = {
   'mnist5k': 'mnist5k',

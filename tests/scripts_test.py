@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 import experiments
-from experiments import common
+from experiments import common, report
 
 FOLDER = pathlib.Path(experiments.__file__).parent
 ROOT = FOLDER.parent
@@ -59,12 +59,11 @@ def test_a_folder_that_cannot_be_is_found_out_first(name, flag, tmp_path, call):
 
 
 SHOWN = re.compile(r'(experiments\.[\w.]+)((?:\s+(?:\\\s+)?--[^\s`)]+)*)')
-PAGES = ('README.md', 'BUILD_NOTES.md', 'experiments/results/README.md')
 
 
 def shown_commands():
-  files = [*FOLDER.glob('*.py'), *(ROOT / page for page in PAGES)]
-  files.append(ROOT / '.ci' / 'gpu')
+  files = [*FOLDER.glob('*.py'), *report.PAGES]
+  files += [ROOT / 'BUILD_NOTES.md', ROOT / '.ci' / 'gpu']
   for file in files:
     text = file.read_text(encoding='utf-8')
     for module, given in SHOWN.findall(text):
