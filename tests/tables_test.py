@@ -154,6 +154,10 @@ def test_settings_that_are_not_the_papers(given):
     'holdout': 0,
   }
   assert table_rows.paper_settings(found, dataset, 'gr') == {}  # of the text
+  part = dataset._replace(name='mnist', fingerprint='x')
+  found = table_rows.settings(part, 'cnn1', 'rst2')
+  theirs = table_rows.paper_settings(found, part, 'rst2')
+  assert theirs['dataset'] == 'the whole of mnist'
 
 
 def test_cifar10_without_augmentation_has_settings_of_its_own(given):
