@@ -412,6 +412,10 @@ def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
   common.write_json({'rows': [row]}, again)
   with pytest.raises(ValueError, match='b-1examples.* other settings'):
     tables.sizes(tmp_path)
+  row['settings'] |= {'train_examples': 200, 'epsilon': 0.3}
+  common.write_json({'rows': [row]}, again)
+  with pytest.raises(ValueError, match=r'b-1examples.* settings \(epsilon\)'):
+    tables.sizes(tmp_path)
 
 
 def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
