@@ -344,6 +344,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--method=ibp', '--arch=cnn1'], 'needs --dropout=0'),
   (TRAIN, ['--method=ibp', '--arch=wrn_10_1'], 'batch normalisation'),
   (TRAIN, ['--epsilon_warmup=1'], 'means nothing to natural'),
+  (TRAIN, ['--method=at', '--epsilon_warmup=8.5'], 'than the 8 epochs'),
   (TRAIN, ['--inner_steps=3'], 'means nothing to natural'),
   (TRAIN, ['--preset=paper'], 'preset'),
   (TRAIN, ['--milestones=a'], 'milestones'),
