@@ -301,6 +301,13 @@ def test_swa_takes_the_ends_of_epochs():
   assert average(state) == pytest.approx(expected, rel=1e-5)
 
 
+def test_of_epochs_equal_under_attack_the_more_accurate_is_best():
+  found = [(0, 30), (0, 60), (0, 60), (5, 20), (5, 10), (0, 90)]
+  curve = [{'holdout_adv_acc': x, 'holdout_acc': y} for x, y in found]
+  best = [runs.is_best(line, curve[:i]) for i, line in enumerate(curve)]
+  assert best == [True, True, False, True, False, False]
+
+
 def test_the_radius_grows():
   settings = config.Config(epsilon_warmup=1.5)
   radius = runs.radius_schedule(settings, 0.3, steps_per_epoch=10)
