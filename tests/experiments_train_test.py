@@ -79,6 +79,20 @@ def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
   assert evaluated['finished'] is False and 'not its last' in caplog.text
 
 
+def test_a_run_that_was_trained_anew_is_measured_again(trained, call):
+  _, work = trained
+  flags = f'--workdir={work}', '--num_steps=1', '--eval_batch_size=15'
+  before = last_json(call(EVALUATE, *flags))
+  with checkpoints.Store(work / 'checkpoints') as store:
+    progress = store.restore(before['step'])
+    zeros = jax.tree.map(np.zeros_like, progress['state']['params'])
+    progress['state']['params'] = zeros  # a network of the same step
+    store.save(before['step'], progress)
+  after = last_json(call(EVALUATE, *flags))
+  assert after['test_acc'] == pytest.approx(100 / 3) != before['test_acc']
+  assert after == last_json(call(EVALUATE, *flags))
+
+
 def test_the_best_is_not_replaced_where_it_is_not_known(trained, call):
   flags, work = trained
   best = common.read_json(work / 'result.json')['best']
