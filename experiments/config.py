@@ -427,6 +427,11 @@ def from_flags(dataset: Dataset, /, **overrides: Any) -> Config:
     raise ValueError(
       f'--milestones are of --schedule=milestones, not of {found.schedule}'
     )
+  if found.epsilon_warmup > found.epochs:
+    raise ValueError(
+      f'--epsilon_warmup={found.epsilon_warmup:g} is longer than the '
+      f'{found.epochs} epochs: the radius would not reach --epsilon'
+    )
   return found
 
 

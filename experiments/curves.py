@@ -21,6 +21,8 @@ from experiments import common, config, plots
 
 FLAGS = flags.FLAGS
 COLUMNS = (*plots.ACCURACIES, *plots.CONSTANTS)
+# What no label says, and so has to be the same for all networks.
+SHARED = ('measured_test', 'attack', 'attack_steps', 'attack_restarts')
 
 
 def define() -> None:
@@ -53,7 +55,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: if one of them has no bounds at several radii, or they are of
-      several data sets.
+      several data sets, or differ in `SHARED`.
   """
   names, runs = set(), []
   for path in paths:
@@ -68,6 +70,12 @@ def joined(paths: list[str]) -> dict[str, Any]:
       runs.append({'label': label(run)} | run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
+  for path, run in zip(paths, runs, strict=True):
+    if name := common.difference(run, {k: runs[0].get(k) for k in SHARED}):
+      raise ValueError(
+        f'{path} has {name}={run.get(name)}, {paths[0]} '
+        f'{name}={runs[0].get(name)}: evaluate all networks alike'
+      )
   data = {key: runs[0][key] for key in ('dataset', 'fingerprint')}
   return data | {'runs': runs}
 

@@ -20,6 +20,7 @@ from experiments import common, config, measure, plots
 from experiments.config import Config
 from robustlip import attacks, checkpoints
 from robustlip.datasets import Dataset
+from robustlip.datasets.splits import fingerprint
 
 FLAGS = flags.FLAGS
 
@@ -97,8 +98,8 @@ def evaluate(
   """The record of a saved run under an attack, measured once.
 
   It is kept in `evaluations/` of the run and measured again if the run has been
-  trained further since; its `run` says how the network was trained, where that
-  is finished. An interrupted cascade is resumed.
+  trained further or anew since; its `run` says how the network was trained,
+  where that is finished. An interrupted cascade is resumed.
 
   Args:
     path: folder of the run.
@@ -120,6 +121,7 @@ def evaluate(
     raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
+  weights = fingerprint(*jax.tree.leaves(variables))
   result = path / 'result.json'
   run = common.read_json(result) if result.exists() else {}
   if run:
@@ -132,7 +134,8 @@ def evaluate(
   examples = output.with_name(f'{name}-step{step}-examples.npz')
   if output.exists() and (examples.exists() or not save_examples):
     found = common.read_json(output)
-    if common.difference(found, state) is None:
+    same = found.get('weights', weights) == weights  # older records lack them
+    if same and common.difference(found, state) is None:
       logging.info('%s was measured before', output)
       return found
   scratch = output.with_name(f'{name}-step{step}-partial')
@@ -157,7 +160,7 @@ def evaluate(
   found = measure.record(
     settings, dataset, variables, attack, outcomes=outcomes
   )
-  found |= state | {'seconds': time.monotonic() - began}
+  found |= state | {'seconds': time.monotonic() - began, 'weights': weights}
   found['run'] = {key: run.get(key) for key in common.ORIGIN}
   found = common.plain(found)  # as it is read the next time
   if scratch and jax.process_index() == 0:

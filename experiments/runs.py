@@ -308,9 +308,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
         )
         line = {'epoch': epoch + 1, 'step': done, 'loss': loss / steps}
         line |= {'seconds': round(float(seconds), 2)} | watched(state.variables)
-        if settings.holdout and line['holdout_adv_acc'] > max(
-          (earlier['holdout_adv_acc'] for earlier in curve), default=-1
-        ):
+        if settings.holdout and is_best(line, curve):
           best.save(done, Progress(state, seconds))
         curve.append(line)
         write_curve(path, curve)
@@ -370,6 +368,17 @@ def watch(
     return line
 
   return accuracies
+
+
+def is_best(line: dict[str, Any], before: list[dict[str, Any]]) -> bool:
+  """Whether an epoch is better on the held-out examples than all before it.
+
+  Under attack, and of those equal there on clean images: a network that is
+  never robust would else be best after its first epoch.
+  """
+  columns = 'holdout_adv_acc', 'holdout_acc'
+  found = [line[c] for c in columns]
+  return all(found > [earlier[c] for c in columns] for earlier in before)
 
 
 def check_finite(

@@ -217,6 +217,8 @@ def paper_settings(
   base = row.removesuffix('_dropout')
   theirs = config.preset('paper', dataset, found.method) | ROWS[base][1]
   theirs |= dict(zip(('dataset', 'arch'), of, strict=True))
+  if dataset.fingerprint:  # ours has the same name
+    theirs['dataset'] = f'the whole of {of[0]}'
   theirs['epsilon'] = FACTS[of[0]].epsilon
   if row != base:
     theirs['dropout'] = paper.DROPOUT[of[0]]

@@ -63,6 +63,7 @@ CAPTION = (  # of Table 5
 )
 ATTACKS = {'5': ['strong'], 'mt': ['multi_targeted_released', 'multi_targeted']}
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
+WITH_SIZE = {'train_examples', 'epochs', 'milestones', 'measured_train'}
 
 
 def define() -> None:
@@ -346,8 +347,9 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if there is none.
+    ValueError: if the rows of a method differ in more than `WITH_SIZE`.
   """
-  found = {}  # by key: two tables may show the same runs
+  found, series = {}, {}  # by key: two tables may show the same runs
   for path in sorted(root.glob(f'table_[234]-{FLAGS.preset}-*examples.json')):
     with common.reading(path):
       for row in common.read_json(path)['rows']:
@@ -355,8 +357,14 @@ def sizes(root: pathlib.Path) -> dict[str, Any]:
         epochs = row['settings']['epochs']
         label = f'{row["label"]}, {size:,} examples, {epochs} epochs'
         place = row['dataset'], row['arch'], _sort_key(row['row'], {}), size
-        if found.get(place, row)['settings'] != row['settings']:
-          raise ValueError(f'{path} has other settings than a table before it')
+        first = series.setdefault(place[:-1], row)['settings']
+        same = {k: v for k, v in first.items() if k not in WITH_SIZE}
+        same = found.get(place, row)['settings'] | same
+        # An older table lacks some settings.
+        if other := common.difference(first | row['settings'], same):
+          raise ValueError(
+            f'{path} has other settings ({other}) than a table before it'
+          )
         more = {'label': label, 'paper': {}, 'paper_settings': {}}
         found[place] = row | more
   if not found:

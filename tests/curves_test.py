@@ -13,6 +13,7 @@ def write(folder, name, **changes):
   of_radius = {'0.05': 90.0, '0.1': 80.0}
   measured = {f'{x}_at': of_radius for x in curves.COLUMNS}
   run = Config(**changes).to_json() | measured | {'test_acc': 99.0}
+  run |= {'attack': 'pgd', 'measured_test': 200}
   path = folder / f'{name}.json'
   path.write_text(json.dumps(run))
   return path
@@ -42,6 +43,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
   for fingerprint in ('y', None):  # of one name
     other = write(tmp_path, 'b', fingerprint=fingerprint)
     with pytest.raises(ValueError, match='2 data sets'):
+      curves.joined([one, other])
+  run = json.loads(one.read_text())
+  for key, value in {'attack': 'strong', 'measured_test': 10}.items():
+    other.write_text(json.dumps(run | {key: value}))
+    with pytest.raises(ValueError, match=f'b.json has {key}={value}, .*a.json'):
       curves.joined([one, other])
   other.write_text(json.dumps(Config().to_json()))
   with pytest.raises(ValueError, match='--certify'):

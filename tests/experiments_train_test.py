@@ -79,6 +79,20 @@ def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
   assert evaluated['finished'] is False and 'not its last' in caplog.text
 
 
+def test_a_run_that_was_trained_anew_is_measured_again(trained, call):
+  _, work = trained
+  flags = f'--workdir={work}', '--num_steps=1', '--eval_batch_size=15'
+  before = last_json(call(EVALUATE, *flags))
+  with checkpoints.Store(work / 'checkpoints') as store:
+    progress = store.restore(before['step'])
+    zeros = jax.tree.map(np.zeros_like, progress['state']['params'])
+    progress['state']['params'] = zeros  # a network of the same step
+    store.save(before['step'], progress)
+  after = last_json(call(EVALUATE, *flags))
+  assert after['test_acc'] == pytest.approx(100 / 3) != before['test_acc']
+  assert after == last_json(call(EVALUATE, *flags))
+
+
 def test_the_best_is_not_replaced_where_it_is_not_known(trained, call):
   flags, work = trained
   best = common.read_json(work / 'result.json')['best']
@@ -301,6 +315,13 @@ def test_swa_takes_the_ends_of_epochs():
   assert average(state) == pytest.approx(expected, rel=1e-5)
 
 
+def test_of_epochs_equal_under_attack_the_more_accurate_is_best():
+  found = [(0, 30), (0, 60), (0, 60), (5, 20), (5, 10), (0, 90)]
+  curve = [{'holdout_adv_acc': x, 'holdout_acc': y} for x, y in found]
+  best = [runs.is_best(line, curve[:i]) for i, line in enumerate(curve)]
+  assert best == [True, True, False, True, False, False]
+
+
 def test_the_radius_grows():
   settings = config.Config(epsilon_warmup=1.5)
   radius = runs.radius_schedule(settings, 0.3, steps_per_epoch=10)
@@ -344,6 +365,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--method=ibp', '--arch=cnn1'], 'needs --dropout=0'),
   (TRAIN, ['--method=ibp', '--arch=wrn_10_1'], 'batch normalisation'),
   (TRAIN, ['--epsilon_warmup=1'], 'means nothing to natural'),
+  (TRAIN, ['--method=at', '--epsilon_warmup=8.5'], 'than the 8 epochs'),
   (TRAIN, ['--inner_steps=3'], 'means nothing to natural'),
   (TRAIN, ['--preset=paper'], 'preset'),
   (TRAIN, ['--milestones=a'], 'milestones'),

@@ -372,6 +372,9 @@ def test_weights_from_torch_by_name(prefix):
     (['features.0.weight'], 'has features.0.weight, expected'),
     (['conv1.weight', 'layer1.0.shortcut.0.weight'], 'shortcut'),
     (['layer1.0.conv1.weight', 'layer1.0.conv2.weight'], 'without conv3'),
+    # No layer here would add it.
+    (['block1.layer.0.conv1.weight', 'conv1.bias'], 'has conv1.bias'),
+    (['conv1.weight', 'layer1.0.downsample.0.bias'], 'downsample.0.bias'),
   ],
 )
 def test_other_networks_from_torch_are_refused(names, message):

@@ -100,6 +100,22 @@ def test_a_finding_names_the_closest_pair_and_all_that_fail():
   }
 
 
+def test_equal_differences_are_equal_however_they_round():
+  gap, adv_gap = 98 - 96.4, 50 - 48.4
+  assert adv_gap > gap
+  rows = {'at': {'gap': gap, 'adv_gap': adv_gap}}
+  assert not findings.decided(rows)['gap_widens']['holds']
+  rows = {
+    name: {'test_acc': 90.0, 'adv_test_acc': attacked, 'adv_gap': 1.0}
+    for name, attacked in {'at': 60.6, 'at-ema': 100 * 0.601}.items()
+  }
+  assert findings.place('at-ema', rows) == (False, 1.0)  # half a point lower
+  ours = {'eq3_lipschitz': [1.0, 2.0, 3.0], 'gap': [adv_gap, gap, 9.0]}
+  row = {'row': 'at', 'ours': ours | {'adv_gap': [1.0, 2.0, 3.0]}}
+  found = findings.rank_correlations([row])  # ranks 1.5, 1.5, 3
+  assert found == pytest.approx({'gap': 3**0.5 / 2, 'adv_gap': 1.0})
+
+
 @pytest.mark.parametrize('dropout', ['natural_dropout', 'natural-dropout'])
 def test_a_gap_that_changes_sign_may_grow(dropout):
   rows = {
@@ -154,6 +170,10 @@ def test_settings_that_are_not_the_papers(given):
     'holdout': 0,
   }
   assert table_rows.paper_settings(found, dataset, 'gr') == {}  # of the text
+  part = dataset._replace(name='mnist', fingerprint='x')
+  found = table_rows.settings(part, 'cnn1', 'rst2')
+  theirs = table_rows.paper_settings(found, part, 'rst2')
+  assert theirs['dataset'] == 'the whole of mnist'
 
 
 def test_cifar10_without_augmentation_has_settings_of_its_own(given):
@@ -407,6 +427,10 @@ def test_sizes_join_tables_of_parts_of_the_training_set(given, tmp_path):
   row['settings']['epochs'] = 3
   common.write_json({'rows': [row]}, again)
   with pytest.raises(ValueError, match='b-1examples.* other settings'):
+    tables.sizes(tmp_path)
+  row['settings'] |= {'train_examples': 200, 'epsilon': 0.3}
+  common.write_json({'rows': [row]}, again)
+  with pytest.raises(ValueError, match=r'b-1examples.* settings \(epsilon\)'):
     tables.sizes(tmp_path)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 _KEY = re.compile(
   r'(?:module\.)?'  # of DataParallel
   r'(?:(block|layer)(\d)\.(?:layer\.)?(\d+)\.)?'
+  r'(?!(?:conv\w+|downsample\.0)\.bias)'  # of other networks' convolutions
   r'(conv\d|bn\d|convShortcut|downsample\.[01]|fc)\.'
   r'(weight|bias|running_mean|running_var)'
 )
