@@ -11,6 +11,7 @@ distance classifier whose certificate is exact, from a record of
 `experiments.theory`.
 """
 
+import dataclasses
 import glob
 import pathlib
 from typing import Any
@@ -50,6 +51,20 @@ def label(run: dict[str, Any]) -> str:
   return f'{name}({", ".join(weights)})' if weights else name
 
 
+def labelled(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The runs with a `label`, which names what two of one method differ in."""
+  settings, found = [x.name for x in dataclasses.fields(config.Config)], []
+  for run in runs:
+    same = [other for other in runs if label(other) == label(run)]
+    parts = [label(run)] + [
+      f'{name} {run[name]}'
+      for name in settings
+      if any(other.get(name) != run.get(name) for other in same)
+    ]
+    found.append({'label': ', '.join(parts)} | run)
+  return found
+
+
 def joined(paths: list[str]) -> dict[str, Any]:
   """One record of several evaluations on one data set.
 
@@ -67,7 +82,8 @@ def joined(paths: list[str]) -> dict[str, Any]:
       )
     with common.reading(path):
       names.add(run['fingerprint'] or run['dataset'])
-      runs.append({'label': label(run)} | run)
+      label(run)  # raises an error unless it is a record of a network
+      runs.append(run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
   for path, run in zip(paths, runs, strict=True):
@@ -77,7 +93,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
         f'{name}={runs[0].get(name)}: evaluate all networks alike'
       )
   data = {key: runs[0][key] for key in ('dataset', 'fingerprint')}
-  return data | {'runs': runs}
+  return data | {'runs': labelled(runs)}
 
 
 def named() -> list[str]:

@@ -138,7 +138,7 @@ def evaluate(
     if same and common.difference(found, state) is None:
       logging.info('%s was measured before', output)
       return found
-  scratch = output.with_name(f'{name}-step{step}-partial')
+  scratch = output.with_name(f'{name}-{weights[:12]}-partial')
   try:
     common.output_folder(output.parent)
   except ValueError as error:

@@ -158,10 +158,9 @@ def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
       ours = (row['settings'] | row)[name]
       text = f'{name} {ours} instead of {theirs}'
       found.setdefault(text, []).append(row['label'])
-  compared = [row for row in rows if row['paper']]
+  compared = {row['label'] for row in rows if row['paper']}
   for text, labels in found.items():
-    every = len(labels) == len(compared)
-    yield text if every else f'{text} ({", ".join(labels)})'
+    yield text if compared <= set(labels) else f'{text} ({", ".join(labels)})'
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -35,6 +35,16 @@ def test_runs_are_joined_and_drawn(tmp_path):
   assert (tmp_path / 'both.png').stat().st_size > 10_000
 
 
+def test_networks_of_one_method_are_told_apart(tmp_path):
+  paths = [
+    write(tmp_path, 'a', method='at'),
+    write(tmp_path, 'b', method='at', arch='cnn2', seed=1),
+    write(tmp_path, 'c', method='natural'),
+  ]
+  labels = [run['label'] for run in curves.joined(paths)['runs']]
+  assert labels == ['AT, arch cnn1, seed 0', 'AT, arch cnn2, seed 1', 'Natural']
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path):
   one, other = write(tmp_path, 'a'), write(tmp_path, 'b', dataset='mnist')
   with pytest.raises(ValueError, match='2 data sets'):

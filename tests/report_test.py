@@ -67,6 +67,8 @@ def test_a_table_has_means_spread_and_the_papers_numbers(record):
 def test_a_setting_of_some_rows_names_them(record):
   record['rows'][1]['paper'] = {'test_acc': 99.0}
   assert 'epochs 5 instead of 160 (at)' in report.markdown(record)
+  record['rows'][1] |= {'paper': {}, 'paper_settings': {'epsilon': 0.3}}
+  assert 'epsilon 0.1 instead of 0.3 (gr)' in report.markdown(record)
 
 
 def test_the_picture_shows_every_kind_of_number(record, tmp_path):
