@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from robustlip import losses, progress, projections
 from robustlip.attacks import Stage
 from robustlip.datasets import Split, check_layout
-from robustlip.images import from_bytes
+from robustlip.images import check_least, from_bytes
 from robustlip.types import DEVICES, Batch, LogitsFn
 
 # (variables, batch, keys [B], **settings) -> a tree of [B, ...]
@@ -84,8 +84,7 @@ def per_example(
       `batch_size` is not positive.
   """
   check_layout(split)
-  if batch_size < 1:
-    raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+  check_least(1, batch_size=batch_size)
   every = np.arange(len(split.labels))
   indices = every if indices is None else every[indices]
   if not len(indices):

@@ -28,7 +28,7 @@ from robustlip import losses, models, parameters, progress, projections
 from robustlip.augmentations import AUGMENTATIONS, Augment, cutmix, swapped
 from robustlip.datasets import Split, check_layout
 from robustlip.feed import Feed, epoch_order, replicate, unreplicate
-from robustlip.images import from_bytes
+from robustlip.images import check_least, from_bytes
 from robustlip.methods import Method
 from robustlip.types import DEVICES, Batch, LogitsFn
 
@@ -367,8 +367,7 @@ def check_batch_size(
     pairs: whether pairs must stay together, see `augmentations.cutmix`.
   """
   devices = jax.device_count()
-  if accumulate < 1:
-    raise ValueError(f'accumulate must be at least 1, got {accumulate}.')
+  check_least(1, accumulate=accumulate)
   if batch_size < 1 or batch_size % (devices * accumulate * (1 + pairs)):
     raise ValueError(
       f'a batch_size of {batch_size} does not split evenly over {devices} '
@@ -408,8 +407,7 @@ def fit(
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
-  if epochs < 0:
-    raise ValueError(f'epochs must be at least 0, got {epochs}.')
+  check_least(0, epochs=epochs)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)

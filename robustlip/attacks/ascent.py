@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import projections
-from robustlip.images import check_images
+from robustlip.images import check_images, check_least
 from robustlip.types import Objective
 
 KEEP = ('last', 'best')
@@ -55,8 +55,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   inputs, shape = check_images(inputs), inputs.shape
-  if num_steps < 0:
-    raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
+  check_least(0, num_steps=num_steps)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
