@@ -192,14 +192,10 @@ def _batching_rule(arguments, axes, **settings):
     return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:]), 0
   kernels = jnp.moveaxis(kernel, kernel_axis, 0)
   if inputs_axis is None:  # shared, and so not copied for each kernel
-    return lax.map(
-      lambda kernel: _convolution.bind(inputs, kernel, **settings),
-      kernels,
-    ), 0
-  return lax.map(
-    lambda pair: _convolution.bind(*pair, **settings),
-    (jnp.moveaxis(inputs, inputs_axis, 0), kernels),
-  ), 0
+    bind = functools.partial(_convolution.bind, inputs, **settings)
+    return lax.map(bind, kernels), 0
+  pairs = jnp.moveaxis(inputs, inputs_axis, 0), kernels
+  return lax.map(lambda pair: _convolution.bind(*pair, **settings), pairs), 0
 
 
 ad.defbilinear(_convolution, _inputs_gradient, _kernel_gradient)
