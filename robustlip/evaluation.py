@@ -207,6 +207,16 @@ class Evaluator:
   def _estimate(self, ratios, variables, batch, keys):
     return ratios(self._network(variables), batch.inputs, keys)
 
+  def _measure(self, variables, split, key):
+    """`per_example` of a program, which is left to be given."""
+    return partial(
+      per_example,
+      variables=variables,
+      split=split,
+      key=key,
+      batch_size=self._batch_size,
+    )
+
   def accuracies(
     self,
     variables: Any,
@@ -234,13 +244,7 @@ class Evaluator:
         range, `done` is of another split or lacks the points to be kept, or
         see `per_example`.
     """
-    measure = partial(
-      per_example,
-      variables=variables,
-      split=split,
-      key=key,
-      batch_size=self._batch_size,
-    )
+    measure = self._measure(variables, split, key)
     self._check_radius(epsilon)
     if done is None:
       check_layout(split)
@@ -323,16 +327,10 @@ class Evaluator:
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
   ) -> dict[str, np.ndarray]:
     """Local Lipschitz estimates by name, each float32 [N]."""
+    measure = self._measure(variables, split, key)
     return {
-      procedure: per_example(
-        program,
-        variables,
-        split,
-        key,
-        batch_size=self._batch_size,
-        description=f'{name} {procedure} Lipschitz'.strip(),
-      )
-      for procedure, program in self._ratios.items()
+      kind: measure(program, description=f'{name} {kind} Lipschitz'.strip())
+      for kind, program in self._ratios.items()
     }
 
 
