@@ -249,17 +249,14 @@ class ReleasedTest(chex.TestCase):
 
   def test_trades_starts_outside_of_the_box(self):
     def divergence(points):
-      p, q = (
-        jax.nn.log_softmax(linear(dark)),
-        jax.nn.log_softmax(linear(points)),
-      )
+      p, q = (jax.nn.log_softmax(linear(x)) for x in (dark, points))
       return (jnp.exp(p) * (p - q)).sum()
 
-    dark, key = jnp.zeros_like(BATCH.inputs), KEY
+    dark = jnp.zeros_like(BATCH.inputs)
     points = method('trades_released').maximize(
-      linear, Batch(dark, BATCH.labels), key
+      linear, Batch(dark, BATCH.labels), KEY
     )
-    expected = methods.gaussian_start(dark, key)
+    expected = methods.gaussian_start(dark, KEY)
     for _ in range(10):
       expected += 0.02 * jnp.sign(jax.grad(divergence)(expected))
       expected = jnp.clip(expected, 0.0, 0.1)
@@ -289,7 +286,7 @@ class ReleasedTest(chex.TestCase):
 
     loss = method('trades_released', beta=5.0).loss(recorded, BATCH, MOVED)
     divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
-    check(loss, (CLEAN + 5 * divergence), rtol=1e-4)
+    check(loss, CLEAN + 5 * divergence, rtol=1e-4)
     losses.rst(recorded, BATCH, MOVED, lam=1.0)
     assert called == ['x', "x'", 'x'] + ["x'", 'x']
 
@@ -306,7 +303,7 @@ class ReleasedTest(chex.TestCase):
     assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
     moved = cross_entropy(np.asarray(points, np.float64))
     assert (moved > CLEAN).all()
-    check(theirs.loss(linear, BATCH, points), (CLEAN + 4 * moved), rtol=1e-4)
+    check(theirs.loss(linear, BATCH, points), CLEAN + 4 * moved, rtol=1e-4)
 
 
 def test_smoothed_and_mixed_labels_weigh_the_cross_entropies():
