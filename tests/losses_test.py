@@ -31,11 +31,6 @@ def quadratic(inputs):
   return linear(inputs) ** 2
 
 
-def check(found, expected, **tolerance):
-  """Also that the values are float32."""
-  chex.assert_trees_all_close(found, np.float32(expected), **tolerance)
-
-
 def softmax(x):
   return special.softmax(x.reshape(5, 6) @ WEIGHTS, axis=1)
 
@@ -91,7 +86,9 @@ class MethodsTest(chex.TestCase):
   @parameterized.parameters(*BY_METHOD)
   def test_each_weight_is_its_own(self, name):
     loss = method(name, **WEIGHTED.get(name, {})).loss
-    check(loss(linear, BATCH, MOVED), BY_METHOD[name], rtol=1e-4)
+    chex.assert_trees_all_close(
+      loss(linear, BATCH, MOVED), BY_METHOD[name], rtol=1e-4
+    )
 
   def test_the_probe_of_gr_is_as_long_as_its_divisor(self):
     points = method('gr').maximize(linear, BATCH, None)
@@ -127,7 +124,7 @@ class LossesTest(chex.TestCase):
         linear, batch, points, **SETTINGS[name]
       )
     )
-    check(loss(BATCH, MOVED), EXPECTED[name], rtol=1e-4)
+    chex.assert_trees_all_close(loss(BATCH, MOVED), EXPECTED[name], rtol=1e-4)
 
   def test_margins_by_hand(self):
     logits = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
@@ -175,7 +172,7 @@ class LossesTest(chex.TestCase):
     gradient = rise @ WEIGHTS.T
     gradient /= np.linalg.norm(gradient, axis=1, keepdims=True)
     expected = INPUTS.reshape(5, 6) + 0.25 * gradient
-    check(points.reshape(5, 6), expected, atol=1e-5)
+    chex.assert_trees_all_close(points.reshape(5, 6), expected, atol=1e-5)
 
   def test_nonlinearity_is_the_remainder_of_the_expansion(self):
     objective = losses.nonlinearity(linear, BATCH)
@@ -184,7 +181,7 @@ class LossesTest(chex.TestCase):
 
   def test_cross_entropy_is_softplus_of_the_log_odds(self):
     odds = losses.log_odds(linear(BATCH.inputs), BATCH.labels)
-    check(jax.nn.softplus(odds), CLEAN, rtol=1e-5)
+    chex.assert_trees_all_close(jax.nn.softplus(odds), CLEAN, rtol=1e-5)
 
   @parameterized.parameters(0.0, 30.0, 60.0, 200.0)
   def test_the_step_of_gr_has_its_length_however_certain(self, certainty):
@@ -245,7 +242,7 @@ class ReleasedTest(chex.TestCase):
     moved = 0.1 * away + np.reshape(start, (5, 6))
     moved *= np.minimum(1, 0.1 / np.abs(moved).max(axis=1))[:, None]
     expected = INPUTS.reshape(5, 6) + moved
-    check(np.reshape(points, (5, 6)), expected, atol=1e-5)
+    chex.assert_trees_all_close(np.reshape(points, (5, 6)), expected, atol=1e-5)
 
   def test_trades_starts_outside_of_the_box(self):
     def divergence(points):
@@ -286,7 +283,7 @@ class ReleasedTest(chex.TestCase):
 
     loss = method('trades_released', beta=5.0).loss(recorded, BATCH, MOVED)
     divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
-    check(loss, CLEAN + 5 * divergence, rtol=1e-4)
+    chex.assert_trees_all_close(loss, CLEAN + 5 * divergence, rtol=1e-4)
     losses.rst(recorded, BATCH, MOVED, lam=1.0)
     assert called == ['x', "x'", 'x'] + ["x'", 'x']
 
@@ -295,7 +292,9 @@ class ReleasedTest(chex.TestCase):
     points = theirs.maximize(linear, BATCH, KEY)
     moved = cross_entropy(np.asarray(points, np.float64))
     expected = 2 * CLEAN + 0.5 * (moved - CLEAN) ** 2
-    check(theirs.loss(linear, BATCH, points), expected, rtol=1e-4)
+    chex.assert_trees_all_close(
+      theirs.loss(linear, BATCH, points), expected, rtol=1e-4
+    )
 
   def test_llr_is_a_weighted_attack_loss(self):
     theirs = method('llr_released', lam=4.0)
@@ -303,7 +302,9 @@ class ReleasedTest(chex.TestCase):
     assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
     moved = cross_entropy(np.asarray(points, np.float64))
     assert (moved > CLEAN).all()
-    check(theirs.loss(linear, BATCH, points), CLEAN + 4 * moved, rtol=1e-4)
+    chex.assert_trees_all_close(
+      theirs.loss(linear, BATCH, points), CLEAN + 4 * moved, rtol=1e-4
+    )
 
 
 def test_smoothed_and_mixed_labels_weigh_the_cross_entropies():
