@@ -8,13 +8,8 @@ import scripts
 
 from experiments import curves, theory, theory_figures
 from experiments.config import Config
-from robustlip import datasets, separation
+from robustlip import separation
 from robustlip.datasets import synthetic
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-  return datasets.load(scripts.tiny(tmp_path_factory.mktemp('tiny')))
 
 
 @pytest.mark.parametrize('epsilon', [0.0, 0.05])
