@@ -25,6 +25,8 @@ from experiments import (
 from robustlip import datasets
 
 FLAGS = flags.FLAGS
+SHORT = '--epsilon=0.05 --epochs=2 --curve_examples=0 --eval_batch_size=15'
+SHORT = SHORT.split()
 
 
 @pytest.fixture
@@ -416,11 +418,8 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
     call,
     'experiments.tables',
     '--table=2',
+    *SHORT,
     f'--dataset={scripts.tiny(tmp_path)}',
-    '--epsilon=0.05',
-    '--epochs=2',
-    '--curve_examples=0',
-    '--eval_batch_size=15',
     f'--workdir={workdir}',
   )
   output = workdir / 'table_2-quick-tiny.json'
@@ -470,11 +469,8 @@ def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path, call):
     '--table=5',
     '--rows=natural,natural-early',
     '--attacks=pgd',
+    *SHORT,
     f'--dataset={scripts.tiny(tmp_path)}',
-    '--epsilon=0.05',
-    '--epochs=2',
-    '--curve_examples=0',
-    '--eval_batch_size=15',
     f'--workdir={tmp_path / "runs"}',
   )
   last, best = sorted(
