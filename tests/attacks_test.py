@@ -190,6 +190,7 @@ def test_labels_that_do_not_fit_are_refused(change):
     (255 * INPUTS, r'must be in \[0, 1\]'),
     (2 * INPUTS - 1, r'must be in \[0, 1\]'),
     (jnp.nan * INPUTS, r'must be in \[0, 1\]'),
+    (INPUTS.at[1].set(jnp.nan), 'there are NaN among them'),
     (INPUTS.at[0, 0, 0, 0].set(1.0000001), r'to 1\.00000012'),
     ((255 * INPUTS).astype(jnp.uint8), 'uint8; images of bytes'),
     (INPUTS.astype(jnp.bfloat16), 'float32 in .*, got bfloat16'),

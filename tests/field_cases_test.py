@@ -451,13 +451,6 @@ def test_what_certified_training_cannot_take_is_said(name):
     method(epsilon=8.0, progress=0.1).loss(linear, BATCH, INPUTS)
 
 
-def test_nan_among_images_is_said():
-  with pytest.raises(ValueError, match='there are NaN among them'):
-    attacks.pgd(
-      linear, Batch(INPUTS.at[1].set(jnp.nan), LABELS), KEY, epsilon=0
-    )
-
-
 @pytest.mark.parametrize('name', released.METHODS)
 def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
   recipe = RECIPE._replace(method=released.METHODS[name](epsilon=0.1))
@@ -514,10 +507,3 @@ def test_a_restart_whose_logits_are_no_numbers_counts():
   batch = Batch(INPUTS, linear(candidates[0]).argmax(-1))  # the first is right
   points = attacks.gradient.worst(broken_above, batch, candidates)
   np.testing.assert_array_equal(points, candidates[1])
-
-
-def test_a_state_is_drawn_within_jit_too():
-  draw = functools.partial(
-    training.initial_state, RECIPE, image_shape=(3, 3, 1)
-  )
-  chex.assert_trees_all_close(jax.jit(draw)(KEY), draw(KEY), rtol=1e-6)

@@ -430,13 +430,15 @@ def test_an_epoch_takes_every_example_at_most_once():
 
 
 def test_a_state_is_made_within_a_program_too():
-  def step(rate):
+  def draw(rate, seed=None):
     recipe = factory(methods.natural)(number())
     recipe = recipe._replace(optimizer=optax.sgd(rate))
-    key = KEY
-    return training.initial_state(recipe, key, IMAGES.shape[1:]).step
+    key = KEY if seed is None else jax.random.key(seed)
+    return training.initial_state(recipe, key, SHAPE)
 
-  assert jax.jit(step)(0.1) == 0
+  for seed in ((), (0,)):  # known to the program, and given
+    found, expected = (f(0.1, *seed) for f in (jax.jit(draw), draw))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
