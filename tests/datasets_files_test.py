@@ -270,21 +270,18 @@ def test_idx_says_both_sizes(tmp_path):
     read('mnist', tmp_path)
 
 
-def test_images_in_place_of_labels(tmp_path):
+@pytest.mark.parametrize(
+  'other, message',
+  [
+    ('train-images-idx3-ubyte', 'expected .* number 0x801 .*with 0x00000803'),
+    ('t10k-labels-idx1-ubyte', '7 images but .* 5 labels'),
+  ],
+)
+def test_another_file_in_place_of_the_labels(tmp_path, other, message):
   write_idx(tmp_path)
-  images = tmp_path / 'train-images-idx3-ubyte'
-  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(images.read_bytes())
-  with pytest.raises(
-    ValueError, match='expected .* number 0x801 .*with 0x00000803'
-  ):
-    read('mnist', tmp_path)
-
-
-def test_labels_of_the_other_split(tmp_path):
-  write_idx(tmp_path)
-  labels = tmp_path / 't10k-labels-idx1-ubyte'
-  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels.read_bytes())
-  with pytest.raises(ValueError, match='7 images but .* 5 labels'):
+  content = (tmp_path / other).read_bytes()
+  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(content)
+  with pytest.raises(ValueError, match=message):
     read('mnist', tmp_path)
 
 
