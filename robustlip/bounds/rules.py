@@ -361,22 +361,19 @@ def lines(
   slack = gamma(deferred) * size + TINY
   if step.name in SMOOTH:
     slack += _LIBRARY * UNIT * (1 + magnitude(values))
-  return _without_constants(step, ends, slopes, intercepts, slack)
 
-
-def _without_constants(step, ends, slopes, intercepts, slack) -> Lines:
-  """Moves constant operands into the intercepts."""
-  kept = [], []
-  totals = [intercepts[0] - slack, intercepts[1] + slack]
-  for side in (0, 1):
-    for slope, operand, end in zip(
-      slopes[side], step.operands, ends, strict=True
-    ):
+  def line(slopes, intercept):
+    """Moves constant operands into the intercept."""
+    kept = []
+    for slope, operand, end in zip(slopes, step.operands, ends, strict=True):
       if isinstance(operand, Variable):
-        kept[side].append(slope)
+        kept.append(slope)
       else:
-        totals[side] += slope * end[0]
-  return Lines(kept[0], totals[0], kept[1], totals[1])
+        intercept += slope * end[0]
+    return kept, intercept
+
+  below = line(slopes[0], intercepts[0] - slack)
+  return Lines(*below, *line(slopes[1], intercepts[1] + slack))
 
 
 def _difference(a, b) -> Bound:
