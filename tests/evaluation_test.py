@@ -46,7 +46,9 @@ def evaluator(function=linear, names='pgd', batch_size=8, **settings):
     lambda variables: function,
     cascade=attacks.cascade(names, **settings) if names else (),
     ratios={
-      'eq3': lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios
+      'eq3': lambda *args: (
+        lipschitz.estimate(*args, epsilon=settings['epsilon']).ratios
+      )
     },
     batch_size=batch_size,
   )
