@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scripts
 from absl import flags
+from report_test import row as of_row
 
 from experiments import (
   common,
@@ -207,23 +208,19 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
     'at-ema': (89.6, 59.6, 12.0, 7.0),
   }
   rows = [
-    {
-      'dataset': 'mnist5k',
-      'arch': 'cnn1',
-      'row': name,
-      'label': table_rows.label(name),
-      'settings': {},
-      'paper': {},
-      'paper_settings': {},
-      'seconds': 1.0,
-      'ours': {
+    of_row(
+      name,
+      {
         'test_acc': [test],
         'adv_test_acc': [attacked],
         'gap': [1.0 + test / 100],
         'adv_gap': [gap],
         'eq3_lipschitz': [constant],
       },
-    }
+      label=table_rows.label(name),
+      settings={},
+      seconds=1.0,
+    )
     for name, (test, attacked, gap, constant) in numbers.items()
   ]
   record = tables.table(rows)
