@@ -40,22 +40,19 @@ LABELS_OF_FOUR = np.asarray(bumpy(from_bytes(SPLIT.images)).argmax(-1))
 HARD = Split(SPLIT.images, LABELS_OF_FOUR)
 
 
-def evaluator(function=linear, names='pgd', batch_size=8, **settings):
-  settings = dict(epsilon=EPSILON, num_classes=2) | settings
-  return evaluation.Evaluator(
-    lambda variables: function,
-    cascade=attacks.cascade(names, **settings) if names else (),
-    ratios={
-      'eq3': lambda *args: (
-        lipschitz.estimate(*args, epsilon=settings['epsilon']).ratios
-      )
-    },
-    batch_size=batch_size,
-  )
-
-
 def of_stages(stages, function=linear, **settings):
   return evaluation.Evaluator(lambda _: function, cascade=stages, **settings)
+
+
+def evaluator(function=linear, names='pgd', batch_size=8, **settings):
+  settings = dict(epsilon=EPSILON, num_classes=2) | settings
+  stages = attacks.cascade(names, **settings)
+
+  def ratios(*args):
+    return lipschitz.estimate(*args, epsilon=settings['epsilon']).ratios
+
+  others = dict(ratios={'eq3': ratios}, batch_size=batch_size)
+  return of_stages(stages, function, **others)
 
 
 def exact(epsilon=EPSILON):
