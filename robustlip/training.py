@@ -167,9 +167,12 @@ def _attacked_mode(recipe, params, batch_stats, key) -> LogitsFn:
   if not recipe.attack_in_training_mode:
     variables = {'params': params, 'batch_stats': batch_stats}
     return models.logits_fn(recipe.module, variables)
-  return lambda inputs: _training_mode(recipe, params, batch_stats, key)[0](
-    inputs
-  )
+
+  def always_the_first_call(inputs):
+    network, _ = _training_mode(recipe, params, batch_stats, key)
+    return network(inputs)
+
+  return always_the_first_call
 
 
 def _attacked(recipe, params, batch_stats, images, labels, keys):
