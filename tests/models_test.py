@@ -1,6 +1,5 @@
 """Sizes, initial values, modes and devices of the networks."""
 
-import collections
 import functools
 import os
 
@@ -403,17 +402,22 @@ def torch_wide_resnet(torch, activation):
         return inputs + features
       return self.convShortcut(normalized) + features
 
-  def group(inside, outside, stride):
-    blocks = Block(inside, outside, stride), Block(outside, outside, 1)
-    layer = torch.nn.Sequential(*blocks)
-    return torch.nn.Sequential(collections.OrderedDict(layer=layer))
+  class Group(torch.nn.Module):
+    def __init__(self, inside, outside, stride):
+      super().__init__()
+      self.layer = torch.nn.Sequential(
+        Block(inside, outside, stride), Block(outside, outside, 1)
+      )
+
+    def forward(self, inputs):
+      return self.layer(inputs)
 
   class Network(torch.nn.Module):
     def __init__(self):
       super().__init__()
       self.conv1 = torch.nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-      self.block1, self.block2 = group(16, 32, 1), group(32, 64, 2)
-      self.block3 = group(64, 128, 2)
+      self.block1, self.block2 = Group(16, 32, 1), Group(32, 64, 2)
+      self.block3 = Group(64, 128, 2)
       self.bn1, self.fc = torch.nn.BatchNorm2d(128), torch.nn.Linear(128, 5)
 
     def forward(self, inputs):
