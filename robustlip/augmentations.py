@@ -32,10 +32,11 @@ def crop(images: chex.Array, key: chex.PRNGKey, *, padding: int) -> chex.Array:
 
 def flip(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
   """Each image mirrored left to right with probability one half."""
-  keys = projections.example_keys(key, len(images))
-  mirrored = jax.vmap(jax.random.bernoulli)(keys)
-  mirrored = projections.per_example(mirrored, images)
-  return jnp.where(mirrored, images[:, :, ::-1], images)
+
+  def one(image, key):
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+  return _each(one, images, key)
 
 
 def cutout(images: chex.Array, key: chex.PRNGKey) -> chex.Array:
@@ -125,12 +126,11 @@ def cutmix(
 
   Source: Yun et al. 2019, arXiv:1905.04899.
   """
-  one_number = jnp.zeros(1)  # the images may be bytes
   probability = projections.check_numbers(
-    probability, one_number, name='cutmix', highest=1.0
+    probability, name='cutmix', highest=1.0
   )
 
-  def one(image, other, key):
+  def one(image, key, other):
     keys = jax.random.split(key, 3)
     whole = jnp.array(image.shape[:2])
     size = whole * jnp.sqrt(jax.random.uniform(keys[0]))
@@ -140,8 +140,7 @@ def cutmix(
     taken &= jax.random.bernoulli(keys[2], probability)
     return jnp.where(taken, other, image), 1 - taken.mean()
 
-  keys = projections.example_keys(key, len(images))
-  return jax.vmap(one)(images, swapped(images), keys)
+  return _each(one, images, key, swapped(images))
 
 
 def swapped(values: chex.Array) -> chex.Array:
@@ -156,9 +155,9 @@ def swapped(values: chex.Array) -> chex.Array:
   return pairs[:, ::-1].reshape(values.shape)
 
 
-def _each(one, images, key):
+def _each(one, images, key, *others):
   keys = projections.example_keys(key, len(images))
-  return jax.vmap(one)(images, keys)
+  return jax.vmap(one)(images, keys, *others)
 
 
 def _inside(image, corner, size):

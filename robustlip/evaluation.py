@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from robustlip import losses, progress, projections
 from robustlip.attacks import Stage
 from robustlip.datasets import Split, check_layout
-from robustlip.images import from_bytes
+from robustlip.images import check_least, from_bytes
 from robustlip.types import DEVICES, Batch, LogitsFn
 
 # (variables, batch, keys [B], **settings) -> a tree of [B, ...]
@@ -84,8 +84,7 @@ def per_example(
       `batch_size` is not positive.
   """
   check_layout(split)
-  if batch_size < 1:
-    raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+  check_least(1, batch_size=batch_size)
   every = np.arange(len(split.labels))
   indices = every if indices is None else every[indices]
   if not len(indices):
@@ -208,6 +207,16 @@ class Evaluator:
   def _estimate(self, ratios, variables, batch, keys):
     return ratios(self._network(variables), batch.inputs, keys)
 
+  def _measure(self, variables, split, key):
+    """`per_example` of a program, which is left to be given."""
+    return partial(
+      per_example,
+      variables=variables,
+      split=split,
+      key=key,
+      batch_size=self._batch_size,
+    )
+
   def accuracies(
     self,
     variables: Any,
@@ -235,13 +244,7 @@ class Evaluator:
         range, `done` is of another split or lacks the points to be kept, or
         see `per_example`.
     """
-    measure = partial(
-      per_example,
-      variables=variables,
-      split=split,
-      key=key,
-      batch_size=self._batch_size,
-    )
+    measure = self._measure(variables, split, key)
     self._check_radius(epsilon)
     if done is None:
       check_layout(split)
@@ -324,16 +327,10 @@ class Evaluator:
     self, variables: Any, split: Split, key: chex.PRNGKey, *, name: str = ''
   ) -> dict[str, np.ndarray]:
     """Local Lipschitz estimates by name, each float32 [N]."""
+    measure = self._measure(variables, split, key)
     return {
-      procedure: per_example(
-        program,
-        variables,
-        split,
-        key,
-        batch_size=self._batch_size,
-        description=f'{name} {procedure} Lipschitz'.strip(),
-      )
-      for procedure, program in self._ratios.items()
+      kind: measure(program, description=f'{name} {kind} Lipschitz'.strip())
+      for kind, program in self._ratios.items()
     }
 
 

@@ -130,10 +130,8 @@ class Feed:
   def _streamed(self, order: np.ndarray) -> Epoch:
     """The images of these steps, filled up to `STEPS_PER_DISPATCH` steps."""
     devices, steps, share = order.shape
-    chosen = np.resize(
-      order.swapaxes(0, 1), (STEPS_PER_DISPATCH, devices, share)
-    )
-    flat = chosen.swapaxes(0, 1).reshape(devices, -1)
+    steps = np.resize(np.arange(steps), STEPS_PER_DISPATCH)
+    flat = order[:, steps].reshape(devices, -1)
     places = np.arange(flat.shape[1], dtype=np.int32)
     places = places.reshape(STEPS_PER_DISPATCH, share)
     images, labels = self._split.images[flat], self._split.labels[flat]

@@ -68,6 +68,13 @@ def zero_or_nan(room: chex.Array) -> chex.Array:
   return jax.lax.stop_gradient(0 * jnp.sqrt(least))
 
 
+def check_least(least: int, **numbers: int) -> None:
+  """Raises a ValueError that names the first of the numbers below `least`."""
+  for name, number in numbers.items():
+    if number < least:
+      raise ValueError(f'{name} must be at least {least}, got {number}.')
+
+
 def check_labels(
   labels: chex.Array, count: int, num_classes: int, *, name: str = 'labels'
 ) -> chex.Array:

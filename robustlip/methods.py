@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import attacks, bounds, losses, projections
+from robustlip.images import check_least
 from robustlip.types import Batch, LogitsFn, Loss, Maximizer
 
 START_SCALE = 1e-3  # of the Gaussian start of TRADES, pixel units
@@ -93,8 +94,7 @@ def _pgd(epsilon, norm, num_steps):
 
 
 def _step_size(epsilon, num_steps):
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  check_least(1, num_steps=num_steps)
   return 2 * epsilon / num_steps
 
 

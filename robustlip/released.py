@@ -216,14 +216,9 @@ def multi_targeted(
   attacks.gradient.check_num_classes(logits_fn, batch, num_classes)
   targets = attacks.gradient.wrong_classes(batch.labels, num_classes)
   candidates = jax.vmap(attack)(targets)
-  scores = jax.vmap(_probability)(jax.vmap(logits_fn)(candidates), targets)
-  return attacks.gradient.highest(candidates, scores)
-
-
-def _probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
-  """Softmax of the logits at a class of each example: [B, C], [B] -> [B]."""
-  probabilities = jax.nn.softmax(logits)
-  return jnp.take_along_axis(probabilities, classes[:, None], axis=1)[:, 0]
+  probabilities = jax.nn.softmax(jax.vmap(logits_fn)(candidates))
+  scores = jnp.take_along_axis(probabilities, targets[..., None], axis=-1)
+  return attacks.gradient.highest(candidates, scores[..., 0])
 
 
 def _multi_targeted_attack(num_classes, norm, num_steps=20) -> attacks.Attack:

@@ -28,7 +28,7 @@ from robustlip import losses, models, parameters, progress, projections
 from robustlip.augmentations import AUGMENTATIONS, Augment, cutmix, swapped
 from robustlip.datasets import Split, check_layout
 from robustlip.feed import Feed, epoch_order, replicate, unreplicate
-from robustlip.images import from_bytes
+from robustlip.images import check_least, from_bytes
 from robustlip.methods import Method
 from robustlip.types import DEVICES, Batch, LogitsFn
 
@@ -118,34 +118,34 @@ def _method(recipe: Recipe, step: chex.Numeric) -> Method:
   return method(step) if callable(method) else method
 
 
-class _TrainingMode:
-  """The network in training mode; its calls update the BatchNorm statistics.
+def _training_mode(recipe, params, batch_stats, key):
+  """The network in training mode, and the BatchNorm statistics by call.
 
   All calls share one dropout mask, so that a loss compares a network with
   itself: with two, LLR and GR would penalise the difference of the masks. The
   authors' code draws a mask for each call (`fresh_masks`).
   """
+  statistics = [batch_stats]
 
-  def __init__(self, module, params, batch_stats, dropout_key, fresh_masks):
-    self._module, self._params = module, params
-    self.batch_stats, self._key = batch_stats, dropout_key
-    self._fresh_masks = fresh_masks
-
-  def __call__(self, inputs: chex.Array) -> chex.Array:
-    key = self._key
-    if self._fresh_masks:
-      self._key, key = jax.random.split(key)
+  def network(inputs):
+    nonlocal key
+    mask_key = key
+    if recipe.method.fresh_masks:
+      key, mask_key = jax.random.split(key)
     with nn.intercept_methods(_refuse_device_statistics):
-      logits, updated = self._module.apply(
-        {'params': self._params, 'batch_stats': self.batch_stats},
+      logits, updated = recipe.module.apply(
+        {'params': params, 'batch_stats': statistics[-1]},
         inputs,
         train=True,
         mutable=['batch_stats'],
-        rngs={'dropout': key},
+        rngs={'dropout': mask_key},
       )
     # Without tangents, so that none of the jvp in `losses.llr` leaks out.
-    self.batch_stats = jax.lax.stop_gradient(updated.get('batch_stats', {}))
+    updated = jax.lax.stop_gradient(updated.get('batch_stats', {}))
+    statistics.append(updated)
     return logits
+
+  return network, statistics
 
 
 def _refuse_device_statistics(call, args, kwargs, context):
@@ -162,17 +162,20 @@ def _refuse_device_statistics(call, args, kwargs, context):
   return call(*args, **kwargs)
 
 
-def _attacked_mode(recipe, method, params, batch_stats, key) -> LogitsFn:
+def _attacked_mode(recipe, params, batch_stats, key) -> LogitsFn:
   """The network as the inner problem sees it: in inference mode by default."""
   if not recipe.attack_in_training_mode:
     variables = {'params': params, 'batch_stats': batch_stats}
     return models.logits_fn(recipe.module, variables)
-  return lambda inputs: _TrainingMode(
-    recipe.module, params, batch_stats, key, method.fresh_masks
-  )(inputs)
+
+  def always_the_first_call(inputs):
+    network, _ = _training_mode(recipe, params, batch_stats, key)
+    return network(inputs)
+
+  return always_the_first_call
 
 
-def _attacked(recipe, method, params, batch_stats, images, labels, keys):
+def _attacked(recipe, params, batch_stats, images, labels, keys):
   """Batch, points and dropout keys for the loss of one device; keys: [B, 4]."""
   augment_keys, attack_keys, dropout_keys, mix_keys = keys.T
   images = recipe.augment(images, augment_keys)
@@ -183,31 +186,29 @@ def _attacked(recipe, method, params, batch_stats, images, labels, keys):
   largest = labels if own is None else jnp.where(own < 0.5, others, labels)
   batch = Batch(from_bytes(images), largest)
   other_key = jax.random.fold_in(dropout_keys[0], 1)  # the loss has its own
-  network = _attacked_mode(recipe, method, params, batch_stats, other_key)
-  points = jax.lax.stop_gradient(method.maximize(network, batch, attack_keys))
+  network = _attacked_mode(recipe, params, batch_stats, other_key)
+  points = recipe.method.maximize(network, batch, attack_keys)
   if own is not None or smoothing is not None:
     num_classes = jax.eval_shape(network, batch.inputs).shape[-1]
     shares = losses.shares_of_classes(
       labels, num_classes, others=others, own=own, smoothing=smoothing
     )
     batch = batch._replace(labels=shares)
-  return batch, points, dropout_keys
+  return batch, jax.lax.stop_gradient(points), dropout_keys
 
 
-def _gradients(recipe, method, params, batch_stats, batch, points, keys):
+def _gradients(recipe, params, batch_stats, batch, points, keys):
   """((mean loss, statistics), gradients), given what `_attacked` returns."""
 
   def objective(params):
-    network = _TrainingMode(
-      recipe.module, params, batch_stats, keys[0], method.fresh_masks
-    )
-    loss = method.loss(network, batch, points)
+    network, statistics = _training_mode(recipe, params, batch_stats, keys[0])
+    loss = recipe.method.loss(network, batch, points)
     if jnp.shape(loss) != (len(batch.inputs),):
       raise ValueError(
         f'a loss must be a number for each example, {(len(batch.inputs),)}, '
         f'got {jnp.shape(loss)}; a norm of logits takes axis=-1.'
       )
-    return loss.mean(dtype=jnp.float32), network.batch_stats
+    return loss.mean(dtype=jnp.float32), statistics[-1]
 
   return jax.value_and_grad(objective, has_aux=True)(params)
 
@@ -233,14 +234,14 @@ def _over_slices(compute, state, slices):
   return (loss, batch_stats), gradients
 
 
-def _accumulated(recipe, method, state, images, labels, keys, mean):
+def _accumulated(recipe, state, images, labels, keys, mean):
   """`_gradients` over `recipe.accumulate` slices; at perturbed weights for AWP.
 
   Args:
     mean: averages a tree over devices, so that all perturb their weights alike.
   """
-  attack = functools.partial(_attacked, recipe, method, state.params)
-  descend = functools.partial(_gradients, recipe, method)
+  attack = functools.partial(_attacked, recipe, state.params)
+  descend = functools.partial(_gradients, recipe)
 
   def compute(batch_stats, *piece):
     return descend(state.params, batch_stats, *attack(batch_stats, *piece))
@@ -298,7 +299,7 @@ def step(
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
   keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
 
-  method = _method(recipe, state.step)
+  recipe = recipe._replace(method=_method(recipe, state.step))
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -307,7 +308,7 @@ def step(
   if axis_name is not None:  # else `jax.shard_map` sums gradients over devices
     own = jax.lax.pcast(state, axis_name, to='varying')
   (loss, batch_stats), gradients = _accumulated(
-    recipe, method, own, images, labels, keys, mean
+    recipe, own, images, labels, keys, mean
   )
   loss, gradients, batch_stats = mean((loss, gradients, batch_stats))
   updates, opt_state = recipe.optimizer.update(
@@ -369,8 +370,7 @@ def check_batch_size(
     pairs: whether pairs must stay together, see `augmentations.cutmix`.
   """
   devices = jax.device_count()
-  if accumulate < 1:
-    raise ValueError(f'accumulate must be at least 1, got {accumulate}.')
+  check_least(1, accumulate=accumulate)
   if batch_size < 1 or batch_size % (devices * accumulate * (1 + pairs)):
     raise ValueError(
       f'a batch_size of {batch_size} does not split evenly over {devices} '
@@ -410,8 +410,7 @@ def fit(
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
-  if epochs < 0:
-    raise ValueError(f'epochs must be at least 0, got {epochs}.')
+  check_least(0, epochs=epochs)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)

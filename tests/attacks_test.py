@@ -30,7 +30,13 @@ def two_class(inputs):
   return linear(inputs)[:, :2]
 
 
-TWO = Batch(INPUTS, LABELS % 2)
+def slanted(inputs):
+  """Logit 1 rises with every pixel, logit 0 falls."""
+  total = inputs.reshape(len(inputs), -1).sum(axis=1)
+  return jnp.stack([-total, total], axis=1)
+
+
+TWO, FIRST = Batch(INPUTS, LABELS % 2), Batch(INPUTS, 0 * LABELS)
 
 
 def worst_two_class(epsilon, norm):
@@ -115,18 +121,13 @@ class AttacksTest(chex.TestCase):
       np.testing.assert_allclose(reached, exact, atol=1e-4)
 
   def test_the_published_schedules(self):
-    def slanted(inputs):  # logit 1 rises with every pixel, logit 0 falls
-      total = inputs.reshape(len(inputs), -1).sum(axis=1)
-      return jnp.stack([-total, total], axis=1)
-
-    batch = Batch(INPUTS, jnp.zeros(7, int))
     walk = dict(epsilon=0.1, start=INPUTS)
     others = functools.partial(attacks.multi_targeted, num_classes=2)
     for attack, defaults, num_steps, step in (
       (attacks.pgd, attacks.pgd, 10, 0.02),
       (others, attacks.targeted, 20, 0.01),
     ):
-      one = attack(slanted, batch, KEY, num_steps=1, **walk)
+      one = attack(slanted, FIRST, KEY, num_steps=1, **walk)
       chex.assert_trees_all_close(one, INPUTS + step, atol=1e-6)
       steps = inspect.signature(defaults).parameters['num_steps']
       assert steps.default == num_steps
@@ -189,6 +190,7 @@ def test_labels_that_do_not_fit_are_refused(change):
     (255 * INPUTS, r'must be in \[0, 1\]'),
     (2 * INPUTS - 1, r'must be in \[0, 1\]'),
     (jnp.nan * INPUTS, r'must be in \[0, 1\]'),
+    (INPUTS.at[1].set(jnp.nan), 'there are NaN among them'),
     (INPUTS.at[0, 0, 0, 0].set(1.0000001), r'to 1\.00000012'),
     ((255 * INPUTS).astype(jnp.uint8), 'uint8; images of bytes'),
     (INPUTS.astype(jnp.bfloat16), 'float32 in .*, got bfloat16'),
@@ -254,10 +256,9 @@ def test_each_example_has_a_key_a_radius_and_steps_of_its_own(norm):
 
 @pytest.mark.parametrize('name', ['at', 'rst', 'trades', 'llr'])
 def test_the_inner_problem_of_a_method_keeps_to_its_ball(name):
-  batch = Batch(INPUTS, jnp.zeros(len(INPUTS), jnp.int32))
   for norm in projections.NORMS:
     method = methods.METHODS[name](epsilon=0.02, norm=norm)
-    moves = method.maximize(linear, batch, KEY) - INPUTS
+    moves = method.maximize(linear, FIRST, KEY) - INPUTS
     assert 0 < projections.norms(moves, norm=norm).max() < 0.0201
 
 
@@ -297,15 +298,8 @@ def test_a_network_returns_logits_of_several_classes_alone(wrap, message):
 
 
 def test_steps_may_fall():
-  def slanted(inputs):
-    total = inputs.reshape(len(inputs), -1).sum(axis=1)
-    return jnp.stack([-total, total], axis=1)
-
-  batch = Batch(INPUTS, jnp.zeros(7, int))
   points = attacks.pgd(
-    slanted,
-    batch,
-    KEY,
+    *(slanted, FIRST, KEY),
     epsilon=0.1,
     step_size=lambda step: 0.01 / (step + 1),
     num_steps=3,
@@ -329,16 +323,13 @@ def test_the_gradient_of_the_mean_is_the_mean_of_the_gradients():
       INPUTS
     )
 
-  draws = [
-    gradient(functools.partial(noisy, key=key))
-    for key in jax.random.split(KEY, 3)
-  ]
+  keys = jax.random.split(KEY, 3)
+  draws = [gradient(functools.partial(noisy, key=key)) for key in keys]
   found = gradient(attacks.expected(noisy, KEY, num_samples=3))
   np.testing.assert_allclose(found, np.mean(draws, axis=0), atol=1e-6)
   assert np.abs(draws[0] - draws[1]).max() > 0.1
-  keys = jax.random.split(
-    projections.threefry(other := jax.random.key(0, impl='rbg')), 3
-  )
+  other = jax.random.key(0, impl='rbg')
+  keys = jax.random.split(projections.threefry(other), 3)
   found = attacks.expected(noisy, other, num_samples=3)(INPUTS)
   each = [noisy(INPUTS, key) for key in keys]
   np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)

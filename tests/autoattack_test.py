@@ -36,25 +36,35 @@ def batch_of(num_classes):
   return Batch(jnp.asarray(IMAGES), jnp.asarray(logits.argmax(1), jnp.int32))
 
 
-def worst_margins(num_classes, norm, epsilon):
-  """Largest logit_t - logit_label in ball and box for each t, [B, C]."""
-  images = IMAGES.reshape(COUNT, 1, 16).astype(np.float64)
+def project(point, image, epsilon, norm):
+  """The nearest point of ball and box; in l2 clip(x + s d) of the largest s."""
+  if norm == 'linf':
+    return np.clip(np.clip(point, image - epsilon, image + epsilon), 0, 1)
+  low, high = 0.0, 1.0
+  for _ in range(60):
+    middle = (low + high) / 2
+    moved = np.clip(image + middle * (point - image), 0, 1) - image
+    fits = np.linalg.norm(moved) <= epsilon
+    low, high = (middle, high) if fits else (low, middle)
+  whole = np.clip(point, 0, 1)
+  if np.linalg.norm(whole - image) <= epsilon:
+    return whole
+  return np.clip(image + low * (point - image), 0, 1)
+
+
+def worst_margins(num_classes, norm):
+  """Largest margin in ball and box, [B]."""
+  images = IMAGES.reshape(COUNT, 16).astype(np.float64)
   weights = WEIGHTS[:, :num_classes].T.astype(np.float64)
   labels = np.asarray(batch_of(num_classes).labels)
   normals = weights[None] - weights[labels][:, None]
-  if norm == 'linf':
-    moved = np.clip(images + epsilon * np.sign(normals), 0, 1)
-  else:  # clip(x + s n), as long as the ball allows
-    low, high = np.zeros(normals.shape[:2]), np.full(normals.shape[:2], 1e6)
-    for _ in range(100):
-      middle = (low + high) / 2
-      moved = np.clip(images + middle[..., None] * normals, 0, 1)
-      inside = np.linalg.norm(moved - images, axis=-1) <= epsilon
-      low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    moved = np.clip(images + low[..., None] * normals, 0, 1)
-  margins = ((moved - 0.5) * normals).sum(-1)
+  moved = [
+    [project(image + 1e6 * n, image, RADII[norm], norm) for n in each]
+    for image, each in zip(images, normals, strict=True)
+  ]
+  margins = ((np.array(moved) - 0.5) * normals).sum(-1)
   margins[np.arange(COUNT), labels] = -np.inf
-  return margins
+  return margins.max(axis=1)
 
 
 def fooled_by(name, num_classes, norm, **settings):
@@ -80,7 +90,7 @@ class LinearTest(chex.TestCase):
     name=['apgd_ce', 'apgd_dlr', 'apgd_targeted'], norm=['linf', 'l2']
   )
   def test_two_classes(self, name, norm):
-    exact = worst_margins(2, norm, RADII[norm]).max(1)
+    exact = worst_margins(2, norm)
     assert (exact > 1e-3).any() and (exact < -1e-3).any()
     margins = fooled_by(name, 2, norm)
     clear = np.abs(exact) > 1e-3
@@ -90,14 +100,14 @@ class LinearTest(chex.TestCase):
     name=['apgd_targeted', 'fab_targeted'], norm=['linf', 'l2']
   )
   def test_targeted_attacks_find_every_class(self, name, norm):
-    exact = worst_margins(5, norm, RADII[norm]).max(1)
+    exact = worst_margins(5, norm)
     margins = fooled_by(name, 5, norm)
     clear = np.abs(exact) > 1e-2
     np.testing.assert_array_equal(margins[clear] > 0, exact[clear] > 0)
 
   def test_strong_is_exact(self):
     for norm in projections.NORMS:
-      exact = worst_margins(5, norm, RADII[norm]).max(1)
+      exact = worst_margins(5, norm)
       margins = fooled_by('targeted_falling', 5, norm)
       np.testing.assert_allclose(margins, exact, atol=2e-3)
 
@@ -106,7 +116,7 @@ class LinearTest(chex.TestCase):
     batch = batch_of(2)
     attack = partial(attacks.square, flat, batch, KEY, num_queries=1000)
     for norm, share in (('linf', 0.999), ('l2', 0.5)):
-      exact = worst_margins(2, norm, RADII[norm]).max(1)
+      exact = worst_margins(2, norm)
       clean = losses.margins(flat(batch.inputs), batch.labels)
       points = attack(epsilon=RADII[norm], norm=norm)
       margins = losses.margins(flat(points), batch.labels)
@@ -173,21 +183,6 @@ class ApgdTest(chex.TestCase):
     np.testing.assert_allclose(attacks.dlr(logits[:, :2], labels), [-2, 2])
     three = attacks.dlr(logits[:, :3], labels, targets)
     np.testing.assert_allclose(three, [-4, 2])
-
-
-def project(point, image, epsilon, norm):
-  if norm == 'linf':
-    return np.clip(np.clip(point, image - epsilon, image + epsilon), 0, 1)
-  low, high = 0.0, 1.0
-  for _ in range(60):
-    middle = (low + high) / 2
-    moved = np.clip(image + middle * (point - image), 0, 1) - image
-    fits = np.linalg.norm(moved) <= epsilon
-    low, high = (middle, high) if fits else (low, middle)
-  whole = np.clip(point, 0, 1)
-  if np.linalg.norm(whole - image) <= epsilon:
-    return whole
-  return np.clip(image + low * (point - image), 0, 1)
 
 
 def transcribed(image, start, value, slope, epsilon, num_steps, norm):

@@ -16,6 +16,7 @@ import jax
 import pytest
 import scripts
 
+from robustlip import datasets
 from robustlip.models import convolution
 
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -48,6 +49,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def call():
   """Runs a script in this process, see `scripts.here`."""
   return scripts.here
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+  """The data set of `scripts.tiny`."""
+  return datasets.load(scripts.tiny(tmp_path_factory.mktemp('tiny')))
 
 
 @pytest.fixture(scope='session')

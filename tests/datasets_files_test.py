@@ -44,11 +44,9 @@ def write_idx(folder, *, gzipped=False):
   }
   for name, array in arrays.items():
     content = idx_bytes(array)
-    if gzipped:
-      (folder / f'{name}.gz').write_bytes(gzip.compress(content))
-    else:
-      (folder / name).write_bytes(content)
-  return list(arrays.values())
+    content = gzip.compress(content) if gzipped else content
+    (folder / f'{name}{".gz" * gzipped}').write_bytes(content)
+  return [x[..., None] if x.ndim == 3 else x for x in arrays.values()]
 
 
 def cifar_parts(num_per_batch=3):
@@ -76,6 +74,12 @@ def pickled(planes, labels, protocol=2):
   return pickle.dumps(batch, protocol)
 
 
+CIFAR10 = [
+  (binary, '.bin', 'cifar-10-batches-bin'),
+  (pickled, '', 'cifar-10-batches-py'),
+]
+
+
 def write_cifar(root, encode, suffix, folder):
   (root / folder).mkdir(parents=True)
   parts = cifar_parts()
@@ -84,15 +88,22 @@ def write_cifar(root, encode, suffix, folder):
   return parts
 
 
+def check_splits(splits, *arrays):
+  """That train and test have these images, labels, images and labels."""
+  for split, *expected in zip(splits, arrays[::2], arrays[1::2], strict=True):
+    for found, array in zip(split, expected, strict=True):
+      np.testing.assert_array_equal(found, array)
+
+
+def as_images(planes):
+  return planes.transpose(0, 2, 3, 1)
+
+
 def check_cifar(splits, parts):
-  train, test = splits
-  planes = np.concatenate([parts[name][0] for name in BATCHES[:5]])
-  np.testing.assert_array_equal(train.images.transpose(0, 3, 1, 2), planes)
-  labels = np.concatenate([parts[name][1] for name in BATCHES[:5]])
-  np.testing.assert_array_equal(train.labels, labels)
-  planes, labels = parts['test_batch']
-  np.testing.assert_array_equal(test.images.transpose(0, 3, 1, 2), planes)
-  np.testing.assert_array_equal(test.labels, labels)
+  train = zip(*(parts[name] for name in BATCHES[:5]), strict=True)
+  planes, labels = map(np.concatenate, train)
+  last, last_labels = parts['test_batch']
+  check_splits(splits, as_images(planes), labels, as_images(last), last_labels)
 
 
 def write_tar(path, contents):
@@ -124,7 +135,7 @@ def write_relative(name, folder):
   found = []
   for seed, (part, num) in enumerate((('train', 7), ('test', 5))):
     images, labels = pixels((num, 28, 28), seed), pixels(num, seed) % 10
-    found += [images, labels]
+    found += [images[..., None], labels]
     if name == 'qmnist':
       table = np.zeros((num, 8), np.dtype('>i4'))
       table[:, 0], table[:, 1] = labels, 70_000  # the class, the writer
@@ -160,12 +171,8 @@ def write_cifar100(folder):
 def test_relatives_of_mnist(tmp_path, name):
   expected = write_relative(name, tmp_path)
   splits = read(name, tmp_path)
-  for split, images, labels in zip(
-    splits, expected[::2], expected[1::2], strict=True
-  ):
-    np.testing.assert_array_equal(split.images[..., 0], images)
-    np.testing.assert_array_equal(split.labels, labels)
-    assert split.labels.dtype == np.int32
+  check_splits(splits, *expected)
+  assert {split.labels.dtype for split in splits} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize('python', [False, True])
@@ -182,11 +189,9 @@ def test_cifar100(tmp_path, python):
       }
       content = pickle.dumps(batch, 2)
       (tmp_path / 'cifar-100-python' / name).write_bytes(content)
-  for split, (planes, labels) in zip(
-    read('cifar100', tmp_path), parts, strict=True
-  ):
-    np.testing.assert_array_equal(split.images.transpose(0, 3, 1, 2), planes)
-    np.testing.assert_array_equal(split.labels, labels)
+  (planes, labels), (last, last_labels) = parts
+  expected = as_images(planes), labels, as_images(last), last_labels
+  check_splits(read('cifar100', tmp_path), *expected)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def test_other_common_names_of_idx_files(tmp_path, rename, gzipped):
     new.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / 'published' / f'{name}{".gz" * gzipped}').rename(new)
   train, test = read('mnist', tmp_path)
-  np.testing.assert_array_equal(train.images[..., 0], expected[0])
+  np.testing.assert_array_equal(train.images, expected[0])
   np.testing.assert_array_equal(test.labels, expected[3])
 
 
@@ -229,13 +234,7 @@ def test_cifar_labels_that_are_numpy_integers(tmp_path, protocol):
 @pytest.mark.parametrize('gzipped', [False, True])
 def test_idx(tmp_path, gzipped):
   expected = write_idx(tmp_path, gzipped=gzipped)
-  train, test = read('mnist', tmp_path)
-  for split, images, labels in (
-    (train, *expected[:2]),
-    (test, *expected[2:]),
-  ):
-    np.testing.assert_array_equal(split.images, images[..., None])
-    np.testing.assert_array_equal(split.labels, labels)
+  check_splits(read('mnist', tmp_path), *expected)
 
 
 def test_absent_files_are_none(tmp_path):
@@ -271,45 +270,31 @@ def test_idx_says_both_sizes(tmp_path):
     read('mnist', tmp_path)
 
 
-def test_images_in_place_of_labels(tmp_path):
-  write_idx(tmp_path)
-  images = tmp_path / 'train-images-idx3-ubyte'
-  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(images.read_bytes())
-  with pytest.raises(
-    ValueError, match='expected .* number 0x801 .*with 0x00000803'
-  ):
-    read('mnist', tmp_path)
-
-
-def test_labels_of_the_other_split(tmp_path):
-  write_idx(tmp_path)
-  labels = tmp_path / 't10k-labels-idx1-ubyte'
-  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels.read_bytes())
-  with pytest.raises(ValueError, match='7 images but .* 5 labels'):
-    read('mnist', tmp_path)
-
-
 @pytest.mark.parametrize(
-  'encode, suffix, folder',
+  'other, message',
   [
-    (binary, '.bin', 'cifar-10-batches-bin'),
-    (pickled, '', 'cifar-10-batches-py'),
+    ('train-images-idx3-ubyte', 'expected .* number 0x801 .*with 0x00000803'),
+    ('t10k-labels-idx1-ubyte', '7 images but .* 5 labels'),
   ],
 )
+def test_another_file_in_place_of_the_labels(tmp_path, other, message):
+  write_idx(tmp_path)
+  content = (tmp_path / other).read_bytes()
+  (tmp_path / 'train-labels-idx1-ubyte').write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    read('mnist', tmp_path)
+
+
+@pytest.mark.parametrize('encode, suffix, folder', CIFAR10)
 def test_cifar10_folders(tmp_path, encode, suffix, folder):
   parts = write_cifar(tmp_path, encode, suffix, folder)
   check_cifar(read('cifar10', tmp_path), parts)
   check_cifar(read('cifar10', tmp_path / folder), parts)
 
 
-@pytest.mark.parametrize(
-  'encode, suffix, folder, archive',
-  [
-    (binary, '.bin', 'cifar-10-batches-bin', 'cifar-10-binary.tar.gz'),
-    (pickled, '', 'cifar-10-batches-py', 'cifar-10-python.tar.gz'),
-  ],
-)
-def test_cifar10_archives(tmp_path, encode, suffix, folder, archive):
+@pytest.mark.parametrize('encode, suffix, folder', CIFAR10)
+def test_cifar10_archives(tmp_path, encode, suffix, folder):
+  archive = f'cifar-10-{"binary" if suffix else "python"}.tar.gz'
   parts = cifar_parts()
   contents = {
     f'{folder}/{name}{suffix}': encode(*part) for name, part in parts.items()
@@ -372,13 +357,7 @@ def test_a_pickle_cannot_execute(tmp_path, protocol):
   assert (tmp_path / 'owned').exists()
 
 
-@pytest.mark.parametrize(
-  'encode, suffix, folder',
-  [
-    (binary, '.bin', 'cifar-10-batches-bin'),
-    (pickled, '', 'cifar-10-batches-py'),
-  ],
-)
+@pytest.mark.parametrize('encode, suffix, folder', CIFAR10)
 def test_truncated_cifar10(tmp_path, encode, suffix, folder):
   write_cifar(tmp_path, encode, suffix, folder)
   path = tmp_path / folder / f'data_batch_3{suffix}'

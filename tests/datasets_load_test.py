@@ -32,9 +32,7 @@ def write_published(name, folder):
   elif name == 'qmnist' or name.startswith('emnist'):
     published.write_relative(name, folder)
   elif name == 'cifar10':
-    published.write_cifar(
-      folder, published.binary, '.bin', 'cifar-10-batches-bin'
-    )
+    published.write_cifar(folder, *published.CIFAR10[0])
   elif name == 'cifar100':
     published.write_cifar100(folder)
   elif name == 'svhn':

@@ -2,15 +2,10 @@
 
 import numpy as np
 import pytest
-import scripts
+from theory_test import brute_force
 
-from robustlip import datasets, distance_attack, theory
+from robustlip import distance_attack, theory
 from robustlip.images import from_bytes
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-  return datasets.load(scripts.tiny(tmp_path_factory.mktemp('tiny')))
 
 
 def test_attack_succeeds_exactly_beyond_half_the_margin():
@@ -60,11 +55,7 @@ def test_reported_margins_are_those_of_the_points(dataset):
   )
   assert found.points.min() >= 0 and found.points.max() <= 1
   assert np.abs(found.points - images).max() <= 0.02 * (1 + 1e-5)
-  distances = np.abs(found.points[:, None] - refs[None]).max(axis=(2, 3, 4))
-  distances = np.stack(
-    [distances[:, dataset.train.labels == c].min(axis=1) for c in range(3)],
-    axis=1,
-  )
+  distances = brute_force(found.points, refs, dataset.train.labels, 3, 'linf')
   expected = theory.margins(distances, labels)
   np.testing.assert_allclose(found.margins, expected, atol=1e-6)
 
@@ -76,17 +67,12 @@ def test_attack_finds_the_lowest_margin_of_most_squares():
   ref_labels = np.arange(12) % 3
   inputs = random.uniform(size=(40, 2)).astype(np.float32)
   epsilon, steps = 0.05, np.linspace(-0.05, 0.05, 101)
-
-  def distances(points):
-    moves = np.abs(points[..., None, :] - refs).max(axis=-1)
-    classes = [moves[..., ref_labels == c].min(axis=-1) for c in range(3)]
-    return np.stack(classes, axis=-1)
-
-  labels = distances(inputs).argmin(axis=1)
+  labels = brute_force(inputs, refs, ref_labels, 3, 'linf').argmin(axis=1)
   moves = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
   around = np.clip(inputs[:, None] + moves, 0, 1)
   own = np.arange(3) == labels[:, None, None]
-  grid = distances(around)
+  grid = brute_force(around.reshape(-1, 2), refs, ref_labels, 3, 'linf')
+  grid = grid.reshape(own.shape[0], -1, 3)
   margins = np.where(own, np.inf, grid).min(-1) - np.where(own, grid, 0).sum(-1)
   found = distance_attack.attack(
     inputs, labels, refs, ref_labels, epsilon=epsilon

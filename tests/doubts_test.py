@@ -22,8 +22,8 @@ DOUBTFUL = {
 
 
 class DoubtsTest(chex.TestCase):
-  def facts(self, function, **settings):
-    return doubts.facts(lambda variables: function, {}, SPLIT, KEY, **settings)
+  def facts(self, function, split=SPLIT, **settings):
+    return doubts.facts(lambda variables: function, {}, split, KEY, **settings)
 
   def test_there_are_none_of_a_plain_network(self):
     assert not any(self.facts(linear).values())
@@ -100,7 +100,5 @@ class DoubtsTest(chex.TestCase):
 
     split = Split(np.full((20, 3, 3, 1), 128, np.uint8), np.zeros(20, np.int32))
     stages = attacks.cascade('strong', epsilon=0.05, num_classes=2)
-    facts = doubts.facts(
-      lambda variables: one_by_one, {}, split, KEY, cascade=stages
-    )
+    facts = self.facts(one_by_one, split, cascade=stages)
     assert facts['more_steps'] > 0.5 and facts['no_rise'] == 0

@@ -40,16 +40,19 @@ LABELS_OF_FOUR = np.asarray(bumpy(from_bytes(SPLIT.images)).argmax(-1))
 HARD = Split(SPLIT.images, LABELS_OF_FOUR)
 
 
+def of_stages(stages, function=linear, **settings):
+  return evaluation.Evaluator(lambda _: function, cascade=stages, **settings)
+
+
 def evaluator(function=linear, names='pgd', batch_size=8, **settings):
   settings = dict(epsilon=EPSILON, num_classes=2) | settings
-  return evaluation.Evaluator(
-    lambda variables: function,
-    cascade=attacks.cascade(names, **settings) if names else (),
-    ratios={
-      'eq3': lambda *args: lipschitz.estimate(*args, epsilon=EPSILON).ratios
-    },
-    batch_size=batch_size,
-  )
+  stages = attacks.cascade(names, **settings)
+
+  def ratios(*args):
+    return lipschitz.estimate(*args, epsilon=settings['epsilon']).ratios
+
+  others = dict(ratios={'eq3': ratios}, batch_size=batch_size)
+  return of_stages(stages, function, **others)
 
 
 def exact(epsilon=EPSILON):
@@ -93,10 +96,7 @@ class EvaluationTest(chex.TestCase):
       (24, 100, [18]),
     ):
       stages = [attacks.Stage('spy', spying, settings, passes=passes)]
-      measure = evaluation.Evaluator(
-        lambda variables: linear, cascade=stages, batch_size=size
-      )
-      attacked = measure.accuracies({}, SPLIT, KEY)
+      attacked = of_stages(stages, batch_size=size).accuracies({}, SPLIT, KEY)
       assert sizes == expected
       assert attacked.robust.sum() == robust
       sizes.clear()
@@ -132,10 +132,7 @@ class EvaluationTest(chex.TestCase):
 
     stages = attacks.cascade('pgd', epsilon=EPSILON, num_classes=2)
     stages += (attacks.Stage('spy', spying, {'epsilon': EPSILON}),)
-    measure = evaluation.Evaluator(
-      lambda variables: linear, cascade=stages, batch_size=2
-    )
-    measure.accuracies({}, SPLIT, KEY)
+    of_stages(stages, batch_size=2).accuracies({}, SPLIT, KEY)
     jax.effects_barrier()
     given = np.rint(255 * np.concatenate(seen)).astype(np.uint8)
     standing = SPLIT.images[exact()[1]]
@@ -171,21 +168,19 @@ class EvaluationTest(chex.TestCase):
       np.testing.assert_array_equal(attacked.robust, exact(radius)[1])
     with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
       evaluator().accuracies_at({}, SPLIT, KEY, [8])
-    seen = []
-    measure = evaluation.Evaluator(  # nothing stands at 1
-      lambda _: seen.append(0), cascade=evaluator().cascade
-    )
+    seen = []  # nothing stands at 1
+    measure = evaluation.Evaluator(seen.append, cascade=evaluator().cascade)
     with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
       measure.accuracies_at({}, SPLIT, KEY, [0.01, 1.0, 8])
     assert not seen
 
   def test_a_cascade_by_name_is_refused(self):
     with pytest.raises(ValueError, match='attacks.cascade'):
-      evaluation.Evaluator(lambda _: linear, cascade='autoattack')
+      of_stages('autoattack')
 
   def test_a_stage_of_ones_own_with_no_radius_of_a_ball_is_refused(self):
     stage = attacks.Stage('mine', attacks.pgd, {'epsilon': 8})
-    measure = evaluation.Evaluator(lambda _: linear, cascade=[stage])
+    measure = of_stages([stage])
     with pytest.raises(ValueError, match='epsilon must be .* at most 1, got 8'):
       measure.accuracies({}, SPLIT, KEY)
 
@@ -207,10 +202,7 @@ class EvaluationTest(chex.TestCase):
   def test_a_network_that_is_always_wrong_is_not_attacked(self):
     split = Split(SPLIT.images, np.full(37, 1, np.int32))
     stages = (attacks.Stage('never', None),)  # calling it would raise
-    measure = evaluation.Evaluator(
-      lambda variables: always_the_first, cascade=stages
-    )
-    attacked = measure.accuracies({}, split, KEY)
+    attacked = of_stages(stages, always_the_first).accuracies({}, split, KEY)
     assert not attacked.correct.any() and not attacked.robust.any()
     assert (attacked.broken_by == evaluation.UNBROKEN).all()
 
@@ -240,10 +232,9 @@ class EvaluationTest(chex.TestCase):
     robust = []
     for num_samples in (1, 50):
       seen = attacks.expected(noisy, KEY, num_samples=num_samples)
-      measure = evaluation.Evaluator(
-        lambda variables: linear,
+      measure = of_stages(
+        attacks.cascade('pgd', epsilon=EPSILON, num_classes=2),
         attacked=lambda variables, seen=seen: seen,
-        cascade=attacks.cascade('pgd', epsilon=EPSILON, num_classes=2),
       )
       robust.append(measure.accuracies({}, SPLIT, KEY).robust)
     np.testing.assert_array_equal(robust[1], exact()[1])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import scripts
+from separation_test import all_distances
 
 from experiments import common, separation_figures
 from robustlip import drawing
@@ -40,12 +41,6 @@ def write_set(path, **changes):
   return images, labels
 
 
-def distances(images, labels, kept):
-  flat = images.reshape(len(images), -1).astype(int)
-  gaps = np.abs(flat[kept][:, None] - flat[kept][None]).max(axis=2) / 255
-  return np.where(labels[kept][:, None] == labels[kept], np.inf, gaps)
-
-
 @pytest.mark.parametrize(
   ('drop', 'name', 'dropped'),
   [
@@ -62,7 +57,8 @@ def test_record_and_files(tmp_path, run, drop, name, dropped):
   record = run(*flags, draw=bool(pictures))
   assert record['dropped'] == dropped
   kept = np.setdiff1d(np.arange(40), dropped)
-  expected = distances(images, labels, kept)
+  left = images[kept], labels[kept]
+  expected = all_distances(*left, *left)
   assert record['train_train_min'] == pytest.approx(expected.min(), abs=1e-6)
   assert record['train_train_mean'] == pytest.approx(
     expected.min(axis=1).mean(), abs=1e-6

@@ -5,16 +5,12 @@ import json
 import numpy as np
 import pytest
 import scripts
+from separation_test import all_distances
 
 from experiments import curves, theory, theory_figures
 from experiments.config import Config
-from robustlip import datasets, separation
+from robustlip import separation
 from robustlip.datasets import synthetic
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-  return datasets.load(scripts.tiny(tmp_path_factory.mktemp('tiny')))
 
 
 @pytest.mark.parametrize('epsilon', [0.0, 0.05])
@@ -31,10 +27,7 @@ def test_certified_attacked_clean_are_ordered(dataset, epsilon):
 
 def test_certificate_on_the_training_set(dataset):
   distances = separation.nearest_opposite(*dataset.train).distances
-  images = dataset.train.images.astype(int)
-  brute = np.abs(images[:, None] - images[None]).max(axis=(2, 3, 4)) / 255
-  labels = dataset.train.labels
-  brute[labels[:, None] == labels[None]] = np.inf
+  brute = all_distances(*dataset.train, *dataset.train)
   result = theory.train_certificate(distances)
   assert result['r'] == pytest.approx(brute.min() / 2)
   assert result['accuracy'] == result['astute_in_open_ball'] == 1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from evaluation_test import evaluator, of_stages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -22,7 +23,6 @@ from robustlip import (
   attacks,
   bounds,
   doubts,
-  evaluation,
   lipschitz,
   losses,
   methods,
@@ -54,16 +54,10 @@ SPLIT, BATCH = Split(IMAGES, LABELS), Batch(INPUTS, jnp.asarray(LABELS))
 def measure(network, epsilon=0.1, split=SPLIT, key=KEY):
   """(robust [N], ratios [N]) of a network without variables."""
   num_classes = jax.eval_shape(network, INPUTS).shape[-1]
-  evaluator = evaluation.Evaluator(
-    lambda _: network,
-    cascade=attacks.cascade('pgd', epsilon=epsilon, num_classes=num_classes),
-    ratios={
-      'eq3': lambda *args: lipschitz.estimate(*args, epsilon=epsilon).ratios
-    },
-    batch_size=40,
-  )
-  robust = evaluator.accuracies({}, split, key).robust
-  return robust, evaluator.lipschitz({}, split, key)['eq3']
+  settings = dict(epsilon=epsilon, num_classes=num_classes, batch_size=40)
+  both = evaluator(network, **settings)
+  robust = both.accuracies({}, split, key).robust
+  return robust, both.lipschitz({}, split, key)['eq3']
 
 
 def srgb(values, safe):
@@ -378,9 +372,9 @@ def test_steps_may_be_written_out():
 @pytest.mark.parametrize('name', ['multi_targeted', 'apgd_dlr'])
 def test_a_cascade_of_other_classes_than_the_network_is_refused(name):
   stages = attacks.cascade(name, epsilon=0.1, num_classes=2)
-  evaluator = evaluation.Evaluator(lambda _: linear, cascade=stages)
+  measures = of_stages(stages, linear)
   with pytest.raises(ValueError, match='num_classes is 2, the network has 3'):
-    evaluator.accuracies({}, SPLIT, KEY)
+    measures.accuracies({}, SPLIT, KEY)
 
 
 def test_a_slope_outside_of_what_is_defined_has_no_bound():
@@ -451,13 +445,6 @@ def test_what_certified_training_cannot_take_is_said(name):
     method(epsilon=8.0, progress=0.1).loss(linear, BATCH, INPUTS)
 
 
-def test_nan_among_images_is_said():
-  with pytest.raises(ValueError, match='there are NaN among them'):
-    attacks.pgd(
-      linear, Batch(INPUTS.at[1].set(jnp.nan), LABELS), KEY, epsilon=0
-    )
-
-
 @pytest.mark.parametrize('name', released.METHODS)
 def test_what_is_trained_is_float32_in_a_session_of_doubles(name):
   recipe = RECIPE._replace(method=released.METHODS[name](epsilon=0.1))
@@ -500,7 +487,7 @@ def test_bounds_are_float32_in_a_session_of_doubles(activation):
 
 
 def test_a_set_with_both_splits_is_not_measured():
-  measures = evaluation.Evaluator(lambda variables: linear)
+  measures = of_stages((), linear)
   with pytest.raises(ValueError, match='must be a datasets.Split .* got Data'):
     measures.accuracies((), Dataset('a', SPLIT, SPLIT, (), None), KEY)
 
@@ -514,10 +501,3 @@ def test_a_restart_whose_logits_are_no_numbers_counts():
   batch = Batch(INPUTS, linear(candidates[0]).argmax(-1))  # the first is right
   points = attacks.gradient.worst(broken_above, batch, candidates)
   np.testing.assert_array_equal(points, candidates[1])
-
-
-def test_a_state_is_drawn_within_jit_too():
-  draw = functools.partial(
-    training.initial_state, RECIPE, image_shape=(3, 3, 1)
-  )
-  chex.assert_trees_all_close(jax.jit(draw)(KEY), draw(KEY), rtol=1e-6)

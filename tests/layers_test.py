@@ -62,19 +62,20 @@ def reverse_over_forward(convolve, inputs, kernel):
   return jax.grad(lambda *a: slope(*a)[1], (0, 1))(inputs, kernel)
 
 
+def check_as_xla_does(compute, setting):
+  """What is computed of our convolution is what is of XLA's."""
+  ours, expected, arguments = case(*setting)
+  compiled = jax.jit(compute, static_argnums=0)
+  found, wanted = (compiled(f, *arguments) for f in (ours, expected))
+  chex.assert_trees_all_close(found, wanted, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize('setting', CONVOLUTIONS)
 def test_convolution_and_its_derivatives(setting):
-  ours, expected, arguments = case(*setting)
-
   def both(f, *arguments):
     return f(*arguments), jax.grad(energy(f), (0, 1))(*arguments)
 
-  chex.assert_trees_all_close(
-    jax.jit(both, static_argnums=0)(ours, *arguments),
-    jax.jit(both, static_argnums=0)(expected, *arguments),
-    atol=2e-4,
-    rtol=1e-4,
-  )
+  check_as_xla_does(both, setting)
 
 
 @pytest.mark.parametrize('channels', [4, 16])  # patches, convolution
@@ -102,9 +103,12 @@ def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(
   assert (np.asarray(gradient)[reached] != 0).all()
 
 
-@pytest.mark.skipif(
+on_a_cpu = pytest.mark.skipif(
   jax.default_backend() != 'cpu', reason='other backends have one convolution'
 )
+
+
+@on_a_cpu
 def test_gradients_in_a_loop_are_convolutions_of_the_fast_kind():
   ours, _, (inputs, kernel) = case(3, 1, 1, 24)
 
@@ -124,9 +128,7 @@ def kinds_of_convolutions(program):
   return re.findall(r'convolution\(.*dim_labels=([^,\s]+)', program)
 
 
-@pytest.mark.skipif(
-  jax.default_backend() != 'cpu', reason='other backends have one convolution'
-)
+@on_a_cpu
 @pytest.mark.parametrize('pad', [0, 1, 2])
 def test_kernel_gradients_of_a_transpose_are_of_the_fast_kind(pad):
   # As bounds by lines have them, where a filter is larger than its image.
@@ -164,13 +166,7 @@ def test_a_filter_larger_than_its_image_is_of_the_fast_kind(strides):
   'compute', [forward_over_reverse, reverse_over_forward]
 )
 def test_second_derivatives_of_convolution(compute, setting):
-  ours, expected, arguments = case(*setting)
-  chex.assert_trees_all_close(
-    jax.jit(compute, static_argnums=0)(ours, *arguments),
-    jax.jit(compute, static_argnums=0)(expected, *arguments),
-    atol=2e-4,
-    rtol=1e-4,
-  )
+  check_as_xla_does(compute, setting)
 
 
 @pytest.mark.parametrize('setting', [(3, 1, 0, 4), (3, 1, 1, 16)])

@@ -20,6 +20,7 @@ POINTS = INPUTS + np.random.default_rng(2).uniform(-0.1, 0.1, INPUTS.shape)
 LABELS = np.array([0, 1, 2, 1, 0])
 BATCH = Batch(jnp.asarray(INPUTS, jnp.float32), jnp.asarray(LABELS))
 MOVED = jnp.asarray(POINTS, jnp.float32)
+KEY = jax.random.key(0)
 
 
 def linear(inputs):
@@ -86,7 +87,7 @@ class MethodsTest(chex.TestCase):
   def test_each_weight_is_its_own(self, name):
     loss = method(name, **WEIGHTED.get(name, {})).loss
     chex.assert_trees_all_close(
-      loss(linear, BATCH, MOVED), BY_METHOD[name].astype(np.float32), rtol=1e-4
+      loss(linear, BATCH, MOVED), BY_METHOD[name], rtol=1e-4
     )
 
   def test_the_probe_of_gr_is_as_long_as_its_divisor(self):
@@ -107,7 +108,7 @@ class MethodsTest(chex.TestCase):
       mock.patch('robustlip.attacks.ascend', ascend),
       mock.patch('robustlip.attacks.gradient.ascend', ascend),
     ):
-      method(name).maximize(linear, BATCH, jax.random.key(0))
+      method(name).maximize(linear, BATCH, KEY)
     settings = ascend.call_args.kwargs
     assert settings['num_steps'] == num_steps
     assert settings['epsilon'] == EPSILON
@@ -123,9 +124,7 @@ class LossesTest(chex.TestCase):
         linear, batch, points, **SETTINGS[name]
       )
     )
-    chex.assert_trees_all_close(
-      loss(BATCH, MOVED), EXPECTED[name].astype(np.float32), rtol=1e-4
-    )
+    chex.assert_trees_all_close(loss(BATCH, MOVED), EXPECTED[name], rtol=1e-4)
 
   def test_margins_by_hand(self):
     logits = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
@@ -173,9 +172,7 @@ class LossesTest(chex.TestCase):
     gradient = rise @ WEIGHTS.T
     gradient /= np.linalg.norm(gradient, axis=1, keepdims=True)
     expected = INPUTS.reshape(5, 6) + 0.25 * gradient
-    chex.assert_trees_all_close(
-      points.reshape(5, 6), expected.astype(np.float32), atol=1e-5
-    )
+    chex.assert_trees_all_close(points.reshape(5, 6), expected, atol=1e-5)
 
   def test_nonlinearity_is_the_remainder_of_the_expansion(self):
     objective = losses.nonlinearity(linear, BATCH)
@@ -184,9 +181,7 @@ class LossesTest(chex.TestCase):
 
   def test_cross_entropy_is_softplus_of_the_log_odds(self):
     odds = losses.log_odds(linear(BATCH.inputs), BATCH.labels)
-    chex.assert_trees_all_close(
-      jax.nn.softplus(odds), CLEAN.astype(np.float32), rtol=1e-5
-    )
+    chex.assert_trees_all_close(jax.nn.softplus(odds), CLEAN, rtol=1e-5)
 
   @parameterized.parameters(0.0, 30.0, 60.0, 200.0)
   def test_the_step_of_gr_has_its_length_however_certain(self, certainty):
@@ -199,15 +194,14 @@ class LossesTest(chex.TestCase):
 
   def test_the_inner_problem_of_trades_rises(self):
     objective = losses.divergence(quadratic, BATCH)
-    points = method('trades').maximize(quadratic, BATCH, jax.random.key(0))
-    start = methods.gaussian_start(BATCH.inputs, jax.random.key(0))
+    points = method('trades').maximize(quadratic, BATCH, KEY)
+    start = methods.gaussian_start(BATCH.inputs, KEY)
     assert (objective(points) > 5 * objective(start)).all()
 
   def test_the_inner_problem_of_llr_rises(self):
     objective = losses.nonlinearity(quadratic, BATCH)
-    key = jax.random.key(0)
-    points = method('llr').maximize(quadratic, BATCH, key)
-    start = projections.random_start(BATCH.inputs, key, epsilon=0.1)
+    points = method('llr').maximize(quadratic, BATCH, KEY)
+    start = projections.random_start(BATCH.inputs, KEY, epsilon=0.1)
     assert objective(points).mean() > 1.5 * objective(start).mean()
 
   def test_gradients_reach_both_distributions_of_trades(self):
@@ -241,32 +235,25 @@ class ReleasedTest(chex.TestCase):
 
     labels = jnp.array([0, 1, 0, 1, 0])
     points = method('llr_released').maximize(
-      two, Batch(BATCH.inputs, labels), jax.random.key(0)
+      two, Batch(BATCH.inputs, labels), KEY
     )
     away = np.where(labels == 0, -1, 1)[:, None] * weights / 2  # by the largest
-    start = (
-      methods.gaussian_start(BATCH.inputs, jax.random.key(0)) - BATCH.inputs
-    )
+    start = methods.gaussian_start(BATCH.inputs, KEY) - BATCH.inputs
     moved = 0.1 * away + np.reshape(start, (5, 6))
     moved *= np.minimum(1, 0.1 / np.abs(moved).max(axis=1))[:, None]
     expected = INPUTS.reshape(5, 6) + moved
-    chex.assert_trees_all_close(
-      np.reshape(points, (5, 6)), expected.astype(np.float32), atol=1e-5
-    )
+    chex.assert_trees_all_close(np.reshape(points, (5, 6)), expected, atol=1e-5)
 
   def test_trades_starts_outside_of_the_box(self):
     def divergence(points):
-      p, q = (
-        jax.nn.log_softmax(linear(dark)),
-        jax.nn.log_softmax(linear(points)),
-      )
+      p, q = (jax.nn.log_softmax(linear(x)) for x in (dark, points))
       return (jnp.exp(p) * (p - q)).sum()
 
-    dark, key = jnp.zeros_like(BATCH.inputs), jax.random.key(0)
+    dark = jnp.zeros_like(BATCH.inputs)
     points = method('trades_released').maximize(
-      linear, Batch(dark, BATCH.labels), key
+      linear, Batch(dark, BATCH.labels), KEY
     )
-    expected = methods.gaussian_start(dark, key)
+    expected = methods.gaussian_start(dark, KEY)
     for _ in range(10):
       expected += 0.02 * jnp.sign(jax.grad(divergence)(expected))
       expected = jnp.clip(expected, 0.0, 0.1)
@@ -279,9 +266,7 @@ class ReleasedTest(chex.TestCase):
 
     def points(inputs, epsilon):
       maximize = released.METHODS[name](epsilon=epsilon).maximize
-      return maximize(
-        linear, Batch(inputs, BATCH.labels[:3]), jax.random.key(0)
-      )
+      return maximize(linear, Batch(inputs, BATCH.labels[:3]), KEY)
 
     moved = jnp.abs(points(inputs, radii) - inputs).max(axis=(1, 2))
     np.testing.assert_allclose(moved.max(axis=1), radii, atol=2e-3)
@@ -298,40 +283,34 @@ class ReleasedTest(chex.TestCase):
 
     loss = method('trades_released', beta=5.0).loss(recorded, BATCH, MOVED)
     divergence = (EXPECTED['trades'] - CLEAN) / SETTINGS['trades']['beta']
-    chex.assert_trees_all_close(
-      loss, (CLEAN + 5 * divergence).astype(np.float32), rtol=1e-4
-    )
+    chex.assert_trees_all_close(loss, CLEAN + 5 * divergence, rtol=1e-4)
     losses.rst(recorded, BATCH, MOVED, lam=1.0)
     assert called == ['x', "x'", 'x'] + ["x'", 'x']
 
   def test_gr_counts_the_clean_loss_twice(self):
     theirs = method('gr_released', lam=1.0)
-    points = theirs.maximize(linear, BATCH, jax.random.key(0))
+    points = theirs.maximize(linear, BATCH, KEY)
     moved = cross_entropy(np.asarray(points, np.float64))
     expected = 2 * CLEAN + 0.5 * (moved - CLEAN) ** 2
     chex.assert_trees_all_close(
-      theirs.loss(linear, BATCH, points),
-      expected.astype(np.float32),
-      rtol=1e-4,
+      theirs.loss(linear, BATCH, points), expected, rtol=1e-4
     )
 
   def test_llr_is_a_weighted_attack_loss(self):
     theirs = method('llr_released', lam=4.0)
-    points = theirs.maximize(linear, BATCH, jax.random.key(0))
+    points = theirs.maximize(linear, BATCH, KEY)
     assert np.abs(points - INPUTS).max() <= 0.1 + 1e-6
     moved = cross_entropy(np.asarray(points, np.float64))
     assert (moved > CLEAN).all()
     chex.assert_trees_all_close(
-      theirs.loss(linear, BATCH, points),
-      (CLEAN + 4 * moved).astype(np.float32),
-      rtol=1e-4,
+      theirs.loss(linear, BATCH, points), CLEAN + 4 * moved, rtol=1e-4
     )
 
 
 def test_smoothed_and_mixed_labels_weigh_the_cross_entropies():
   labels, others = np.array([0, 2, 1, 5]), np.array([1, 2, 0, 1])
   own = np.float32([0.75, 0.5, 1.0, 1.0])
-  logits = jax.random.normal(jax.random.key(0), (4, 3))
+  logits = jax.random.normal(KEY, (4, 3))
   shares = losses.shares_of_classes(
     labels, 3, others=others, own=own, smoothing=0.1
   )

@@ -22,6 +22,11 @@ def images(*shape):
   return jax.random.uniform(jax.random.key(1), shape)
 
 
+def shapes(module, *shape):
+  """Of the variables for images of a shape."""
+  return jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
+
+
 @pytest.mark.parametrize(
   'name, shape, count',
   [
@@ -33,11 +38,8 @@ def images(*shape):
   ],
 )
 def test_published_number_of_parameters(name, shape, count):
-  module = models.build(name, 10)
-  variables = jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
-  assert (
-    sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == count
-  )
+  params = shapes(models.build(name, 10), *shape)['params']
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
 @pytest.mark.parametrize(
@@ -52,9 +54,8 @@ def test_published_number_of_parameters(name, shape, count):
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_logits_and_parameters_are_float32(name, shape, dtype):
   module = models.build(name, 7, dtype=dtype)
-  inputs = jnp.zeros((2, *shape))
-  variables = jax.eval_shape(module.init, KEY, inputs)
-  logits = jax.eval_shape(module.apply, variables, inputs)
+  variables = shapes(module, *shape)
+  logits = jax.eval_shape(module.apply, variables, jnp.zeros((2, *shape)))
   assert logits.shape == (2, 7)
   dtypes = {leaf.dtype for leaf in jax.tree.leaves((variables, logits))}
   assert dtypes == {jnp.dtype('float32')}
@@ -135,16 +136,16 @@ def test_recomputed_blocks_have_the_same_gradients(build):
 
 
 def test_wrong_settings_are_refused():
-  with pytest.raises(ValueError, match='num_classes'):
-    models.build('cnn1', 1)
-  with pytest.raises(ValueError, match='dropout_rate'):
-    models.build('cnn1', 10, dropout_rate=1.0)
-  with pytest.raises(ValueError, match="relu, silu, got 'gelu'"):
-    models.build('cnn1', 10, activation='gelu')
-  with pytest.raises(ValueError, match='blocks'):
-    models.build('cnn1', 10, remat=True)
+  for settings, message in (
+    (dict(num_classes=1), 'num_classes'),
+    (dict(dropout_rate=1.0), 'dropout_rate'),
+    (dict(activation='gelu'), "relu, silu, got 'gelu'"),
+    (dict(remat=True), 'blocks'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      models.build('cnn1', **dict(num_classes=10) | settings)
   with pytest.raises(ValueError, match='too small'):
-    jax.eval_shape(models.build('cnn2', 10).init, KEY, images(1, 12, 12, 1))
+    shapes(models.build('cnn2', 10), 12, 12, 1)
 
 
 def test_inference_is_deterministic_and_training_drops():
@@ -169,7 +170,6 @@ def test_inference_is_deterministic_and_training_drops():
 def dropped_positions(name, shape):
   """Shapes of the masks that training draws, in order."""
   module = models.build(name, 10, dropout_rate=0.5)
-  variables = jax.eval_shape(module.init, KEY, jnp.zeros((2, *shape)))
 
   def apply(variables, key):
     return module.apply(
@@ -180,7 +180,7 @@ def dropped_positions(name, shape):
       mutable=['batch_stats'],
     )
 
-  jaxpr = jax.make_jaxpr(apply)(variables, KEY)
+  jaxpr = jax.make_jaxpr(apply)(shapes(module, *shape), KEY)
   return [
     equation.outvars[0].aval.shape
     for equation in flat_equations(jaxpr.jaxpr)
@@ -245,8 +245,8 @@ def test_two_devices_normalize_like_one():
 def test_activations(network, shape):
   def activations(**settings):
     module = network(3, **settings)
-    variables = jax.eval_shape(module.init, KEY, jnp.zeros((1, *shape)))
-    jaxpr = jax.make_jaxpr(module.apply)(variables, jnp.zeros((1, *shape)))
+    variables, inputs = shapes(module, *shape), jnp.zeros((1, *shape))
+    jaxpr = jax.make_jaxpr(module.apply)(variables, inputs)
     return str(jaxpr).count('relu'), str(jaxpr).count('logistic')
 
   relus, logistics = activations()
@@ -344,10 +344,10 @@ def torch_names(stages):
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_weights_from_torch_by_name(prefix):
   module = wide_resnet.WideResNet(3, depth=16, width=2)
-  shapes = jax.eval_shape(module.init, KEY, jnp.zeros((1, 8, 8, 3)))
   random = np.random.default_rng(0)
   variables = jax.tree.map(
-    lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes
+    lambda leaf: random.normal(size=leaf.shape).astype(np.float32),
+    shapes(module, 8, 8, 3),
   )
   names = torch_names(2)
   state_dict = {f'{prefix}bn1.num_batches_tracked': np.array(7)}

@@ -279,34 +279,29 @@ def test_l2_ties_do_not_depend_on_the_order_of_summation():
   np.testing.assert_array_equal(found.indices, [0])
 
 
+MANY = np.random.default_rng(0).integers(0, 256, (30, 5), np.uint8)
+THREE = np.arange(30) % 3  # their classes
+
+
 @pytest.mark.parametrize('count', [6, 10])
 def test_neighbors_of_another_set_are_refused(count):
-  rng = np.random.default_rng(14)
-  images = rng.integers(0, 256, (10, 2, 2, 1), np.uint8)
-  labels = np.arange(10) % 2
-  neighbors = separation.nearest_opposite(images[:count], labels[:count])
+  neighbors = separation.nearest_opposite(MANY[:count], THREE[:count])
   with pytest.raises(ValueError, match='not of these arrays'):
-    separation.closest_pairs(
-      images[: 16 - count], labels[: 16 - count], neighbors=neighbors
-    )
+    others = MANY[: 16 - count], THREE[: 16 - count]
+    separation.closest_pairs(*others, neighbors=neighbors)
 
 
 def test_neighbors_in_another_norm_are_refused():
-  images = np.random.default_rng(13).integers(0, 256, (8, 1, 2, 3), np.uint8)
-  labels = np.arange(8) % 2
-  neighbors = separation.nearest_opposite(images, labels, norm='linf')
+  neighbors = separation.nearest_opposite(MANY, THREE, norm='linf')
   with pytest.raises(ValueError, match='not of these arrays in l2'):
-    separation.closest_pairs(images, labels, norm='l2', neighbors=neighbors)
+    separation.closest_pairs(MANY, THREE, norm='l2', neighbors=neighbors)
 
 
 def test_neighbors_of_the_same_class_are_refused():
-  images = np.random.default_rng(0).integers(0, 256, (30, 5), np.uint8)
-  labels = np.arange(30) % 3
-  nearest = separation.nearest(images, images)  # each is its own, at 0
-  others = separation.nearest_opposite(images, np.arange(30) % 2)
+  nearest = separation.nearest(MANY, MANY)  # each is its own, at 0
+  others = separation.nearest_opposite(MANY, np.arange(30) % 2)
   message = 'neighbors are not of these arrays'
-  sets = images, labels, images, labels
   with pytest.raises(ValueError, match=message):
-    separation.closest_pairs(*sets, neighbors=nearest)
+    separation.closest_pairs(MANY, THREE, MANY, THREE, neighbors=nearest)
   with pytest.raises(ValueError, match=message):
-    separation.class_matrix(images, labels, num_classes=3, neighbors=others)
+    separation.class_matrix(MANY, THREE, num_classes=3, neighbors=others)

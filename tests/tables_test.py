@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scripts
 from absl import flags
+from report_test import row as of_row
 
 from experiments import (
   common,
@@ -25,6 +26,8 @@ from experiments import (
 from robustlip import datasets
 
 FLAGS = flags.FLAGS
+SHORT = '--epsilon=0.05 --epochs=2 --curve_examples=0 --eval_batch_size=15'
+SHORT = SHORT.split()
 
 
 @pytest.fixture
@@ -225,23 +228,19 @@ def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
     'at-ema': (89.6, 59.6, 12.0, 7.0),
   }
   rows = [
-    {
-      'dataset': 'mnist5k',
-      'arch': 'cnn1',
-      'row': name,
-      'label': table_rows.label(name),
-      'settings': {},
-      'paper': {},
-      'paper_settings': {},
-      'seconds': 1.0,
-      'ours': {
+    of_row(
+      name,
+      {
         'test_acc': [test],
         'adv_test_acc': [attacked],
         'gap': [1.0 + test / 100],
         'adv_gap': [gap],
         'eq3_lipschitz': [constant],
       },
-    }
+      label=table_rows.label(name),
+      settings={},
+      seconds=1.0,
+    )
     for name, (test, attacked, gap, constant) in numbers.items()
   ]
   record = tables.table(rows)
@@ -440,11 +439,8 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
     call,
     'experiments.tables',
     '--table=2',
+    *SHORT,
     f'--dataset={scripts.tiny(tmp_path)}',
-    '--epsilon=0.05',
-    '--epochs=2',
-    '--curve_examples=0',
-    '--eval_batch_size=15',
     f'--workdir={workdir}',
   )
   output = workdir / 'table_2-quick-tiny.json'
@@ -494,11 +490,8 @@ def test_early_stopping_is_the_best_of_the_run_without_it(tmp_path, call):
     '--table=5',
     '--rows=natural,natural-early',
     '--attacks=pgd',
+    *SHORT,
     f'--dataset={scripts.tiny(tmp_path)}',
-    '--epsilon=0.05',
-    '--epochs=2',
-    '--curve_examples=0',
-    '--eval_batch_size=15',
     f'--workdir={tmp_path / "runs"}',
   )
   last, best = sorted(

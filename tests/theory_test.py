@@ -16,6 +16,7 @@ GRID = 64
 
 
 def brute_force(inputs, refs, labels, num_classes, norm):
+  """Distances [N, C] from the definition, float64."""
   moves = inputs[:, None].astype(np.float64) - refs[None]
   moves = moves.reshape(len(inputs), len(refs), -1)
   if norm == 'linf':

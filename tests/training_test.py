@@ -27,8 +27,10 @@ from robustlip.feed import Epoch, Feed, epoch_order, replicate
 from robustlip.models import layers
 
 STEPS, BATCH, SHAPE = 10, 8, (4, 4, 1)
+KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (80, *SHAPE), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, 80).astype(np.int32)
+SPLIT = Split(IMAGES, LABELS)
 
 
 class Normalised(nn.Module):
@@ -133,17 +135,26 @@ def train(
   return jax.tree.map(lambda x: x[0], state)
 
 
+def apart(one, other, layer):
+  """The largest difference of two states in the kernel of a layer."""
+  kernels = (state.params[layer]['kernel'] for state in (one, other))
+  return np.abs(np.subtract(*kernels)).max()
+
+
+def fit(recipe, split=SPLIT, **settings):
+  """The state after one epoch."""
+  settings = dict(batch_size=BATCH, epochs=1) | settings
+  return training.fit(recipe, split, KEY, **settings)
+
+
 class TrainingTest(chex.TestCase):
   @parameterized.parameters('llr', 'ibp', 'trades_released')
   def test_two_devices_are_one(self, name):
     assert jax.device_count() >= 2
-    certified = name == 'ibp'  # a batch has no bounds
-    make = factory(
-      functools.partial(released.METHODS[name], progress=0.5)
-      if certified
-      else released.METHODS[name],
-      Linear() if certified else None,
-    )
+    method, module = released.METHODS[name], None
+    if name == 'ibp':  # a batch has no bounds
+      method, module = functools.partial(method, progress=0.5), Linear()
+    make = factory(method, module)
     one, two = (train(make, seed=3, devices=d) for d in (1, 2))
     chex.assert_trees_all_close(one, two, rtol=2e-4, atol=2e-5)
 
@@ -171,42 +182,28 @@ class TrainingTest(chex.TestCase):
 
   def test_fit_is_the_steps_of_its_epochs(self):
     make = factory(methods.METHODS['rst'])
-    split = Split(IMAGES, LABELS)
-    fitted = training.fit(
-      make(number()), split, jax.random.key(0), batch_size=BATCH, epochs=1
-    )
+    fitted = fit(make(number()))
     chex.assert_trees_all_close(
       fitted, train(make, devices=jax.device_count()), rtol=1e-5, atol=1e-6
     )
-    on = training.fit(
-      make(number()),
-      split,
-      jax.random.key(0),
-      batch_size=BATCH,
-      epochs=1,
-      state=fitted,
-    )
-    whole = training.fit(
-      make(number()), split, jax.random.key(0), batch_size=BATCH, epochs=2
-    )
-    chex.assert_trees_all_equal(on, whole)
+    on = fit(make(number()), state=fitted)
+    chex.assert_trees_all_equal(on, fit(make(number()), epochs=2))
 
   def test_a_method_may_change_with_the_step(self):
     def schedule(step):
       return methods.rst(epsilon=0.1, lam=jnp.where(step < 5, 0.0, 1.0))
 
     make = factory(methods.Method(methods.unmoved, losses.natural))
-    changed = train(lambda numbers: make(numbers)._replace(method=schedule))
+
+    def changing(numbers):
+      return make(numbers)._replace(method=schedule)
+
+    changed = train(changing)
     first = train(factory(methods.rst), number(lam=0.0), chunks=((0, 5),))
-    half = train(
-      lambda numbers: make(numbers)._replace(method=schedule), chunks=((0, 5),)
-    )
+    half = train(changing, chunks=((0, 5),))
     chex.assert_trees_all_close(first, half, rtol=1e-5, atol=1e-6)
     always = train(factory(methods.rst), number(lam=0.0))
-    gap = (
-      changed.params['Dense_1']['kernel'] - always.params['Dense_1']['kernel']
-    )
-    assert np.abs(gap).max() > 1e-4
+    assert apart(changed, always, 'Dense_1') > 1e-4
 
   def test_dispatches_do_not_change_a_bit(self):
     make = factory(methods.rst)
@@ -231,8 +228,7 @@ class TrainingTest(chex.TestCase):
     epoch = Epoch(*replicate((IMAGES, LABELS)), orders)
     for seed, lam in ((0, 1.0), (1, 2.0)):
       numbers, key = number(lam=lam), jax.random.key(seed)
-      state = training.initial_state(make(numbers), key, SHAPE)
-      state = replicate(state)
+      state = replicate(training.initial_state(make(numbers), key, SHAPE))
       for first, last in ((0, 1), (1, 4), (4, STEPS)):
         state = program(state, numbers, key, epoch, first, last)
 
@@ -259,23 +255,19 @@ class TrainingTest(chex.TestCase):
     augment = augmentations.in_turn(spy, spy, spy)
     make = factory(methods.natural, Linear(), augment=augment, cutmix=0.5)
     recipe = make(number())
-    state = training.initial_state(recipe, jax.random.key(0), SHAPE)
+    state = training.initial_state(recipe, KEY, SHAPE)
     with mock.patch.object(training, 'cutmix', mixed):
-      training.step(
-        recipe, state, IMAGES[:4], jnp.asarray(LABELS[:4]), jax.random.key(0)
-      )
+      training.step(recipe, state, IMAGES[:4], jnp.asarray(LABELS[:4]), KEY)
     assert len(set(seen)) == len(seen) == 16
 
   def test_averaged_statistics_are_of_the_averaged_parameters(self):
     recipe = factory(methods.natural, augment=AUGMENTATIONS['none'])(number())
     keeping = optax.chain(recipe.optimizer, parameters.ema(0.9))
-    key, split = jax.random.key(0), Split(IMAGES, LABELS)
-    arguments = split, key
-    plain = training.fit(recipe, *arguments, batch_size=BATCH, epochs=1)
+    plain = fit(recipe)
     recipe = recipe._replace(optimizer=keeping)
-    state = training.fit(recipe, *arguments, batch_size=BATCH, epochs=1)
+    state = fit(recipe)
     chex.assert_trees_all_close(state.params, plain.params, rtol=1e-5)
-    found = training.averaged(recipe, state, *arguments, batch_size=BATCH)
+    found = training.averaged(recipe, state, SPLIT, KEY, batch_size=BATCH)
     chex.assert_trees_all_equal(
       found.params, parameters.average(state.opt_state)
     )
@@ -288,9 +280,8 @@ class TrainingTest(chex.TestCase):
     np.testing.assert_allclose(
       found.batch_stats['BatchNorm_0']['mean'], mean, rtol=1e-3, atol=1e-4
     )
-    chex.assert_trees_all_equal(
-      training.averaged(recipe, plain, *arguments, batch_size=BATCH), plain
-    )
+    found = training.averaged(recipe, plain, SPLIT, KEY, batch_size=BATCH)
+    chex.assert_trees_all_equal(found, plain)
 
   def test_awp_descends_from_where_the_loss_is_highest(self):
     make = factory(
@@ -302,7 +293,7 @@ class TrainingTest(chex.TestCase):
       label_smoothing=0.3,
       accumulate=2,
     )
-    fresh = training.initial_state(make(number()), jax.random.key(0), SHAPE)
+    fresh = training.initial_state(make(number()), KEY, SHAPE)
     kernel = np.float64(fresh.params['Dense_0']['kernel'])
     chosen = order()[0]
     inputs = IMAGES[chosen].reshape(BATCH, -1) / 255
@@ -332,22 +323,18 @@ class TrainingTest(chex.TestCase):
       )
     )
     chex.assert_trees_all_close(same.params, natural.params, atol=1e-6)
-    kernels = (x.params['Dense_0']['kernel'] for x in (fresh, natural))
-    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+    assert apart(fresh, natural, 'Dense_0') > 1e-4
 
   def test_attack_in_training_mode_uses_the_batch(self):
     inference = train(factory(methods.at))
     batch = train(factory(methods.at, attack_in_training_mode=True))
-    gap = np.abs(
-      inference.params['Dense_1']['kernel'] - batch.params['Dense_1']['kernel']
-    )
-    assert gap.max() > 1e-4
+    assert apart(inference, batch, 'Dense_1') > 1e-4
 
   def test_certified_training_starts_where_intervals_keep_their_width(self):
     recipe = factory(methods.ibp, Dropping())(number())
-    state = training.initial_state(recipe, jax.random.key(0), (16, 16, 1))
+    state = training.initial_state(recipe, KEY, (16, 16, 1))
     plain = factory(methods.at, Dropping())(number())
-    drawn = training.initial_state(plain, jax.random.key(0), (16, 16, 1))
+    drawn = training.initial_state(plain, KEY, (16, 16, 1))
     for layer, fan_in in (('Dense_0', 256), ('Dense_1', 32)):
       kernel, other = (x.params[layer]['kernel'] for x in (state, drawn))
       chex.assert_trees_all_close(
@@ -365,7 +352,7 @@ class TrainingTest(chex.TestCase):
 
   def test_natural_linear_training_is_numpy_softmax_regression(self):
     make = factory(methods.natural, Linear(), augment=AUGMENTATIONS['none'])
-    fresh = training.initial_state(make(number()), jax.random.key(0), SHAPE)
+    fresh = training.initial_state(make(number()), KEY, SHAPE)
     dense = jax.tree.map(np.float64, fresh.params)['Dense_0']
     weights = np.vstack([dense['kernel'], dense['bias'][None]])
     velocity = np.zeros_like(weights)
@@ -399,13 +386,8 @@ class TrainingTest(chex.TestCase):
     # The last update has no loss.
     for count, rate in ((len(LABELS), 1e38), (BATCH, np.inf)):
       with pytest.raises(ValueError, match=r'not finite at step [1-9]\b'):
-        training.fit(
-          factory(methods.natural)(number(learning_rate=rate)),
-          Split(IMAGES[:count], LABELS[:count]),
-          jax.random.key(0),
-          batch_size=BATCH,
-          epochs=1,
-        )
+        recipe = factory(methods.natural)(number(learning_rate=rate))
+        fit(recipe, Split(IMAGES[:count], LABELS[:count]))
 
   def test_statistics_of_one_device_of_several_are_refused(self):
     class Plain(nn.Module):
@@ -418,26 +400,22 @@ class TrainingTest(chex.TestCase):
       train(factory(methods.natural, Plain()), devices=2)
 
   def test_what_takes_too_much_memory_is_streamed(self):
-    split = Split(IMAGES, LABELS)
     for memory, streamed in ((IMAGES.nbytes, True), (3 * IMAGES.nbytes, False)):
       with mock.patch.object(feed, '_device_memory', lambda m=memory: m):
-        (first, *_) = Feed(split).dispatches(order())
+        (first, *_) = Feed(SPLIT).dispatches(order())
       assert (first[0].images.shape[1] < len(IMAGES)) == streamed
 
   @parameterized.parameters(True, False)
   def test_streamed_examples_are_those_of_the_order(self, stream):
-    examples = Feed(Split(IMAGES, LABELS), stream=stream)
+    examples = Feed(SPLIT, stream=stream)
     seen = []
     for epoch, first, last in examples.dispatches(order(), 1):
       for step in range(first, last):
-        seen.append(
-          np.concatenate(
-            [
-              np.asarray(epoch.images)[device][epoch.order[device, step]]
-              for device in range(jax.device_count())
-            ]
-          )
-        )
+        shares = [
+          np.asarray(epoch.images)[device][epoch.order[device, step]]
+          for device in range(jax.device_count())
+        ]
+        seen.append(np.concatenate(shares))
     np.testing.assert_array_equal(np.stack(seen), IMAGES[order()[1:]])
 
 
@@ -452,13 +430,15 @@ def test_an_epoch_takes_every_example_at_most_once():
 
 
 def test_a_state_is_made_within_a_program_too():
-  def step(rate):
+  def draw(rate, seed=None):
     recipe = factory(methods.natural)(number())
     recipe = recipe._replace(optimizer=optax.sgd(rate))
-    key = jax.random.key(0)
-    return training.initial_state(recipe, key, IMAGES.shape[1:]).step
+    key = KEY if seed is None else jax.random.key(seed)
+    return training.initial_state(recipe, key, SHAPE)
 
-  assert jax.jit(step)(0.1) == 0
+  for seed in ((), (0,)):  # known to the program, and given
+    found, expected = (f(0.1, *seed) for f in (jax.jit(draw), draw))
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +453,5 @@ def test_a_state_is_made_within_a_program_too():
 )
 def test_recipes_that_cannot_be_followed_are_refused(changes, message):
   recipe = factory(methods.natural)(number())._replace(**changes)
-  split = Split(IMAGES, LABELS)
   with pytest.raises(ValueError, match=message):
-    training.fit(recipe, split, jax.random.key(0), batch_size=8, epochs=1)
+    fit(recipe)

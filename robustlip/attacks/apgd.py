@@ -12,7 +12,7 @@ import numpy as np
 
 from robustlip import losses, projections
 from robustlip.attacks.gradient import check_targets, mask_wrong_targets, toward
-from robustlip.images import check_images
+from robustlip.images import check_images, check_least
 from robustlip.types import Batch, LogitsFn
 
 MOMENTUM = 0.75  # weight of the new step, the rest is momentum; alpha
@@ -72,8 +72,7 @@ def apgd(
     raise ValueError(
       f'objective must be one of {OBJECTIVES}, got {objective!r}.'
     )
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  check_least(1, num_steps=num_steps)
   inputs, shape = check_images(batch.inputs), batch.inputs.shape
   start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
   inputs, start = projections.flat(inputs), projections.flat(start)

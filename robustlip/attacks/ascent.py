@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustlip import projections
-from robustlip.images import check_images
+from robustlip.images import check_images, check_least
 from robustlip.types import Objective
 
 KEEP = ('last', 'best')
@@ -55,8 +55,7 @@ def ascend(
   Source: Madry et al. 2018, arXiv:1706.06083.
   """
   inputs, shape = check_images(inputs), inputs.shape
-  if num_steps < 0:
-    raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
+  check_least(0, num_steps=num_steps)
   if keep not in KEEP:
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
@@ -65,8 +64,12 @@ def ascend(
     raise ValueError(f'start must be {shape}, got {start.shape}.')
   inputs, start = projections.flat(inputs), projections.flat(start)
   points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
-  schedule = step_size if callable(step_size) else lambda step: step_size
-  projections.check_numbers(schedule(0), inputs, name='step_size')
+
+  def length(index):
+    size = step_size(index) if callable(step_size) else step_size
+    return projections.check_numbers(size, inputs, name='step_size')
+
+  length(0)  # raises an error where it is known to be wrong
 
   def values_of(points):
     values = objective(points.reshape(shape))
@@ -79,12 +82,8 @@ def ascend(
     values, pullback = jax.vjp(values_of, points)
     (gradients,) = pullback(jnp.ones_like(values))
     best = _better(best, values, points)
-    length = projections.check_numbers(
-      schedule(index), inputs, name='step_size'
-    )
-    moved = points + length * projections.normalize_direction(
-      gradients, norm=norm
-    )
+    direction = projections.normalize_direction(gradients, norm=norm)
+    moved = points + length(index) * direction
     return projections.ball(moved, inputs, epsilon=epsilon, norm=norm), best
 
   best = None

@@ -14,6 +14,7 @@ from robustlip.attacks import gradient
 from robustlip.attacks.apgd import DLR_CLASSES, apgd
 from robustlip.attacks.fab import fab
 from robustlip.attacks.square import square
+from robustlip.images import check_least
 
 MOST_TARGETS = 9  # AutoAttack's limit: the nine likeliest wrong classes
 
@@ -128,14 +129,9 @@ def cascade(
     ValueError: for an unknown name, or a number out of range.
   """
   projections.check_radius(epsilon, np.zeros(1, np.float32), norm=norm)
-  for name, value, least in (
-    ('num_classes', num_classes, 2),
-    ('num_restarts', num_restarts, 1),
-    ('num_steps', 1 if num_steps is None else num_steps, 1),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}.')
   steps = {} if num_steps is None else {'num_steps': num_steps}
+  check_least(2, num_classes=num_classes)
+  check_least(1, num_restarts=num_restarts, **steps)
   names, stages = _expanded(names), []
   every = [ATTACKS[name](num_classes, norm, **steps) for name in names]
   if num_restarts > 1 and not any(found.draws for found in every):

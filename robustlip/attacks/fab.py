@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from robustlip import losses, projections
 from robustlip.attacks.gradient import mask_wrong_targets, toward
-from robustlip.images import check_images
+from robustlip.images import check_images, check_least
 from robustlip.types import Batch, LogitsFn
 
 OVERSHOOT = 1.05  # of the step to the boundary, eta in the source
@@ -79,8 +79,7 @@ def nearest_error(
     enough: distance, [B] or one number, at which the search for an example
       stops; the default never stops it.
   """
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1, got {num_steps}.')
+  check_least(1, num_steps=num_steps)
   (inputs, labels), shape = batch, batch.inputs.shape
   inputs = projections.flat(check_images(inputs))
 

@@ -13,7 +13,7 @@ import optax
 
 from robustlip import losses, projections
 from robustlip.attacks.ascent import ascend
-from robustlip.images import check_labels
+from robustlip.images import check_labels, check_least
 from robustlip.types import Batch, LogitsFn
 
 StepSize = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
@@ -50,8 +50,7 @@ def pgd(
 
   Source: Madry et al. 2018, arXiv:1706.06083; the paper's Section 5.1.
   """
-  if num_restarts < 1:
-    raise ValueError(f'num_restarts must be at least 1, got {num_restarts}.')
+  check_least(1, num_restarts=num_restarts)
   if start is not None and num_restarts > 1:
     raise ValueError('an explicit start leaves nothing to restart from.')
 
@@ -98,8 +97,7 @@ def expected(
 
   Source: Athalye et al. 2018, arXiv:1707.07397.
   """
-  if num_samples < 1:
-    raise ValueError(f'num_samples must be at least 1, got {num_samples}.')
+  check_least(1, num_samples=num_samples)
   keys = jax.random.split(projections.threefry(key), num_samples)
 
   def logits_fn(inputs):
@@ -245,8 +243,7 @@ def check_num_classes(
 
   Also raises it for labels that are not among them.
   """
-  if num_classes < 2:
-    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+  check_least(2, num_classes=num_classes)
   found = losses.check_classes(logits_fn, batch.inputs.shape, batch.labels)
   if found != num_classes:
     raise ValueError(f'num_classes is {num_classes}, the network has {found}.')

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustlip import losses, projections
-from robustlip.images import check_images
+from robustlip.images import check_images, check_least
 from robustlip.types import Batch, LogitsFn
 
 FIRST_SHARE = 0.8  # fraction of the pixels that the first squares cover
@@ -44,8 +44,7 @@ def square(
   inputs = check_images(batch.inputs)
   if inputs.ndim != 4:
     raise ValueError(f'squares need images [B, H, W, C], got {inputs.shape}.')
-  if num_queries < 1:
-    raise ValueError(f'num_queries must be at least 1, got {num_queries}.')
+  check_least(1, num_queries=num_queries)
   radius = projections.check_radius(epsilon, inputs, norm=norm)
   radius = jnp.broadcast_to(radius.reshape(-1), len(inputs))
   search = _linf if norm == 'linf' else _l2

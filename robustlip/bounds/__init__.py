@@ -31,7 +31,7 @@ from jax import lax
 from robustlip import projections
 from robustlip.bounds import walk
 from robustlip.bounds.rules import UNIT, Bound
-from robustlip.images import check_images, zero_or_nan
+from robustlip.images import check_images, check_least, zero_or_nan
 from robustlip.losses import check_labels, check_logits, correct, is_class
 from robustlip.types import Batch, LogitsFn
 
@@ -144,8 +144,7 @@ def margins(
   """
   if method not in METHODS:
     raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
-  if num_steps < 0:
-    raise ValueError(f'num_steps must be at least 0, got {num_steps}.')
+  check_least(0, num_steps=num_steps)
   logits = jax.eval_shape(logits_fn, batch.inputs)
   valid = check_labels(logits, batch.labels)
   classes = jnp.eye(logits.shape[-1], dtype=jnp.float32)

@@ -93,14 +93,9 @@ def _columns(network, slopes, rates):
       )
       return rules.transpose(step, received)
     (rows,), bounds = received, slopes[step.outputs[0]]
-    spread = sum(
-      (high - low) / 2 * rate
-      for (low, high), rate in zip(bounds, given, strict=True)
-    )
-    size = sum(
-      rules.magnitude(bound) * rate
-      for bound, rate in zip(bounds, given, strict=True)
-    )
+    pairs = list(zip(bounds, given, strict=True))
+    spread = sum((high - low) / 2 * rate for (low, high), rate in pairs)
+    size = sum(rules.magnitude(bound) * rate for bound, rate in pairs)
     columns.append(rows * spread[None])
     slacks.append(gamma(rules.terms(step) + count) * _sizes(rows * size[None]))
     return [rows * ((low + high) / 2)[None] for low, high in bounds]

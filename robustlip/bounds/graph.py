@@ -83,14 +83,6 @@ class Network(NamedTuple):
   steps: list[Step]
   output: Variable
 
-  def uses(self) -> dict[Variable, int]:
-    """How many times steps take each variable as an operand."""
-    counts = {}
-    for step in self.steps:
-      for variable in step.variables:
-        counts[variable] = counts.get(variable, 0) + 1
-    return counts
-
 
 def evaluate(primitive, operands, params) -> list[chex.Array]:
   """A list of all outputs; computed eagerly if no operand is traced."""
@@ -296,9 +288,7 @@ def _slope(value, x, steps) -> chex.Numeric | None:
 
 def _same(a, b) -> bool:
   """Whether two operands are one variable, or known constants of one value."""
-  if isinstance(a, Variable | jax.core.Tracer) or isinstance(
-    b, Variable | jax.core.Tracer
-  ):
+  if any(isinstance(x, Variable | jax.core.Tracer) for x in (a, b)):
     return a is b
   return bool((np.asarray(a) == np.asarray(b)).all())
 
@@ -340,18 +330,12 @@ def _window_max(
     for (before, after), dilation in zip(padding, base_dilation, strict=True)
   ]
   padded = lax.pad(x, jnp.float32(-jnp.inf), pads)
-  reach = [
-    (size - 1) * dilation
-    for size, dilation in zip(window_dimensions, window_dilation, strict=True)
-  ]
+  reach = np.subtract(window_dimensions, 1) * window_dilation
   views = []
   for offset in itertools.product(*map(range, window_dimensions)):
-    start = [i * d for i, d in zip(offset, window_dilation, strict=True)]
-    limit = [
-      size - r + s
-      for size, r, s in zip(padded.shape, reach, start, strict=True)
-    ]
-    views.append(lax.slice(padded, start, limit, window_strides))
+    start = np.multiply(offset, window_dilation)
+    limit = (padded.shape - reach + start).tolist()
+    views.append(lax.slice(padded, start.tolist(), limit, window_strides))
   return functools.reduce(lax.max, views)
 
 

@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustlip.bounds.graph import Step, Variable, is_float
+from robustlip.bounds.graph import Step, Variable, evaluate, is_float
 
 Bound = tuple[chex.Array, chex.Array]
 
@@ -48,16 +48,6 @@ def magnitude(bound: Bound) -> chex.Array:
 # --- Affine steps -----------------------------------------------------------
 
 
-def _one(step):
-  del step
-  return 1, 1
-
-
-def _none(step):
-  del step
-  return 0, 0
-
-
 def _dot_terms(step):
   (left, right), (batch, _) = step.params['dimension_numbers']
   shapes = [v.shape for v in step.operands]
@@ -77,15 +67,17 @@ def _conv_terms(step):
   return size // kernel[out_axis], size // kernel[in_axis]
 
 
-def _ratio(step):
-  sizes = [math.prod(v.shape) for v in (*step.variables, *step.outputs)]
-  return max(sizes[0] // max(sizes[1], 1), 1), max(
-    sizes[1] // max(sizes[0], 1), 1
-  )
+def _ratio(many, few):
+  """How many values of one array belong to a value of another, at least 1."""
+  return max(math.prod(many.shape) // max(math.prod(few.shape), 1), 1)
 
 
-def _picked(step):
-  return 0, math.prod(step.outputs[0].shape)  # one input may be every output
+def _broadcast_terms(step):
+  return 0, _ratio(step.outputs[0], step.variables[0])
+
+
+def _sum_terms(step):
+  return _ratio(step.variables[0], step.outputs[0]), 1
 
 
 def _window(step):
@@ -93,18 +85,19 @@ def _window(step):
   return size, size
 
 
-_MOVES = """
-  concatenate convert_element_type copy copy_p dynamic_slice neg
-  optimization_barrier pad reshape rev select_n slice split squeeze expand_dims
-  transpose
-"""
+_MOVES = set(
+  'concatenate convert_element_type copy copy_p dynamic_slice neg '
+  'optimization_barrier pad reshape rev select_n slice split squeeze '
+  'expand_dims transpose'.split()
+)
 # Primitive -> terms in the sum for one output, and for one cotangent.
 _AFFINE = {
-  **dict.fromkeys(_MOVES.split(), _none),
-  **dict.fromkeys(('add', 'add_any', 'sub', 'mul', 'div'), _one),
-  'broadcast_in_dim': lambda step: (0, _ratio(step)[1]),
-  'gather': _picked,
-  'reduce_sum': lambda step: (_ratio(step)[0], 1),
+  **dict.fromkeys(_MOVES, lambda step: (0, 0)),
+  **dict.fromkeys(('add', 'add_any', 'sub', 'mul', 'div'), lambda step: (1, 1)),
+  'broadcast_in_dim': _broadcast_terms,
+  # One input may be every output.
+  'gather': lambda step: (0, math.prod(step.outputs[0].shape)),
+  'reduce_sum': _sum_terms,
   'reduce_window_sum': _window,
   'dot_general': _dot_terms,
   'conv_general_dilated': _conv_terms,
@@ -150,7 +143,7 @@ def absolute(
   operands = step.fill(values, constant)
   if step.name == 'sub':
     return [operands[0] + operands[1]]
-  return step._replace(operands=tuple(operands)).apply(())
+  return evaluate(step.primitive, operands, step.params)
 
 
 def _finite(step) -> Step:
@@ -216,7 +209,7 @@ def terms(step: Step) -> int:
 
 def is_exact(step: Step) -> bool:
   """Whether a step and its transpose only move values, and round nothing."""
-  return is_affine(step) and _AFFINE[step.name] is _none
+  return step.name in _MOVES
 
 
 def roundings(step: Step, deferred: int) -> int:
@@ -242,8 +235,8 @@ def offset(
   """
   step = _finite(step)
   count = roundings(step, deferred)
-  placed = step.name in _PLACED and len(step.variables) < len(
-    [v for v in step.operands if isinstance(v, Variable) or is_float(v)]
+  placed = step.name in _PLACED and any(
+    is_float(v) for v in step.operands if not isinstance(v, Variable)
   )
   if not count and not placed:
     return None
@@ -276,8 +269,7 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
       placed = step.name in _PLACED and is_float(array)
       return jnp.zeros_like(array) if placed else array
 
-    operands = step.fill(values, constant)
-    return step._replace(operands=tuple(operands)).apply(())
+    return evaluate(step.primitive, step.fill(values, constant), step.params)
 
   types = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in step.variables]
   pull = jax.linear_transpose(linear, *types)
@@ -369,22 +361,19 @@ def lines(
   slack = gamma(deferred) * size + TINY
   if step.name in SMOOTH:
     slack += _LIBRARY * UNIT * (1 + magnitude(values))
-  return _without_constants(step, ends, slopes, intercepts, slack)
 
-
-def _without_constants(step, ends, slopes, intercepts, slack) -> Lines:
-  """Moves constant operands into the intercepts."""
-  kept = [], []
-  totals = [intercepts[0] - slack, intercepts[1] + slack]
-  for side in (0, 1):
-    for slope, operand, end in zip(
-      slopes[side], step.operands, ends, strict=True
-    ):
+  def line(slopes, intercept):
+    """Moves constant operands into the intercept."""
+    kept = []
+    for slope, operand, end in zip(slopes, step.operands, ends, strict=True):
       if isinstance(operand, Variable):
-        kept[side].append(slope)
+        kept.append(slope)
       else:
-        totals[side] += slope * end[0]
-  return Lines(kept[0], totals[0], kept[1], totals[1])
+        intercept += slope * end[0]
+    return kept, intercept
+
+  below = line(slopes[0], intercepts[0] - slack)
+  return Lines(*below, *line(slopes[1], intercepts[1] + slack))
 
 
 def _difference(a, b) -> Bound:

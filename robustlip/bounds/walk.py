@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -135,7 +136,8 @@ def deferred_roundings(
     For each variable, the number to count at the step that gives it, and the
     number passed on there.
   """
-  uses, counts, pending = network.uses(), {}, {}
+  uses = collections.Counter(v for s in network.steps for v in s.variables)
+  counts, pending = {}, {}
   for step in network.steps:
     count = max(pending.get(v, 0) + uses[v] - 1 for v in step.variables)
     exact = rules.is_exact(step)

@@ -1,5 +1,6 @@
 """What is known of each published data set, as data."""
 
+import functools
 import string
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ class Facts(NamedTuple):
   tfds_name: str | None = None
   urls: tuple[str, ...] = ()  # the same files on the network, known to TFDS
 
+
+_like_mnist = functools.partial(Facts, image_shape=(28, 28, 1), epsilon=0.1)
+_like_cifar10 = functools.partial(Facts, image_shape=(32, 32, 3), epsilon=0.031)
 
 _DIGITS = tuple(string.digits)
 _GARMENTS = """
@@ -57,10 +61,8 @@ def _mnist(
     for part in ('train', 't10k')
     for kind in ('images-idx3', 'labels-idx1')
   ]
-  return Facts(
-    image_shape=(28, 28, 1),
+  return _like_mnist(
     class_names=tuple(class_names),
-    epsilon=0.1,
     train_counts=train,
     test_counts=test,
     folders=(name, f'{name}/raw', f'{torch_name}/raw', ''),
@@ -73,10 +75,8 @@ def _mnist(
 
 def _emnist(split: str, class_names, train, test, *, first_label=0) -> Facts:
   start = f'emnist-{split}'
-  return Facts(
-    image_shape=(28, 28, 1),
+  return _like_mnist(
     class_names=tuple(class_names),
-    epsilon=0.1,
     train_counts=train,
     test_counts=test,
     folders=('emnist', 'emnist/gzip', 'EMNIST/raw', ''),
@@ -118,10 +118,8 @@ FACTS = {
     (6_000,) * 10,
     (1_000,) * 10,
   ),
-  'qmnist': Facts(
-    image_shape=(28, 28, 1),
+  'qmnist': _like_mnist(
     class_names=_DIGITS,
-    epsilon=0.1,
     train_counts=_MNIST_TRAIN,  # MNIST's training images, made again
     test_counts=(60_000,),
     folders=('qmnist', 'qmnist/raw', 'QMNIST/raw', ''),
@@ -137,10 +135,8 @@ FACTS = {
   'emnist_letters': _emnist(
     'letters', _CAPITALS, (4_800,) * 26, (800,) * 26, first_label=1
   ),
-  'cifar10': Facts(
-    image_shape=(32, 32, 3),
+  'cifar10': _like_cifar10(
     class_names=tuple(_CIFAR10.split()),
-    epsilon=0.031,
     train_counts=(5_000,) * 10,
     test_counts=(1_000,) * 10,
     folders=('cifar10', ''),
@@ -155,10 +151,8 @@ FACTS = {
     tfds_name='cifar10',
     urls=('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',),
   ),
-  'cifar100': Facts(
-    image_shape=(32, 32, 3),
+  'cifar100': _like_cifar10(
     class_names=tuple(_CIFAR100.split()),
-    epsilon=0.031,
     train_counts=(500,) * 100,
     test_counts=(100,) * 100,
     folders=('cifar100', ''),
@@ -173,10 +167,8 @@ FACTS = {
     tfds_name='cifar100',
     urls=('https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',),
   ),
-  'svhn': Facts(
-    image_shape=(32, 32, 3),
+  'svhn': _like_cifar10(
     class_names=_DIGITS,
-    epsilon=0.031,
     train_counts=_SVHN_TRAIN,
     test_counts=_SVHN_TEST,
     folders=('svhn', ''),

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from robustlip.images import check_least
 from robustlip.models import cnn, resnet, wide_resnet
 from robustlip.models.torch_weights import from_torch
 from robustlip.types import LogitsFn
@@ -69,8 +70,7 @@ def build(
   Raises:
     ValueError: if the name is unknown or a number is out of range.
   """
-  if num_classes < 2:
-    raise ValueError(f'num_classes must be at least 2, got {num_classes}.')
+  check_least(2, num_classes=num_classes)
   if dropout_rate is not None and not 0 <= dropout_rate < 1:
     raise ValueError(f'dropout_rate must be in [0, 1), got {dropout_rate}.')
   if activation not in ACTIVATIONS:

@@ -81,18 +81,24 @@ def patches_product(
   inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
 ) -> chex.Array:
   """The same as one matrix product of all patches with the kernel."""
-  padded = _padded(inputs, padding)
   height, width, _, features = kernel.shape
-  rows = (padded.shape[1] - height) // strides * strides + 1
-  columns = (padded.shape[2] - width) // strides * strides + 1
-  patches = [
-    padded[:, top : top + rows : strides, left : left + columns : strides]
-    for top in range(height)
-    for left in range(width)
-  ]
+  patches = views(_padded(inputs, padding), height, width, strides)
   patches = jnp.concatenate(patches, axis=-1)
   flat = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
   return flat.reshape(*patches.shape[:-1], features)
+
+
+def views(
+  images: chex.Array, height: int, width: int, strides: int
+) -> list[chex.Array]:
+  """What each position in a window sees, [B, H', W', C] in reading order."""
+  rows = (images.shape[1] - height) // strides * strides + 1
+  columns = (images.shape[2] - width) // strides * strides + 1
+  return [
+    images[:, top : top + rows : strides, left : left + columns : strides]
+    for top in range(height)
+    for left in range(width)
+  ]
 
 
 def _padded(inputs, padding, dilation=(1, 1)):
@@ -192,14 +198,10 @@ def _batching_rule(arguments, axes, **settings):
     return outputs.reshape(*inputs.shape[:2], *outputs.shape[1:]), 0
   kernels = jnp.moveaxis(kernel, kernel_axis, 0)
   if inputs_axis is None:  # shared, and so not copied for each kernel
-    return lax.map(
-      lambda kernel: _convolution.bind(inputs, kernel, **settings),
-      kernels,
-    ), 0
-  return lax.map(
-    lambda pair: _convolution.bind(*pair, **settings),
-    (jnp.moveaxis(inputs, inputs_axis, 0), kernels),
-  ), 0
+    bind = functools.partial(_convolution.bind, inputs, **settings)
+    return lax.map(bind, kernels), 0
+  pairs = jnp.moveaxis(inputs, inputs_axis, 0), kernels
+  return lax.map(lambda pair: _convolution.bind(*pair, **settings), pairs), 0
 
 
 ad.defbilinear(_convolution, _inputs_gradient, _kernel_gradient)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from robustlip.models.convolution import convolve
+from robustlip.models.convolution import convolve, views
 from robustlip.types import DEVICES
 
 Initializer = Callable[..., chex.Array]
@@ -162,11 +162,12 @@ def max_pool(
   """
   _check_size(inputs, size, padding)
   if size == strides and not padding:
-    views = _disjoint_views(inputs, size)
+    best, *others = _disjoint_views(inputs, size)
   else:
-    views = _overlapping_views(inputs, size, strides, padding)
-  best = views[0]
-  for other in views[1:]:
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(inputs, pads, constant_values=-jnp.inf)
+    best, *others = views(padded, size, size, strides)
+  for other in others:
     best = jnp.where((other > best) | jnp.isnan(other), other, best)
   return best
 
@@ -177,22 +178,8 @@ def _disjoint_views(inputs, size):
   cut = inputs[:, : height * size, : width * size]
   features = cut.shape[-1]  # no -1 below: there may be no image
   rows = cut.reshape(len(cut), height, size, width * size, features)
-  views = []
+  found = []
   for row in lax.split(rows, [1] * size, axis=2):
     columns = row.reshape(len(cut), height, width, size, features)
-    views += lax.split(columns, [1] * size, axis=3)
-  return [view.squeeze(3) for view in views]
-
-
-def _overlapping_views(inputs, size, strides, padding):
-  pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-  padded = jnp.pad(inputs, pads, constant_values=-jnp.inf)
-  height, width = (
-    (length - size) // strides + 1 for length in padded.shape[1:3]
-  )
-  rows, columns = (height - 1) * strides + 1, (width - 1) * strides + 1
-  return [
-    padded[:, top : top + rows : strides, left : left + columns : strides]
-    for top in range(size)
-    for left in range(size)
-  ]
+    found += lax.split(columns, [1] * size, axis=3)
+  return [view.squeeze(3) for view in found]

@@ -29,7 +29,7 @@ import chex
 import numpy as np
 
 from robustlip import projections
-from robustlip.images import check_labels
+from robustlip.images import check_labels, check_least
 from robustlip.separation import kernels, search
 
 LARGEST = 1e18  # l2 norm of float32 images; its square must not overflow
@@ -107,8 +107,7 @@ def closest_pairs(
   Raises:
     ValueError: for a `k` below 1, or `neighbors` of other arrays.
   """
-  if k < 1:
-    raise ValueError(f'k must be at least 1, got {k}.')
+  check_least(1, k=k)
   queries, refs = _sets(inputs, labels, ref_inputs, ref_labels, norm)
   same = refs is queries
   gaps = _neighbor_gaps(queries, refs, norm, neighbors)
