@@ -523,7 +523,8 @@ def test_windows_reach_what_is_picked_or_masked(name, monkeypatch):
     return x.mean((1, 2))
 
   monkeypatch.setattr(walk, '_UNITS', 8)  # small windows of small images
-  assert last_part(logits_fn, (12, 12, 2), 8)
+  part, _ = last_part(logits_fn, (12, 12, 2), 8)
+  assert len(part.origins) > 1
   inputs = jax.random.uniform(KEY, (1, 12, 12, 2))
   box = inputs - 0.05, inputs + 0.05
 
