@@ -98,7 +98,8 @@ def define() -> None:
 def grid(rows: Iterable[dict[str, str]]) -> str:
   """A Markdown table of rows, heading -> cell, without empty columns."""
   rows = list(rows)
-  header = list(dict.fromkeys(h for row in rows for h in row if row[h]))
+  every = dict.fromkeys(heading for row in rows for heading in row)
+  header = [h for h in every if any(row.get(h) for row in rows)]
   lines = [[h.strip() for h in header], ['---'] + ['---:'] * (len(header) - 1)]
   lines += [[row.get(heading, '') for heading in header] for row in rows]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)

@@ -64,6 +64,14 @@ def test_a_table_has_means_spread_and_the_papers_numbers(record):
   assert '| the gap is wider under attack | false | 1 of 3 | at: 1.00' in text
 
 
+def test_a_column_that_the_first_row_lacks_keeps_its_place():
+  rows = [{'method': 'a', 'attacked': '', 'gap': '1', 'none': ''}]
+  rows.append({'method': 'b', 'attacked': '2', 'gap': '3', 'none': ''})
+  header, _, first, _ = report.grid(rows).splitlines()
+  assert header == '| method | attacked | gap |'
+  assert first == '| a |  | 1 |'
+
+
 def test_a_setting_of_some_rows_names_them(record):
   record['rows'][1]['paper'] = {'test_acc': 99.0}
   assert 'epochs 5 instead of 160 (at)' in report.markdown(record)
