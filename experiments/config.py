@@ -283,8 +283,9 @@ def read(path: pathlib.Path) -> Config:
   file = path / 'config.json'
   if not file.exists():
     raise ValueError(f'{path} is not the folder of a run: no config.json in it')
+  record = common.read_json(file)
   try:
-    return from_json(common.read_json(file))
+    return from_json(record)
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
 

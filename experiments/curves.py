@@ -51,17 +51,17 @@ def label(run: dict[str, Any]) -> str:
   return f'{name}({", ".join(weights)})' if weights else name
 
 
-def labelled(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The runs with a `label`, which names what two of one method differ in."""
+def told_apart(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The runs, with the settings that differ in a label that several have."""
   settings, found = [x.name for x in dataclasses.fields(config.Config)], []
   for run in runs:
-    same = [other for other in runs if label(other) == label(run)]
-    parts = [label(run)] + [
-      f'{name} {run[name]}'
+    same = [other for other in runs if other['label'] == run['label']]
+    differing = [
+      f', {name} {run.get(name)}'
       for name in settings
       if any(other.get(name) != run.get(name) for other in same)
     ]
-    found.append({'label': ', '.join(parts)} | run)
+    found.append(run | {'label': run['label'] + ''.join(differing)})
   return found
 
 
@@ -82,8 +82,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
       )
     with common.reading(path):
       names.add(run['fingerprint'] or run['dataset'])
-      label(run)  # raises an error unless it is a record of a network
-      runs.append(run)
+      runs.append({'label': label(run)} | run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
   for path, run in zip(paths, runs, strict=True):
@@ -93,7 +92,7 @@ def joined(paths: list[str]) -> dict[str, Any]:
         f'{name}={runs[0].get(name)}: evaluate all networks alike'
       )
   data = {key: runs[0][key] for key in ('dataset', 'fingerprint')}
-  return data | {'runs': labelled(runs)}
+  return data | {'runs': told_apart(runs)}
 
 
 def named() -> list[str]:

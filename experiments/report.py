@@ -161,7 +161,8 @@ def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
       found.setdefault(text, []).append(row['label'])
   compared = {row['label'] for row in rows if row['paper']}
   for text, labels in found.items():
-    yield text if compared <= set(labels) else f'{text} ({", ".join(labels)})'
+    every = compared and compared <= set(labels)
+    yield text if every else f'{text} ({", ".join(labels)})'
 
 
 def markdown(record: dict[str, Any]) -> str:

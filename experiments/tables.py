@@ -63,6 +63,7 @@ CAPTION = (  # of Table 5
 )
 ATTACKS = {'5': ['strong'], 'mt': ['multi_targeted_released', 'multi_targeted']}
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
+# Settings that may change with the number of training examples.
 WITH_SIZE = {'train_examples', 'epochs', 'milestones', 'measured_train'}
 
 

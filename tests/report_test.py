@@ -77,6 +77,8 @@ def test_a_setting_of_some_rows_names_them(record):
   assert 'epochs 5 instead of 160 (at)' in report.markdown(record)
   record['rows'][1] |= {'paper': {}, 'paper_settings': {'epsilon': 0.3}}
   assert 'epsilon 0.1 instead of 0.3 (gr)' in report.markdown(record)
+  record['rows'][0]['paper'] = {}  # nothing is compared
+  assert 'epsilon 0.1 instead of 0.3 (gr)' in report.markdown(record)
 
 
 def test_the_picture_shows_every_kind_of_number(record, tmp_path):
