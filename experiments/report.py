@@ -48,8 +48,8 @@ DATASETS = {
   'svhn': 'SVHN',
   'restricted_imagenet': 'Restricted ImageNet',
 }
-# Columns of a table of the paper in their order. Those of further attacks, such
-# as `strong_adv_test_acc`, follow `adv_test_acc` and `adv_gap`.
+# Columns of a table of the paper in their order. Those that begin with the name
+# of an attack or of bounds, such as `strong_adv_test_acc`, follow the others.
 HEADINGS = {
   'epsilon': 'radius',
   'train_train_min': 'train-train separation',
@@ -121,19 +121,23 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
   """All columns that some row has, in the order of `HEADINGS`."""
 
   def place(column):
-    known = column if column in HEADINGS else f'adv{column.split("_adv")[1]}'
-    return list(HEADINGS).index(known), column not in HEADINGS, column
+    name, what = split(column)
+    return list(HEADINGS).index(what), name
 
   return sorted({column for row in rows for column in row['ours']}, key=place)
 
 
+def split(column: str) -> tuple[str, str]:
+  """The attack or bounds of a column, '' for PGD, and its key in `HEADINGS`."""
+  what = max(filter(column.endswith, HEADINGS), key=len)
+  return column.removesuffix(what).rstrip('_'), what
+
+
 def heading(column: str) -> str:
-  """A column in words, the attack first unless it is PGD."""
-  if column in HEADINGS:
-    return HEADINGS[column]
-  attack, what = column.split('_adv')
-  attack = attack.replace('multi_targeted', 'multi-targeted')
-  return f'{HEADINGS[f"adv{what}"]}, {attack.replace("_", ", ")}'
+  """A column in words, then how it was measured unless by PGD."""
+  name, what = split(column)
+  name = name.replace('multi_targeted', 'multi-targeted').replace('_', ', ')
+  return f'{HEADINGS[what]}, {name}' if name else HEADINGS[what]
 
 
 def cell(row: dict[str, Any], column: str, beside: bool) -> str:

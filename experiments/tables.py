@@ -62,7 +62,9 @@ CAPTION = (  # of Table 5
   'takes the network of the run without it that is best on them under attack.'
 )
 ATTACKS = {'5': ['strong'], 'mt': ['multi_targeted_released', 'multi_targeted']}
+# Columns of further attacks, and of bounds: their name is put before these.
 UNDER_ATTACK = ('adv_test_acc', 'adv_gap')
+CERTIFIED = ('certified_test_acc',)
 # Settings that may change with the number of training examples.
 WITH_SIZE = {'train_examples', 'epochs', 'milestones', 'measured_train'}
 
@@ -138,8 +140,10 @@ def finished(
     measured = []
     for attack in further_attacks():
       more = evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint)
-      if not attack.certify:
-        run |= {f'{attack.name}_{c}': more[c] for c in UNDER_ATTACK}
+      how, own = attack.name, UNDER_ATTACK
+      if attack.certify:
+        how, own = attack.certify, CERTIFIED
+      run |= {f'{how}_{column}': more.pop(column) for column in own}
       run['seconds'] += more['seconds']
       run = more | run  # adds the columns that only the evaluation has
       measured.append({key: more[key] for key in common.ORIGIN})
@@ -156,7 +160,7 @@ def row_record(
   columns = [
     column
     for column in found[0]
-    if (column in headings or column.endswith(UNDER_ATTACK))
+    if (column in headings or column.endswith(UNDER_ATTACK + CERTIFIED))
     and all(run.get(column) is not None for run in found)  # null: not finite
   ]
   measured = {k: found[0][k] for k in ('measured_train', 'measured_test')}

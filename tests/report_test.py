@@ -72,6 +72,19 @@ def test_a_column_that_the_first_row_lacks_keeps_its_place():
   assert first == '| a |  | 1 |'
 
 
+def test_a_column_says_by_which_attack_or_bounds_it_was_measured():
+  ordered = [
+    *('adv_test_acc', 'multi_targeted_released_adv_test_acc'),
+    *('interval_certified_test_acc', 'linear_certified_test_acc'),
+    *('gap', 'adv_gap', 'strong_adv_gap'),
+  ]
+  measured = row('at', {column: [1.0] for column in reversed(ordered)})
+  assert report.columns([measured]) == ordered
+  assert [report.heading(x).split('acc., ')[-1] for x in ordered[1:4]] == [
+    *('multi-targeted, released', 'interval', 'linear'),
+  ]
+
+
 def test_a_setting_of_some_rows_names_them(record):
   record['rows'][1]['paper'] = {'test_acc': 99.0}
   assert 'epochs 5 instead of 160 (at)' in report.markdown(record)
