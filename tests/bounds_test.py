@@ -645,6 +645,10 @@ UNARY = {
   'silu': nn.silu,
   'gelu': nn.gelu,
   'exact_gelu': lambda x: nn.gelu(x, approximate=False),
+  'elu': nn.elu,
+  'selu': nn.selu,
+  'hard_tanh': nn.hard_tanh,
+  'sparse_plus': jax.nn.sparse_plus,
 }
 
 

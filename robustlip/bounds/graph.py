@@ -38,6 +38,7 @@ class Condition(Variable):
 
 
 Operand = Variable | chex.Array
+Function = Callable[[chex.Array], chex.Array]
 
 
 class Step(NamedTuple):
@@ -92,9 +93,7 @@ def evaluate(primitive, operands, params) -> list[chex.Array]:
   return list(outputs) if primitive.multiple_results else [outputs]
 
 
-def trace(
-  function: Callable[[chex.Array], chex.Array], shape: tuple[int, ...]
-) -> Network:
+def trace(function: Function, shape: tuple[int, ...]) -> Network:
   """The steps of a function of one float32 array.
 
   Products are traced at full float32 precision: the bounds' arithmetic is
@@ -110,7 +109,12 @@ def trace(
   (output,) = _inline(closed, [source], steps, 'the network')
   if not isinstance(output, Variable):
     raise ValueError('the logits do not depend on the images.')
-  return Network(source, steps, output)
+  needed, kept = {output}, []
+  for step in reversed(steps):
+    if needed.intersection(step.outputs):
+      needed.update(step.variables)
+      kept.insert(0, step)
+  return Network(source, kept, output)
 
 
 # Primitives that only call a jaxpr among their parameters.
@@ -122,6 +126,11 @@ _CALLS = set(
 # Primitives whose operands may broadcast along axes of length 1. The broadcast
 # becomes a step of its own, whose transpose sums cotangents over these axes.
 _BROADCAST = {'add', 'sub', 'mul', 'div', 'max'}
+
+# Those of which functions in pieces may be made.
+_ELEMENTWISE = _BROADCAST | set(
+  'neg exp expm1 log log1p tanh logistic sqrt erf'.split()
+)
 
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
 
@@ -255,22 +264,40 @@ def _select(comparisons, where, cases, steps) -> list[Operand]:
       return rewritten(lax.max, {}, cases, steps, where)
     case [(a, b)] if _same(b, chosen) and _same(a, otherwise):
       return rewritten(REWRITES['min'], {}, cases, steps, where)
-    case [(x, b)] if _same(b, 0.0):
-      slopes = _slope(otherwise, x, steps), _slope(chosen, x, steps)
-    case [(a, x)] if _same(a, 0.0):
-      slopes = _slope(chosen, x, steps), _slope(otherwise, x, steps)
+    case [(Variable() as x, place)] if not isinstance(place, Variable):
+      found = _in_pieces(x, place, otherwise, chosen, steps)
+    case [(place, Variable() as x)] if not isinstance(place, Variable):
+      found = _in_pieces(x, place, chosen, otherwise, steps)
     case _:
-      slopes = None, None
-  if not any(slope is None for slope in slopes):
-    return rewritten(_piecewise_linear, {}, [x, *slopes], steps, where)
+      found = None
+  if found:
+    return rewritten(found, {}, [x], steps, where)
   raise ValueError(
     "bounds need a rule for 'select_n' by a comparison of features that is "
-    'neither their maximum, their minimum nor a kink at 0 as in a leaky ReLU, '
-    f'in {where}.'
+    'neither their maximum, their minimum nor two functions of one feature '
+    f'that meet there, such as a kink at 0, in {where}.'
   )
 
 
-def _piecewise_linear(x, below, above):
+def _in_pieces(x, place, below, above, steps) -> Function | None:
+  """The function of `x` that is `below` up to a place and `above` from there.
+
+  None unless both are elementwise functions of `x` that meet at the place.
+  """
+  slopes = _slope(below, x, steps), _slope(above, x, steps)
+  if _same(place, 0.0) and not any(slope is None for slope in slopes):
+    return functools.partial(_piecewise_linear, *slopes)
+  functions = _function(below, x, steps), _function(above, x, steps)
+  if None in functions or isinstance(place, jax.core.Tracer):
+    return None
+  place = np.broadcast_to(place, x.shape)
+  low, high = functions
+  if not _same(low(place), high(place)):
+    return None
+  return lambda x: low(lax.min(x, place)) - low(place) + high(lax.max(x, place))
+
+
+def _piecewise_linear(below, above, x):
   """Slopes `below` and `above` a kink at 0; one maximum, for an exact chord."""
   return below * x + (above - below) * lax.max(x, jnp.zeros_like(x))
 
@@ -283,6 +310,21 @@ def _slope(value, x, steps) -> chex.Numeric | None:
     if step.name == 'mul' and step.outputs == (value,) and x in step.variables:
       known = [v for v in step.operands if not isinstance(v, Variable)]
       return known[0] if known else None
+  return None
+
+
+def _function(value, x, steps) -> Function | None:
+  """`value` as a function of `x`, None unless elementwise steps made it so."""
+  if value is x:
+    return lambda x: x
+  if not isinstance(value, Variable):
+    return lambda x: value
+  for step in steps:
+    if value in step.outputs and step.name in _ELEMENTWISE:
+      parts = [_function(operand, x, steps) for operand in step.operands]
+      if None not in parts:
+        apply = functools.partial(evaluate, step.primitive, params=step.params)
+        return lambda x: apply([part(x) for part in parts])[0]
   return None
 
 
