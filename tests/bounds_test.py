@@ -177,6 +177,7 @@ PIECES = {
   'slopes of two signs': lambda x: jnp.where(x < 0, -0.5 * x, 2.0 * x),
   'slopes of features': lambda x: jnp.where(x > 0, x, SLOPES * x),
   'CELU': nn.celu,
+  'pieces that meet': lambda x: jnp.where(x < 0.5, jnp.tanh(x - 0.5), x - 0.5),
   'softmax': lambda x: nn.softmax(jnp.where(SLOPES > 0, x, -jnp.inf)),
   'quotient': lambda x: x / (1.0 + jnp.square(x)),
   'square root': lambda x: jnp.sqrt(1.0 + jnp.square(x)),
