@@ -14,7 +14,7 @@ import numpy as np
 from robustlip import attacks, losses, projections
 from robustlip.attacks import Stage
 from robustlip.datasets import Split
-from robustlip.evaluation import Attacked, over_devices, per_example, taken
+from robustlip.evaluation import Attacked, over_devices, per_example
 from robustlip.types import LogitsFn
 
 MANY_IMAGES = 0.05  # fraction from which `no_rise` and `more_steps` count
@@ -92,8 +92,8 @@ def facts(
   found['mixed_examples'] = 0.0 if is_rounding else mixed
   found['half_precision'] = float(logits.dtype.itemsize < 4)
   if attacked is not None and cascade and cascade[0].name != 'square':
-    count = taken(attacked, cascade).get('square', 0)
-    found['gradient_free'] = count / len(attacked.correct)
+    last = max(i for i, stage in enumerate(cascade) if stage.name != 'square')
+    found['gradient_free'] = float((attacked.broken_by > last).mean())
   radius = cascade[0].settings.get('epsilon', 0) if len(cascade) > 1 else 0
   if radius > 0:
     values, right = measure(

@@ -57,6 +57,10 @@ class DoubtsTest(chex.TestCase):
     facts = self.facts(linear, attacked=attacked, cascade=stages)
     assert facts['gradient_free'] == 0.5
     assert evaluation.taken(attacked, stages) == {'pgd': 1, 'square': 2}
+    pgd, square = stages
+    for order, share in (((pgd, square, pgd), 0), ((pgd, square, square), 0.5)):
+      facts = self.facts(linear, attacked=attacked, cascade=order)
+      assert facts['gradient_free'] == share
     # All four meet PGD (10 gradients), three are left for 5,001 queries.
     assert evaluation.passes(attacked, stages) == 4 * 20 + 3 * 5001
 
