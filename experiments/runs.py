@@ -265,6 +265,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
       state=started(settings, fresh, recipe.optimizer)
     )
     done, saved_at = int(state.step), time.monotonic()
+    best.drop_after(done)  # with the lines below: those steps are taken again
     states = replicate(state)
     # Lines written after the checkpoint are measured again.
     curve = [line for line in read_curve(path) if line['step'] <= done]

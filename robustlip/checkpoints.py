@@ -57,6 +57,12 @@ class Store:
     names = (path.name for path in self.folder.glob('*'))
     return sorted(int(name) for name in names if name.isdecimal())
 
+  def drop_after(self, number: int) -> None:
+    """Removes the checkpoints with larger numbers."""
+    for later in self.numbers() if self._writes else ():
+      if later > number:
+        shutil.rmtree(self.folder / str(later))
+
   def restore(self, number: int, like: Any = None) -> Any | None:
     """The tree saved as `number`; None if there is none or it is damaged.
 

@@ -68,7 +68,10 @@ def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
   for name in ('result.json', 'curves.png'):
     (work / name).unlink()
   (work / 'curves.png').mkdir()  # in the way
+  beyond = work / 'best' / '9999'  # of a run that was killed after it
+  shutil.copytree(work / 'best' / str(record['best']['step']), beyond)
   again = last_json(call(TRAIN, *flags, f'--workdir={work}'))
+  assert again['best'] == record['best'] and not beyond.exists()
   assert again == common.read_json(work / 'result.json')
   assert again['adv_test_acc'] == record['adv_test_acc']
   assert 'No picture' in caplog.text
