@@ -279,6 +279,7 @@ def fit(settings: Config, dataset: Dataset, path: pathlib.Path) -> Progress:
       nonlocal saved_at
       due = time.monotonic() - saved_at >= FLAGS.checkpoint_seconds
       if last or due or stopping():
+        check_finite(states, newest, weights=True)  # else it cannot go on
         best.wait()  # the best is on disk before the curve that names it
         newest.save(done, Progress(unreplicate(states), seconds))
         saved_at = time.monotonic()

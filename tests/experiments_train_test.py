@@ -249,6 +249,11 @@ def test_a_last_update_that_diverges_is_seen(tmp_path, call):
   flags += ['--milestones=10000000000', f'--workdir={tmp_path / "run"}']
   finished = call(TRAIN, *settings(tmp_path, *flags))
   assert_one_line(finished, 'not finite at step 1;')
+  flags += ['--epochs=2', '--checkpoint_seconds=0']  # due with these weights
+  flags += [f'--workdir={tmp_path / "longer"}']
+  finished = call(TRAIN, *settings(tmp_path, *flags))
+  assert_one_line(finished, 'step 1; there is no checkpoint yet')
+  assert not (tmp_path / 'longer' / 'checkpoints' / '1').exists()
 
 
 def test_schedules():
