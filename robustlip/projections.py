@@ -201,7 +201,7 @@ def other_keys(
 ) -> chex.PRNGKey:
   """One key per example, [B], with `numbers` (one or [B]) folded in."""
   keys = example_keys(key, num_examples)
-  numbers = jnp.broadcast_to(numbers, num_examples)
+  numbers = jnp.broadcast_to(jnp.asarray(numbers), num_examples)
   return jax.vmap(jax.random.fold_in)(keys, numbers)
 
 

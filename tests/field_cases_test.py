@@ -325,6 +325,13 @@ def test_labels_may_be_a_list_and_of_any_integer_type():
     chex.assert_trees_all_equal(
       losses.cross_entropy(linear(INPUTS), labels), expected
     )
+  targets, batch = (LABELS + 1) % 2, Batch(INPUTS, LABELS)
+  settings = dict(epsilon=0.1, num_steps=0)
+  found, expected = (
+    attacks.targeted(linear, batch, KEY, targets=x, **settings)
+    for x in (targets.tolist(), targets)
+  )
+  chex.assert_trees_all_equal(found, expected)
   many = jnp.array([199], jnp.uint8)  # 199 + 198 does not fit a byte
   others = attacks.gradient.wrong_classes(many, 200)
   np.testing.assert_array_equal(others[:, 0], np.arange(199))
