@@ -912,6 +912,27 @@ def test_a_class_that_is_never_predicted_leaves_the_other_margins(method):
   assert (found[:, 3] > 1e30).all()
 
 
+@pytest.mark.parametrize('method', bounds.METHODS)
+def test_features_as_large_as_what_replaces_infinities_are_not_certified(
+  method,
+):
+  def large(x):
+    return 1e-30 * nn.relu(x * 3e38 - 1.8e38)  # 3e7 at 0.7
+
+  def infinite(x):
+    return (x - 0.45) * -jnp.inf  # inf at 0.3
+
+  batch = Batch(jnp.full((1, 1, 1, 1), 0.5), jnp.array([1]))
+  for feature in (large, infinite):
+
+    def logits_fn(x, feature=feature):
+      x = x.reshape(len(x), 1)
+      return jnp.concatenate([feature(x), 0.4 + 0.0 * x], axis=1)
+
+    assert logits_fn(batch.inputs).argmax() == 1
+    assert not bounds.certified(logits_fn, batch, epsilon=0.2, method=method)
+
+
 def test_a_label_that_is_no_class_has_no_margin_where_it_is_not_known():
   logits_fn = partial(apply_dense, dense_layers(KEY, (4, 5, 3)))
 

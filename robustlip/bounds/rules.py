@@ -40,6 +40,10 @@ def outward(bound: Bound, *, count: int = 4, absolute: float = TINY) -> Bound:
   return bound[0] - slack(bound[0]), bound[1] + slack(bound[1])
 
 
+def _not_infinite(constant: chex.Array) -> chex.Array:
+  return jnp.nan_to_num(constant, nan=jnp.nan, posinf=_HUGE, neginf=-_HUGE)
+
+
 def magnitude(bound: Bound) -> chex.Array:
   """The largest absolute value within a bound."""
   return jnp.maximum(jnp.abs(bound[0]), jnp.abs(bound[1]))
@@ -134,9 +138,9 @@ def absolute(
   def constant(array):
     if not is_float(array):
       return array
-    if linear and step.name in _PLACED:
-      return jnp.zeros_like(array)
-    return jnp.minimum(jnp.abs(array), _HUGE)
+    if step.name not in _PLACED:
+      return jnp.abs(array)
+    return jnp.zeros_like(array) if linear else jnp.abs(_not_infinite(array))
 
   if step.name == 'neg':
     return list(values)
@@ -152,7 +156,7 @@ def _finite(step) -> Step:
     return step
   inputs, value = step.operands
   if not isinstance(value, Variable):
-    value = jnp.clip(value, -_HUGE, _HUGE)
+    value = _not_infinite(value)
   return step._replace(operands=(inputs, value))
 
 
@@ -246,7 +250,7 @@ def offset(
     return [(-slack, slack) for slack in slacks]
   zeros = [jnp.zeros(v.shape, jnp.float32) for v in step.variables]
   # A logit may be -inf, a class never predicted: 0 times it would be NaN.
-  constants = [jnp.clip(x, -_HUGE, _HUGE) for x in step.apply(zeros)]
+  constants = [_not_infinite(x) for x in step.apply(zeros)]
   return [
     (constant - slack, constant + slack)
     for constant, slack in zip(constants, slacks, strict=True)
@@ -337,7 +341,7 @@ def lines(
       1, whichever leaves the smaller area between the lines.
   """
   # Max pooling pads with -inf: a slope of 0 times it would be NaN.
-  ends = step.fill(bounds, lambda x: (jnp.clip(x, -_HUGE, _HUGE),) * 2)
+  ends = step.fill(bounds, lambda x: (_not_infinite(x),) * 2)
   if step.name == 'max':
     low, high, shift = _max_lines(*ends, alpha)
     slopes = [low, 1 - low], [high, 1 - high]
