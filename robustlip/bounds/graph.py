@@ -290,7 +290,7 @@ def _in_pieces(x, place, below, above, steps) -> Function | None:
   functions = _function(below, x, steps), _function(above, x, steps)
   if None in functions or isinstance(place, jax.core.Tracer):
     return None
-  place = np.broadcast_to(place, x.shape)
+  place = np.broadcast_to(np.asarray(place, np.float32), x.shape)
   low, high = functions
   if not _same(low(place), high(place)):
     return None
