@@ -129,7 +129,7 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def split(column: str) -> tuple[str, str]:
   """The attack or bounds of a column, '' for PGD, and its key in `HEADINGS`."""
-  what = max(filter(column.endswith, HEADINGS), key=len)
+  what = sorted(filter(column.endswith, HEADINGS), key=len)[-1]
   return column.removesuffix(what).rstrip('_'), what
 
 

@@ -20,7 +20,13 @@ import numpy as np
 from jax import lax
 
 from robustlip.bounds import rules
-from robustlip.bounds.graph import Network, Step, Variable, rewritten
+from robustlip.bounds.graph import (
+  ELEMENTWISE,
+  Network,
+  Step,
+  Variable,
+  rewritten,
+)
 from robustlip.bounds.rules import Bound
 
 
@@ -80,10 +86,6 @@ def _union(a: Window, b: Window, shape: Sequence[int]) -> Window:
 
 # The windows of the variables, and the parameters of the step on them.
 Needs = tuple[list[Window], Mapping[str, Any]]
-
-_ELEMENTWISE = rules.SMOOTH | set(
-  'add add_any sub mul div max neg copy copy_p convert_element_type'.split()
-)
 
 
 def _convolution(step: Step, window: Window) -> Needs | None:
@@ -216,7 +218,7 @@ _RULES = {
 
 def _needs(step: Step, window: Window) -> Needs | None:
   """What a window of the outputs needs; None: the variables as a whole."""
-  if step.name in _ELEMENTWISE:
+  if step.name in ELEMENTWISE:
     return [window] * len(step.variables), step.params
   variables = len(step.operands) if step.name == 'concatenate' else 1
   known = not all(isinstance(v, Variable) for v in step.operands[:variables])
@@ -267,7 +269,7 @@ class Part(NamedTuple):
           need = next(needs)
           move = functools.partial(self._moved, step, operand, need, origin)
           (operand,) = rewritten(move, {}, [small[operand]], steps, step.where)
-        elif step.name in _ELEMENTWISE and jnp.ndim(operand):
+        elif step.name in ELEMENTWISE and jnp.ndim(operand):
           operand = self.cut(operand, self.windows[step.outputs[0]], origin)
         inputs.append(operand)
       bind = functools.partial(step.primitive.bind, **params)

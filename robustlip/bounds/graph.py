@@ -113,8 +113,8 @@ def trace(function: Function, shape: tuple[int, ...]) -> Network:
   for step in reversed(steps):
     if needed.intersection(step.outputs):
       needed.update(step.variables)
-      kept.insert(0, step)
-  return Network(source, kept, output)
+      kept.append(step)
+  return Network(source, kept[::-1], output)
 
 
 # Primitives that only call a jaxpr among their parameters.
@@ -127,9 +127,11 @@ _CALLS = set(
 # becomes a step of its own, whose transpose sums cotangents over these axes.
 _BROADCAST = {'add', 'sub', 'mul', 'div', 'max'}
 
-# Those of which functions in pieces may be made.
-_ELEMENTWISE = _BROADCAST | set(
-  'neg exp expm1 log log1p tanh logistic sqrt erf'.split()
+# Increasing functions whose derivative is least at an end of any interval.
+SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
+# Primitives of which each output component needs one of each operand.
+ELEMENTWISE = SMOOTH | set(
+  'add add_any sub mul div max neg copy copy_p convert_element_type'.split()
 )
 
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
@@ -292,9 +294,10 @@ def _in_pieces(x, place, below, above, steps) -> Function | None:
     return None
   place = np.broadcast_to(np.asarray(place, np.float32), x.shape)
   low, high = functions
-  if not _same(low(place), high(place)):
+  end = low(place)
+  if not _same(end, high(place)):
     return None
-  return lambda x: low(lax.min(x, place)) - low(place) + high(lax.max(x, place))
+  return lambda x: low(lax.min(x, place)) - end + high(lax.max(x, place))
 
 
 def _piecewise_linear(below, above, x):
@@ -320,7 +323,7 @@ def _function(value, x, steps) -> Function | None:
   if not isinstance(value, Variable):
     return lambda x: value
   for step in steps:
-    if value in step.outputs and step.name in _ELEMENTWISE:
+    if value in step.outputs and step.name in ELEMENTWISE:
       parts = [_function(operand, x, steps) for operand in step.operands]
       if None not in parts:
         apply = functools.partial(evaluate, step.primitive, params=step.params)

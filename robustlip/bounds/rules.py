@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from robustlip.bounds.graph import Step, Variable, evaluate, is_float
+from robustlip.bounds.graph import SMOOTH, Step, Variable, evaluate, is_float
 
 Bound = tuple[chex.Array, chex.Array]
 
@@ -282,8 +282,6 @@ def transpose(step: Step, cotangents: Sequence[chex.Array]) -> list[chex.Array]:
 
 # --- The other steps --------------------------------------------------------
 
-# Increasing functions whose derivative is least at an end of any interval.
-SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
 _LIBRARY = 32  # roundings allowed for an elementary function
 
 
