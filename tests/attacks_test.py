@@ -141,6 +141,7 @@ class AttacksTest(chex.TestCase):
     (dict(epsilon=0.1, norm='l1'), "got 'l1'"),
     (dict(epsilon=0.1, num_restarts=2, start=INPUTS), 'explicit start'),
     (dict(epsilon=0.1, start=INPUTS[:1]), 'start must be'),
+    (dict(epsilon=0.1, start=jnp.uint8(255 * INPUTS)), 'must be floats'),
   ],
 )
 def test_wrong_settings_are_named(settings, message):

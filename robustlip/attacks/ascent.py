@@ -60,8 +60,10 @@ def ascend(
     raise ValueError(f'keep must be one of {KEEP}, got {keep!r}.')
   if start is None:
     start = projections.random_start(inputs, key, epsilon=epsilon, norm=norm)
-  elif start.shape != shape:
-    raise ValueError(f'start must be {shape}, got {start.shape}.')
+  elif start.shape != shape or not jnp.issubdtype(start.dtype, jnp.floating):
+    raise ValueError(
+      f'start must be floats {shape}, got {start.dtype} {start.shape}.'
+    )
   inputs, start = projections.flat(inputs), projections.flat(start)
   points = projections.ball(start, inputs, epsilon=epsilon, norm=norm)
 
