@@ -589,6 +589,22 @@ def test_optimised_slopes_and_tighter_layers_only_help():
   assert (tightened < 0.95 * plain).all()
 
 
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu', reason='other backends have one convolution'
+)
+def test_the_widest_convolutions_are_bounded_as_sums_of_products():
+  # Tiles, by which they are computed, round otherwise than bounds allow for.
+  def network(x):
+    settings = dict(strides=1, padding=((1, 1), (1, 1)))
+    return convolve(x, jnp.ones((3, 3, 128, 128)), **settings).sum((1, 2))
+
+  inputs = jnp.zeros((1, 40, 40, 128))
+  bounded = jax.jit(lambda x: bounds.interval(network, x, x))
+  for function, by_sums in ((bounded, True), (jax.jit(network), False)):
+    program = function.lower(inputs).compile().as_text()
+    assert ('convolution(' in program) == by_sums
+
+
 def test_roundings_are_inside_of_the_bounds():
   """Sums that cancel, at a point, in any order, and what is exact."""
   rng = np.random.default_rng(0)

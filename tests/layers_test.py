@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from robustlip.models import convolution, layers
+from robustlip.models import convolution, layers, winograd
 from robustlip.types import DEVICES
 
 KEY = jax.random.key(0)
@@ -103,9 +103,49 @@ def test_equal_patches_have_equal_features_and_dead_pixels_no_gradient(
   assert (np.asarray(gradient)[reached] != 0).all()
 
 
+@pytest.mark.parametrize('shape', [(3, 9, 8, 5), (1, 4, 13, 7), (2, 3, 3, 2)])
+@pytest.mark.parametrize('pads', [((0, 0), (0, 0)), ((2, 1), (3, -1))])
+def test_tiles_are_the_sums_of_products(shape, pads):
+  keys = jax.random.split(KEY)
+  inputs = jax.random.normal(keys[0], shape)
+  kernel = jax.random.normal(keys[1], (3, 3, shape[-1], 6))
+  (top, bottom), (left, right) = pads
+  padded = np.pad(np.float64(inputs), ((0, 0), (3, 3), (3, 3), (0, 0)))
+  padded = padded[:, 3 - top : shape[1] + 3 + bottom]
+  padded = padded[:, :, 3 - left : shape[2] + 3 + right]
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+  expected = np.einsum('bhwcij,ijcd->bhwd', windows, np.float64(kernel))
+  found = winograd.convolve(inputs, kernel, pads)
+  chex.assert_trees_all_close(found, jnp.float32(expected), atol=1e-4)
+
+
 on_a_cpu = pytest.mark.skipif(
   jax.default_backend() != 'cpu', reason='other backends have one convolution'
 )
+
+
+@on_a_cpu
+@pytest.mark.parametrize('batch, count', [(2, 0), (1, 2)])
+def test_the_widest_layers_are_computed_by_tiles(batch, count):
+  # Forward and for the inputs, where a batch has at least a hundred tiles.
+  _, expected, _ = case(3, 1, 1, 128)
+  keys = jax.random.split(KEY)
+  inputs = jax.random.normal(keys[0], (batch, 29, 28, 128))
+  kernel = jax.random.normal(keys[1], (3, 3, 128, 128)) / 30
+
+  def ours(inputs, kernel):
+    pads = ((1, 1), (1, 1))
+    return convolution.convolve(inputs, kernel, strides=1, padding=pads)
+
+  def both(convolve):
+    return jax.jit(jax.value_and_grad(energy(convolve), (0, 1)))
+
+  found = both(ours)(inputs, kernel)
+  chex.assert_trees_all_close(
+    found, both(expected)(inputs, kernel), rtol=1e-4, atol=1e-3
+  )
+  program = both(ours).lower(inputs, kernel).compile().as_text()
+  assert len(kinds_of_convolutions(program)) == count + 1  # that of the kernel
 
 
 @on_a_cpu

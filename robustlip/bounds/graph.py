@@ -186,6 +186,8 @@ def _outputs(equation, inputs, steps, where) -> list[Operand]:
       f'bounds need a rule for {name!r} of a comparison of features, '
       f'in {where}.'
     )
+  if name == 'convolution':  # tiles round otherwise than sums of products
+    params = {**params, 'tiles': False}
   avals = [v.aval for v in equation.outvars]
   shapes = {v.shape for v in inputs if isinstance(v, Variable)}
   if name in _BROADCAST and shapes != {avals[0].shape}:

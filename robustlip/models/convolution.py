@@ -9,7 +9,8 @@ with patches.
 Each output is one sum of products in a fixed order: equal patches have equal
 features (the last few pixels of a batch may round differently), and a pixel
 that nothing depends on has a gradient of exactly 0. Max pooling and sign steps
-rely on both.
+rely on both. Only the widest layers, which residual networks have, are computed
+by tiles (`winograd`), and so up to rounding.
 
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
@@ -17,6 +18,7 @@ Features are [B, H, W, C], kernels [h, w, C, D].
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 
@@ -27,9 +29,13 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from robustlip.models import winograd
+
 Padding = Sequence[tuple[int, int]]  # before and after, for height and width
 
 _WIDE = 8  # channels from which a convolution beats patches
+_WIDEST = 128  # channels, in and out, from which tiles beat both
+_FEWEST_TILES = 100  # of a batch: each call transforms the kernel, too
 
 
 def enable_fast_cpu() -> None:
@@ -60,7 +66,7 @@ def convolve(
     return xla(inputs, kernel, **settings)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
   if wide and max(kernel.shape[:2]) > 1:
-    return _convolution.bind(inputs, kernel, **settings)
+    return _convolution.bind(inputs, kernel, **settings, tiles=True)
   return patches_product(inputs, kernel, strides=strides, padding=padding)
 
 
@@ -110,33 +116,41 @@ def _padded(inputs, padding, dilation=(1, 1)):
   return lax.pad(inputs, jnp.zeros((), inputs.dtype), (none, *sides, none))
 
 
-def _lowered(inputs, kernel, *, window_strides, padding, lhs_dilation):
-  """`xla`, on padded inputs where the filter is larger than the image.
+def _lowered(inputs, kernel, *, tiles, **settings):
+  """`xla`, by tiles where they are faster and `tiles` allows them.
 
-  XLA for CPUs would swap the two, and take up to a hundred times as long.
+  Where the filter is larger than the image, XLA for CPUs would swap the two,
+  and take up to a hundred times as long: then the inputs are padded first.
   """
+  padding, dilation = settings['padding'], settings['lhs_dilation']
+  if tiles and _suit_tiles(inputs, kernel, **settings):
+    return winograd.convolve(inputs, kernel, padding)
   sides = zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
   if any(image < window for image, window in sides):
-    inputs = _padded(inputs, padding, lhs_dilation)
+    inputs = _padded(inputs, padding, dilation)
     inputs = lax.optimization_barrier(inputs)  # else XLA pads in the operation
-    padding, lhs_dilation = ((0, 0), (0, 0)), (1, 1)
-  return xla(
-    inputs,
-    kernel,
-    window_strides=window_strides,
-    padding=padding,
-    lhs_dilation=lhs_dilation,
-  )
+    settings |= dict(padding=((0, 0), (0, 0)), lhs_dilation=(1, 1))
+  return xla(inputs, kernel, **settings)
+
+
+def _suit_tiles(inputs, kernel, *, window_strides, padding, lhs_dilation):
+  """Whether a convolution is faster by tiles."""
+  plain = {*window_strides, *lhs_dilation} == {1}
+  plain &= kernel.shape[:2] == (winograd.WINDOW, winograd.WINDOW)
+  wide = min(kernel.shape[2:]) >= _WIDEST
+  count = winograd.count(inputs.shape, padding)
+  return plain and wide and math.prod(count) >= _FEWEST_TILES
 
 
 # `xla` with our gradients, of any order, forward and reverse mode.
 _convolution = Primitive('convolution')
-_SETTINGS = 'window_strides', 'padding', 'lhs_dilation'
+_SETTINGS = 'window_strides', 'padding', 'lhs_dilation', 'tiles'
 _convolution.def_impl(jax.jit(_lowered, static_argnames=_SETTINGS))
 
 
 @_convolution.def_abstract_eval
-def _shape(inputs, kernel, *, window_strides, padding, lhs_dilation):
+def _shape(inputs, kernel, *, window_strides, padding, lhs_dilation, tiles):
+  del tiles
   chex.assert_equal(inputs.shape[-1], kernel.shape[2])
   batch, *sizes, _ = inputs.shape
   axes = sizes, kernel.shape[:2], window_strides, padding, lhs_dilation
@@ -148,7 +162,7 @@ def _shape(inputs, kernel, *, window_strides, padding, lhs_dilation):
 
 
 def _inputs_gradient(
-  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation
+  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation, tiles
 ):
   """Transpose in the inputs: the kernel turned, strides and dilation swapped.
 
@@ -167,11 +181,12 @@ def _inputs_gradient(
     window_strides=lhs_dilation,
     padding=tuple(pads),
     lhs_dilation=window_strides,
+    tiles=tiles,
   )
 
 
 def _kernel_gradient(
-  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation
+  cotangent, inputs, kernel, *, window_strides, padding, lhs_dilation, tiles
 ):
   """Transpose in the kernel: the batch takes the role of the channels."""
   padded = _padded(inputs, padding, lhs_dilation)
@@ -184,7 +199,7 @@ def _kernel_gradient(
     (padded.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
   )
   settings = dict(padding=whole, window_strides=(1, 1), lhs_dilation=(1, 1))
-  gradient = _convolution.bind(images, filters, **settings)
+  gradient = _convolution.bind(images, filters, **settings, tiles=tiles)
   return gradient.transpose(1, 2, 0, 3)
 
 
