@@ -88,7 +88,7 @@ def _combined(matrix, arrays) -> list[chex.Array]:
 
 
 def _matrices(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The matrices `outputs`, `kernel` and `inputs` for these points, and oo."""
+  """OUTPUTS, KERNEL and INPUTS for these points and infinity."""
   others = [np.delete(points, i) for i in range(len(points))]
   scales = [np.prod(p - rest) for p, rest in zip(points, others, strict=True)]
   inputs = [np.append(np.poly(rest)[::-1], 0) for rest in others]
