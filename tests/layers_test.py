@@ -125,17 +125,25 @@ on_a_cpu = pytest.mark.skipif(
 
 
 @on_a_cpu
-@pytest.mark.parametrize('batch, count', [(2, 0), (1, 2)])
-def test_the_widest_layers_are_computed_by_tiles(batch, count):
-  # Forward and for the inputs, where a batch has at least a hundred tiles.
-  _, expected, _ = case(3, 1, 1, 128)
+@pytest.mark.parametrize(
+  'shape, tiles, count',
+  [
+    ((2, 29, 28), True, 0),
+    ((2, 29, 28), False, 2),
+    ((1, 29, 28), True, 2),  # fewer than a hundred tiles
+    ((30, 6, 6), True, 2),  # tiles that are half empty
+  ],
+)
+def test_wide_layers_are_computed_by_tiles(shape, tiles, count):
+  # Forward and for the inputs, where they are allowed and faster.
+  _, expected, _ = case(3, 1, 1, 64)
   keys = jax.random.split(KEY)
-  inputs = jax.random.normal(keys[0], (batch, 29, 28, 128))
-  kernel = jax.random.normal(keys[1], (3, 3, 128, 128)) / 30
+  inputs = jax.random.normal(keys[0], (*shape, 64))
+  kernel = jax.random.normal(keys[1], (3, 3, 64, 64)) / 30
 
   def ours(inputs, kernel):
-    pads = ((1, 1), (1, 1))
-    return convolution.convolve(inputs, kernel, strides=1, padding=pads)
+    settings = dict(strides=1, padding=((1, 1), (1, 1)), tiles=tiles)
+    return convolution.convolve(inputs, kernel, **settings)
 
   def both(convolve):
     return jax.jit(jax.value_and_grad(energy(convolve), (0, 1)))

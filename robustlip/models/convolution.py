@@ -9,8 +9,8 @@ with patches.
 Each output is one sum of products in a fixed order: equal patches have equal
 features (the last few pixels of a batch may round differently), and a pixel
 that nothing depends on has a gradient of exactly 0. Max pooling and sign steps
-rely on both. Only the widest layers, which residual networks have, are computed
-by tiles (`winograd`), and so up to rounding.
+rely on both. Where neither matters, as in residual networks, wide layers may be
+computed by tiles (`winograd`), and so up to rounding.
 
 Features are [B, H, W, C], kernels [h, w, C, D].
 """
@@ -34,8 +34,11 @@ from robustlip.models import winograd
 Padding = Sequence[tuple[int, int]]  # before and after, for height and width
 
 _WIDE = 8  # channels from which a convolution beats patches
-_WIDEST = 128  # channels, in and out, from which tiles beat both
-_FEWEST_TILES = 100  # of a batch: each call transforms the kernel, too
+# From so many channels, in and out, tiles beat both, if a batch has enough of
+# them, since each call transforms the kernel, too, and they are nearly full.
+_WIDEST = 64
+_FEWEST_TILES = 100
+_MOST_WASTE = 1.5  # pixels of the tiles for each pixel of the outputs
 
 
 def enable_fast_cpu() -> None:
@@ -54,9 +57,18 @@ def enable_fast_cpu() -> None:
 
 
 def convolve(
-  inputs: chex.Array, kernel: chex.Array, *, strides: int, padding: Padding
+  inputs: chex.Array,
+  kernel: chex.Array,
+  *,
+  strides: int,
+  padding: Padding,
+  tiles: bool = False,
 ) -> chex.Array:
-  """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D]."""
+  """Convolution of [B, H, W, C] with [h, w, C, D] -> [B, H', W', D].
+
+  Args:
+    tiles: whether tiles may be used where they are faster.
+  """
   padding = tuple(map(tuple, padding))
   settings = dict(
     window_strides=(strides, strides), padding=padding, lhs_dilation=(1, 1)
@@ -66,7 +78,7 @@ def convolve(
     return xla(inputs, kernel, **settings)
   wide = inputs.shape[-1] >= _WIDE and inputs.dtype == jnp.float32
   if wide and max(kernel.shape[:2]) > 1:
-    return _convolution.bind(inputs, kernel, **settings, tiles=True)
+    return _convolution.bind(inputs, kernel, **settings, tiles=tiles)
   return patches_product(inputs, kernel, strides=strides, padding=padding)
 
 
@@ -137,9 +149,11 @@ def _suit_tiles(inputs, kernel, *, window_strides, padding, lhs_dilation):
   """Whether a convolution is faster by tiles."""
   plain = {*window_strides, *lhs_dilation} == {1}
   plain &= kernel.shape[:2] == (winograd.WINDOW, winograd.WINDOW)
-  wide = min(kernel.shape[2:]) >= _WIDEST
-  count = winograd.count(inputs.shape, padding)
-  return plain and wide and math.prod(count) >= _FEWEST_TILES
+  sides = winograd.sides(inputs.shape, padding)
+  count = math.prod(-(-side // winograd.TILE) for side in sides)
+  full = count * winograd.TILE**2 <= _MOST_WASTE * math.prod(sides)
+  enough = inputs.shape[0] * count >= _FEWEST_TILES
+  return plain and full and enough and min(kernel.shape[2:]) >= _WIDEST
 
 
 # `xla` with our gradients, of any order, forward and reverse mode.

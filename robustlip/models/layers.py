@@ -6,6 +6,7 @@ the computation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import chex
@@ -50,11 +51,15 @@ def conv(
   kernel_init: Initializer | None = None,
   bias_init: Initializer | None = None,
   dtype: jnp.dtype = jnp.float32,
+  tiles: bool = False,
 ) -> chex.Array:
   """Convolution with PyTorch's initial values unless given.
 
   [B, H, W, C] -> [B, H', W', features]. To be called in a compact method: it
   adds a submodule.
+
+  Args:
+    tiles: see `convolution`; not for networks that pool at ties.
 
   Raises:
     ValueError: if the images are smaller than the kernel.
@@ -70,14 +75,15 @@ def conv(
     kernel_init=kernel_init or default,
     bias_init=bias_init or default,
     dtype=dtype,
-    conv_general_dilated=_convolve,
+    conv_general_dilated=functools.partial(_convolve, tiles),
   )(inputs)
 
 
-def _convolve(inputs, kernel, strides, padding, **defaults):
+def _convolve(tiles, inputs, kernel, strides, padding, **defaults):
   """`convolve` as `nn.Conv` calls it."""
   del defaults
-  return convolve(inputs, kernel, strides=strides[0], padding=padding)
+  settings = dict(strides=strides[0], padding=padding, tiles=tiles)
+  return convolve(inputs, kernel, **settings)
 
 
 def residual_conv(
@@ -98,6 +104,7 @@ def residual_conv(
     padding=size // 2,
     use_bias=False,
     kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
+    tiles=True,
     **settings,
   )
 

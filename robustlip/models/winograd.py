@@ -32,8 +32,8 @@ def convolve(
   Args:
     padding: zeros before and after, for height and width; negative to crop.
   """
-  height, width = _outputs(inputs.shape, padding)
-  _, tall, wide = count(inputs.shape, padding)
+  height, width = sides(inputs.shape, padding)
+  tall, wide = -(-height // TILE), -(-width // TILE)
   (top, bottom), (left, right) = padding
   bottom += tall * TILE - height
   right += wide * TILE - width
@@ -41,33 +41,28 @@ def convolve(
   padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), pads)
   rows = zip(
     _combined(INPUTS, _steps(padded, 1, tall)),
-    _combined(KERNEL, list(kernel)),
+    _combined(KERNEL, kernel),
     strict=True,
   )
-  columns = []  # of four outputs, for each of the six rows
+  columns = []  # [4, ...], the outputs along the width, for each of six rows
   for features, weights in rows:
-    pairs = zip(
-      _combined(INPUTS, _steps(features, 2, wide)),
-      _combined(KERNEL, list(weights)),
-      strict=True,
-    )
-    columns.append(_combined(OUTPUTS, [a @ b for a, b in pairs]))
-  tiles = [_combined(OUTPUTS, column) for column in zip(*columns, strict=True)]
-  stacked = jnp.stack([jnp.stack(column, 2) for column in tiles], 4)
-  whole = stacked.reshape(len(inputs), tall * TILE, wide * TILE, -1)
+    values = jnp.stack(_combined(INPUTS, _steps(features, 2, wide)))
+    weights = jnp.stack(_combined(KERNEL, weights))
+    products = values.reshape(len(values), -1, kernel.shape[2]) @ weights
+    columns.append(OUTPUTS @ products.reshape(len(values), -1))
+  tiles = jnp.stack(_combined(OUTPUTS, columns))
+  tiles = tiles.reshape(TILE, TILE, -1, tall, wide, kernel.shape[3])
+  whole = tiles.transpose(2, 3, 0, 4, 1, 5)
+  whole = whole.reshape(-1, tall * TILE, wide * TILE, kernel.shape[3])
   return whole[:, :height, :width]
 
 
-def count(
+def sides(
   shape: tuple[int, ...], padding: Sequence[tuple[int, int]]
-) -> tuple[int, ...]:
-  """How many images there are, and how many tiles tall and wide they are."""
-  return shape[0], *(-(-size // TILE) for size in _outputs(shape, padding))
-
-
-def _outputs(shape, padding) -> list[int]:
-  sides = zip(shape[1:3], padding, strict=True)
-  return [size + sum(pads) - WINDOW + 1 for size, pads in sides]
+) -> list[int]:
+  """Height and width of the outputs."""
+  pairs = zip(shape[1:3], padding, strict=True)
+  return [size + sum(pads) - WINDOW + 1 for size, pads in pairs]
 
 
 def _steps(features, axis, count) -> list[chex.Array]:
@@ -87,7 +82,7 @@ def _combined(matrix, arrays) -> list[chex.Array]:
   ]
 
 
-def _matrices(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _matrices(points: np.ndarray) -> tuple[np.ndarray, ...]:
   """OUTPUTS, KERNEL and INPUTS for these points and infinity."""
   others = [np.delete(points, i) for i in range(len(points))]
   scales = [np.prod(p - rest) for p, rest in zip(points, others, strict=True)]
@@ -99,7 +94,7 @@ def _matrices(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.vstack([powers, np.eye(degree + 1)[-1]])
 
   kernel = values(WINDOW - 1) / np.append(scales, 1)[:, None]
-  return values(TILE - 1).T, kernel, np.array(inputs)
+  return tuple(map(np.float32, (values(TILE - 1).T, kernel, inputs)))
 
 
 # 0, 3/4, -3/4, 3/2, -3/2 round a fourth as coarsely, and take a third longer.
