@@ -595,7 +595,7 @@ def test_optimised_slopes_and_tighter_layers_only_help():
 def test_the_widest_convolutions_are_bounded_as_sums_of_products():
   # Tiles, by which they are computed, round otherwise than bounds allow for.
   def network(x):
-    settings = dict(strides=1, padding=((1, 1), (1, 1)))
+    settings = dict(strides=1, padding=((1, 1), (1, 1)), tiles=True)
     return convolve(x, jnp.ones((3, 3, 128, 128)), **settings).sum((1, 2))
 
   inputs = jnp.zeros((1, 40, 40, 128))
