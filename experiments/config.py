@@ -11,7 +11,10 @@ import pathlib
 from collections.abc import Callable, Collection
 from typing import Any
 
+import flax
 import flax.linen as nn
+import jax
+import numpy as np
 from absl import flags
 
 from experiments import common, paper
@@ -298,6 +301,24 @@ def check_data(path: pathlib.Path, settings: Config, dataset: Dataset) -> None:
       f'{path} was trained on other data ({settings.dataset}) than '
       f'{dataset.source}'
     )
+
+
+def check_network(
+  path: pathlib.Path, settings: Config, dataset: Dataset, variables: Any
+) -> None:
+  """Raises ValueError if the variables in `path` are of another network.
+
+  They are if the user's file has named further classes since.
+  """
+  module = settings.network(count := len(dataset.class_names))
+  shape = (1, *dataset.test.images.shape[1:])
+  try:
+    jax.eval_shape(models.logits_fn(module, variables), np.zeros(shape, 'f'))
+  except flax.errors.FlaxError as error:
+    raise ValueError(
+      f'{path} has another network than {settings.arch} of the {count} classes '
+      f'that {dataset.source} has now'
+    ) from error
 
 
 def define(

@@ -120,6 +120,7 @@ def evaluate(
   if checkpoint == 'best' and not settings.holdout:
     raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
+  config.check_network(path, settings, dataset, variables)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
   weights = fingerprint(*jax.tree.leaves(variables))
   result = path / 'result.json'

@@ -120,6 +120,8 @@ def test_other_arrays_in_the_same_file_are_refused(
   np.savez(own, **arrays | {'test_images': 255 - arrays['test_images']})
   assert 'other arrays' in scripts.error(call(TRAIN, *flags, *where))
   assert 'other data' in scripts.error(call(EVALUATE, *where))
+  np.savez(own, **arrays, class_names=list('abcd'))
+  assert 'of the 4 classes' in scripts.error(call(*few))
   np.savez(own, **arrays)
   record = last_json(call(*few))
   assert record['measured_test'] == 7

@@ -92,6 +92,7 @@ def compared(
   module = settings.network(num_classes)
   task = Problem(settings.arch, module, split, settings.precision)
   step, variables = checkpoints.newest_variables(path / 'checkpoints')
+  config.check_network(path, settings, dataset, variables)
   pieces = f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
   # Results without peers are kept apart: no twin has confirmed them.
   folder = common.output_folder(path / (pieces + '-peers' * peers))
