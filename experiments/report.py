@@ -48,6 +48,16 @@ DATASETS = {
   'svhn': 'SVHN',
   'restricted_imagenet': 'Restricted ImageNet',
 }
+TITLES = {  # of the tables, with the data sets that were used
+  '1': 'Table 1: separation',
+  '2': 'Table 2: {data}',
+  '3': 'Table 3: {data}',
+  '4': 'Table 4: dropout',
+  '5': 'Table 5: tools of generalisation, not in the paper',
+  'mt': 'Appendix: multi-targeted attack',
+  'svhn': 'Appendix: {data}',
+  'sizes': 'More training examples, not in the paper',
+}
 # Columns of a table of the paper in their order. Those that begin with the name
 # of an attack or of bounds, such as `strong_adv_test_acc`, follow the others.
 HEADINGS = {
@@ -103,6 +113,14 @@ def grid(rows: Iterable[dict[str, str]]) -> str:
   lines = [[h.strip() for h in header], ['---'] + ['---:'] * (len(header) - 1)]
   lines += [[row.get(heading, '') for heading in header] for row in rows]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def in_words(dataset: str, fingerprint: str | None) -> str:
+  """The name of a data set, or of a user's file, and whether it is a part."""
+  path = pathlib.Path(dataset)
+  own = path.name if path.stem in DATASETS else path.stem
+  part = ', a part' if dataset in DATASETS and fingerprint else ''
+  return DATASETS.get(dataset, own) + part
 
 
 # Tables of the paper.
@@ -171,7 +189,11 @@ def departures(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def markdown(record: dict[str, Any]) -> str:
   """The record of a table of the paper: its panels, each with its findings."""
-  lines = [f'## {record["title"]}']
+  data = dict.fromkeys(
+    in_words(row['dataset'], row['settings'].get('fingerprint'))
+    for row in record['rows']
+  )
+  lines = [f'## {TITLES[record["table"]].format(data=" and ".join(data))}']
   lines += filter(None, [record.get('caption')])
   for title, rows in panels(record['rows']).items():
     names = columns(rows)
@@ -398,9 +420,7 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
       return list(_decided(found))
     dataset = found.get('dataset') or found['data']['name']
     place = [*DATASETS, dataset].index(dataset), stem
-    name = DATASETS.get(dataset, pathlib.Path(dataset).stem)  # a user's file
-    if dataset in DATASETS and found.get('fingerprint'):
-      name += ', a part'
+    name = in_words(dataset, found.get('fingerprint'))
     more = {'name': name, 'place': place}
     more['test_eq3_lipschitz'] = found.get('eq3_lipschitz')
     if 'train_train_min' in found:

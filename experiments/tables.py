@@ -44,16 +44,6 @@ from robustlip.datasets import Dataset
 from robustlip.datasets.catalogue import FACTS
 
 FLAGS = flags.FLAGS
-TITLES = {
-  '1': 'Table 1: separation',
-  '2': 'Table 2: MNIST',
-  '3': 'Table 3: CIFAR-10 and Restricted ImageNet',
-  '4': 'Table 4: dropout',
-  '5': 'Table 5: tools of generalisation, not in the paper',
-  'mt': 'Appendix: multi-targeted attack',
-  'svhn': 'Appendix: SVHN',
-  'sizes': 'More training examples, not in the paper',
-}
 CAPTION = (  # of Table 5
   'Of each method, first come the rows whose test accuracies, clean and under '
   f'attack, are at most {findings.SLACK} points below those of the method '
@@ -79,7 +69,7 @@ def define() -> None:
   flags.DEFINE_enum(
     'table',
     '2',
-    TITLES,
+    report.TITLES,
     '1 to 4 of the paper; of its appendix `mt`, the multi-targeted attack, and '
     '`svhn`; 5, generalisation tools, and `sizes`, which joins tables with '
     '--train_examples, are ours.',
@@ -209,7 +199,6 @@ def titled(
   """The record of the table that the flags name."""
   return {
     'table': FLAGS.table,
-    'title': TITLES[FLAGS.table],
     'rows': rows,
     'findings': decided,
     'seconds': sum(row['seconds'] for row in rows),

@@ -47,7 +47,7 @@ def record():
     'numbers': [1.0, 2.5],
   }
   findings = {'cnn1 on mnist5k': {'gap_widens': decided}}
-  named = {'table': '2', 'title': 'Table 2'}
+  named = {'table': '2'}
   return named | {'rows': rows, 'findings': findings}
 
 
@@ -62,6 +62,19 @@ def test_a_table_has_means_spread_and_the_papers_numbers(record):
   assert '500 training and 400 test examples measured' in text
   assert 'epochs 5 instead of 160; dataset mnist5k instead of mnist.' in text
   assert '| the gap is wider under attack | false | 1 of 3 | at: 1.00' in text
+
+
+def test_the_heading_of_a_table_names_the_data_that_were_used(record):
+  assert report.markdown(record).startswith('## Table 2: mnist5k\n')
+  first, second = record['rows']
+  first |= {'dataset': 'fashion_mnist'}
+  second |= {'dataset': 'mnist.npz'}  # a user's file
+  second['settings']['fingerprint'] = 'x'
+  text = report.markdown(record | {'table': '3'})
+  assert text.startswith('## Table 3: Fashion-MNIST and mnist.npz\n')
+  first['settings']['fingerprint'] = 'y'
+  text = report.markdown(record | {'table': 'svhn', 'rows': [first]})
+  assert text.startswith('## Appendix: Fashion-MNIST, a part\n')
 
 
 def test_a_column_that_the_first_row_lacks_keeps_its_place():

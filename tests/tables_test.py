@@ -348,7 +348,7 @@ def test_bad_requests_are_one_line(call, tmp_path):
     (['--rows=trades9'], 'has no rows trades9'),
     (['--rows='], '--rows names none'),
     (['--render_only', '--workdir=/nowhere'], 'table_2-quick.json to render'),
-    (['--render_only', f'--workdir={tmp_path}'], "it has no 'title'"),
+    (['--render_only', f'--workdir={tmp_path}'], "it has no 'rows'"),
     (['--attacks=pgd,typo', '--workdir=/nowhere'], 'typo'),
     (['--table=5', '--rows=at-ema', '--ema=0'], '--ema=0 leaves nothing'),
     (['--table=5', '--rows=at-early', '--holdout=0'], '--holdout=0 leaves'),
