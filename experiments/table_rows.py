@@ -161,6 +161,8 @@ def settings(dataset: Dataset, arch: str | None, row: str) -> config.Config:
 def _dropout_rate(dataset: Dataset) -> float:
   if FLAGS.dropout is None:
     return paper.DROPOUT.get(dataset.name, 0.2)
+  if not FLAGS.dropout:
+    raise ValueError('--dropout=0 leaves nothing of a row with dropout')
   return FLAGS.dropout
 
 

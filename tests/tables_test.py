@@ -352,6 +352,8 @@ def test_bad_requests_are_one_line(call, tmp_path):
     (['--attacks=pgd,typo', '--workdir=/nowhere'], 'typo'),
     (['--table=5', '--rows=at-ema', '--ema=0'], '--ema=0 leaves nothing'),
     (['--table=5', '--rows=at-early', '--holdout=0'], '--holdout=0 leaves'),
+    (['--table=5', '--rows=at-dropout', '--dropout=0'], '--dropout=0 leaves'),
+    (['--table=4', '--dropout=0'], '--dropout=0 leaves'),
     (['--table=1', '--epochs=3'], '--epochs means nothing'),
     (['--table=sizes', '--seeds=2'], '--seeds means nothing'),
     (['--table=sizes', '--workdir=/nowhere'], 'has no table of a part'),
