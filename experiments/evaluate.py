@@ -94,6 +94,7 @@ def evaluate(
   checkpoint: str = 'newest',
   eval_examples: int | None = None,
   save_examples: bool = False,
+  only_step: int | None = None,
 ) -> dict[str, Any]:
   """The record of a saved run under an attack, measured once.
 
@@ -106,10 +107,12 @@ def evaluate(
     checkpoint: 'newest', or 'best' on the held-out examples.
     eval_examples: of each split, 0 for all; None as many as after training.
     save_examples: whether to write the adversarial images too.
+    only_step: of the network to measure, where the record is to be joined with
+      another of it.
 
   Raises:
-    ValueError: if it is no run, the data have changed, or the images cannot
-      be written.
+    ValueError: if it is no run, the data have changed, its network is not that
+      of `only_step`, or the images cannot be written.
   """
   began, settings = time.monotonic(), config.read(path)
   config.check_data(path, settings, dataset)
@@ -120,6 +123,11 @@ def evaluate(
   if checkpoint == 'best' and not settings.holdout:
     raise ValueError(f'{path} was trained without --holdout: it has no best')
   step, variables = checkpoints.newest_variables(path / folder)
+  if only_step not in (None, step):
+    raise ValueError(
+      f'{path / folder} has lost step {only_step}, whose record is kept: '
+      f'step {step} is another network; train it anew in another --workdir'
+    )
   config.check_network(path, settings, dataset, variables)
   state = {'checkpoint': checkpoint, 'step': step, 'finished': False}
   weights = fingerprint(*jax.tree.leaves(variables))

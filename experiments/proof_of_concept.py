@@ -79,7 +79,9 @@ def main() -> None:
   name = f'proof_of_concept-{dataset.name}-seed{chosen.seed}'
   found = {'note': NOTE, **runs.train(chosen, dataset, root / name)}
   attack = measure.Attack('multi_targeted')
-  stronger = evaluate.evaluate(root / name, dataset, attack)
+  stronger = evaluate.evaluate(
+    root / name, dataset, attack, only_step=found['step']
+  )
   for column in ('adv_train_acc', 'adv_test_acc', 'adv_gap'):
     found[f'multi_targeted_{column}'] = stronger[column]
   found |= certificate(dataset, chosen.epsilon)

@@ -129,7 +129,9 @@ def finished(
       run, checkpoint = run | run['best'] | {'seconds': 0.0}, 'best'
     measured = []
     for attack in further_attacks():
-      more = evaluate.evaluate(path, dataset, attack, checkpoint=checkpoint)
+      more = evaluate.evaluate(
+        path, dataset, attack, checkpoint=checkpoint, only_step=run['step']
+      )
       how, own = attack.name, UNDER_ATTACK
       if attack.certify:
         how, own = attack.certify, CERTIFIED

@@ -479,6 +479,11 @@ def test_rows_train_are_measured_and_join_one_record(tmp_path, call):
     run('--rows=gr', '--learning_rate=0.5')
   )
   assert json.loads(output.read_text())['rows'] == both['rows']
+  kept = result.parent / 'checkpoints'
+  (kept / str(record['step'])).rename(kept / '1')  # of an earlier epoch
+  lost = run('--rows=natural', '--attacks=strong')
+  assert f'has lost step {record["step"]}' in scripts.error(lost)
+  assert json.loads(output.read_text())['rows'] == both['rows']
   output.with_suffix('.md').unlink()
   output.with_suffix('.png').unlink()
   shown = run('--render_only')
