@@ -284,7 +284,9 @@ def output_folder(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def output_file(path: str | os.PathLike) -> pathlib.Path:
-  """A file of results whose folder can be written, see `output_folder`.
+  """A .json file whose folder can be written, see `output_folder`.
+
+  A picture that is drawn beside it has the same name but for the ending.
 
   Raises:
     ValueError: if no file can be written there.
@@ -292,6 +294,8 @@ def output_file(path: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(path)
   if path.is_dir():
     raise ValueError(f'--output={path} is a folder; name a file')
+  if path.suffix != '.json':
+    raise ValueError(f'--output={path}: name a .json file')
   output_folder(path.parent)
   return path
 

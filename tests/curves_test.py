@@ -66,6 +66,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
 
 def test_a_name_that_is_no_file_is_not_left_out(tmp_path, call):
   there = write(tmp_path, 'a')
+  picture = f'--output={tmp_path}/curves.png'  # it would replace the record
+  refused = scripts.error(
+    call('experiments.curves', f'--records={there}', picture)
+  )
+  assert 'name a .json file' in refused
   records = f'--records={there},{tmp_path}/*-linear.json'
   refused = scripts.error(call('experiments.curves', records))
   assert 'there is no' in refused and '*-linear.json' in refused
