@@ -23,7 +23,10 @@ from experiments import common, config, plots
 FLAGS = flags.FLAGS
 COLUMNS = (*plots.ACCURACIES, *plots.CONSTANTS)
 # What no label says, and so has to be the same for all networks.
-SHARED = ('measured_test', 'attack', 'attack_steps', 'attack_restarts')
+SHARED = (
+  *('measured_test', 'attack', 'attack_steps', 'attack_restarts'),
+  'bounds',
+)
 
 
 def define() -> None:
@@ -82,7 +85,8 @@ def joined(paths: list[str]) -> dict[str, Any]:
       )
     with common.reading(path):
       names.add(run['fingerprint'] or run['dataset'])
-      runs.append({'label': label(run)} | run)
+      bounds = next(reversed(run.get('certified_by', {})), None)
+      runs.append({'label': label(run), 'bounds': bounds} | run)
   if len(names) != 1:
     raise ValueError(f'--records are of {len(names)} data sets, not of one')
   for path, run in zip(paths, runs, strict=True):

@@ -55,6 +55,13 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     with pytest.raises(ValueError, match='2 data sets'):
       curves.joined([one, other])
   run = json.loads(one.read_text())
+  tight = {'certified_by': {'interval': 1, 'linear': 2}}
+  loose = {'certified_by': {'interval': 1}}
+  one.write_text(json.dumps(run | loose))
+  other.write_text(json.dumps(run | tight))
+  with pytest.raises(ValueError, match='has bounds=linear, .*=interval'):
+    curves.joined([one, other])
+  one.write_text(json.dumps(run))
   for key, value in {'attack': 'strong', 'measured_test': 10}.items():
     other.write_text(json.dumps(run | {key: value}))
     with pytest.raises(ValueError, match=f'b.json has {key}={value}, .*a.json'):
