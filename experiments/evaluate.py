@@ -140,7 +140,7 @@ def evaluate(
     logging.warning('%s: this is its step %d, not its last', path, step)
   name = label(settings, attack, checkpoint)
   output = path / 'evaluations' / f'{name}.json'
-  examples = output.with_name(f'{name}-step{step}-examples.npz')
+  examples = output.with_name(f'{name}-{weights[:12]}-examples.npz')
   if output.exists() and (examples.exists() or not save_examples):
     found = common.read_json(output)
     same = found.get('weights', weights) == weights  # older records lack them

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 
@@ -85,7 +86,7 @@ def test_a_picture_and_a_checkpoint_that_are_missing_cost_a_warning(
 def test_a_run_that_was_trained_anew_is_measured_again(trained, call):
   _, work = trained
   flags = f'--workdir={work}', '--num_steps=1', '--eval_batch_size=15'
-  before = last_json(call(EVALUATE, *flags))
+  before = last_json(call(EVALUATE, *flags, '--save_examples'))
   with checkpoints.Store(work / 'checkpoints') as store:
     progress = store.restore(before['step'])
     zeros = jax.tree.map(np.zeros_like, progress['state']['params'])
@@ -94,6 +95,11 @@ def test_a_run_that_was_trained_anew_is_measured_again(trained, call):
   after = last_json(call(EVALUATE, *flags))
   assert after['test_acc'] == pytest.approx(100 / 3) != before['test_acc']
   assert after == last_json(call(EVALUATE, *flags))
+  call(EVALUATE, *flags, '--save_examples')  # those before are of another
+  found = sorted((work / 'evaluations').glob('*.npz'), key=os.path.getmtime)
+  accuracies = [100 * np.load(file)['correct'].mean() for file in found]
+  expected = before['test_acc'], after['test_acc']
+  assert accuracies == pytest.approx(expected)
 
 
 def test_the_best_is_not_replaced_where_it_is_not_known(trained, call):
