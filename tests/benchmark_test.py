@@ -10,7 +10,7 @@ import scripts
 
 from experiments.benchmarks import autoattack, cases, problem
 from experiments.benchmarks.timing import Candidate, Case
-from robustlip import datasets
+from robustlip import checkpoints, datasets
 
 BENCHMARK = 'experiments.benchmark'
 
@@ -146,6 +146,29 @@ def test_an_attack_is_timed_on_what_stands_and_compared_on_all(tmp_path):
   found = autoattack.through(tmp_path / 'all', work, takes, correct, 3)
   assert np.isnan(found['square']['per_second'])
   assert found['square']['robust'] == 2 and found['all']['robust'] == 0
+
+
+def test_what_is_kept_of_a_run_is_of_its_weights(trained, monkeypatch):
+  _, work = trained
+  prefixes = []
+
+  def through(prefix, *_):
+    prefixes.append(prefix)
+    return {k: {'per_second': 1.0, 'taken': []} for k in ('square', 'all')}
+
+  monkeypatch.setattr(autoattack, 'through', through)
+  monkeypatch.setattr(autoattack.common, 'load_dataset', datasets.load)
+  given = work, False, ['square'], 30, 30, 2, 1
+  autoattack.compared(*given)
+  autoattack.compared(*given)
+  with checkpoints.Store(work / 'checkpoints') as store:
+    last = store.numbers()[-1]
+    progress = store.restore(last)
+    zeros = jax.tree.map(np.zeros_like, progress['state']['params'])
+    progress['state']['params'] = zeros
+    store.save(last, progress)
+  autoattack.compared(*given)  # a run trained anew to the same step
+  assert prefixes[0] == prefixes[1] != prefixes[2]
 
 
 def test_points_are_measured_exactly():

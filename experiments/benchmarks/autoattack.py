@@ -23,6 +23,7 @@ from experiments import common, config, measure, report
 from experiments.benchmarks.problem import Problem
 from experiments.benchmarks.timing import clocks
 from robustlip import attacks, checkpoints, evaluation, models
+from robustlip.datasets.splits import fingerprint
 from robustlip.evaluation import UNBROKEN, Attacked, Evaluator
 from robustlip.images import from_bytes
 
@@ -91,9 +92,10 @@ def compared(
   split = measure.subset(dataset.test, num_images)
   module = settings.network(num_classes)
   task = Problem(settings.arch, module, split, settings.precision)
-  step, variables = checkpoints.newest_variables(path / 'checkpoints')
+  _, variables = checkpoints.newest_variables(path / 'checkpoints')
   config.check_network(path, settings, dataset, variables)
-  pieces = f'parity-step{step}-{num_images}-{batch_size}-{num_queries}'
+  weights = fingerprint(*jax.tree.leaves(variables))[:12]
+  pieces = f'parity-{weights}-{num_images}-{batch_size}-{num_queries}'
   # Results without peers are kept apart: no twin has confirmed them.
   folder = common.output_folder(path / (pieces + '-peers' * peers))
   twin = None
