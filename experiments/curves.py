@@ -57,6 +57,7 @@ def label(run: dict[str, Any]) -> str:
 def told_apart(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The runs, with the settings that differ in a label that several have."""
   settings, found = [x.name for x in dataclasses.fields(config.Config)], []
+  settings.append('checkpoint')  # the best and the newest are of one run
   for run in runs:
     same = [other for other in runs if other['label'] == run['label']]
     differing = [

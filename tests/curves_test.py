@@ -43,6 +43,11 @@ def test_networks_of_one_method_are_told_apart(tmp_path):
   ]
   labels = [run['label'] for run in curves.joined(paths)['runs']]
   assert labels == ['AT, arch cnn1, seed 0', 'AT, arch cnn2, seed 1', 'Natural']
+  run = json.loads(paths[2].read_text())
+  for path, checkpoint in zip(paths, ('best', 'newest'), strict=False):
+    path.write_text(json.dumps(run | {'checkpoint': checkpoint}))
+  labels = [run['label'] for run in curves.joined(paths[:2])['runs']]
+  assert labels == ['Natural, checkpoint best', 'Natural, checkpoint newest']
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
