@@ -432,7 +432,9 @@ def described(found: dict[str, Any], stem: str) -> list[dict[str, Any]]:
 def _decided(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
   """The findings of a table, each with a link to its page."""
   for title, decided in found.get('findings', {}).items():
-    table = '-'.join(found['stem'].split('-')[:2])  # and the preset
+    parts = found['stem'].split('-')  # the second is the preset
+    part = [x for x in parts[2:] if x.endswith('examples')]
+    table = '-'.join(parts[:2] + part)
     text = f'{title}, {table}' if title else table
     for name, finding in decided.items():
       yield {

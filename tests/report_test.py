@@ -225,13 +225,14 @@ def test_a_block_has_a_line_for_each_record_and_split(results):
 
 
 def test_a_finding_is_said_once_with_every_table_that_decides_it(results):
-  for name, holds in (('2-short-mnist', True), ('5-quick-cifar10', False)):
+  names = '2-short-mnist', '5-quick-cifar10-250examples'
+  for name, holds in zip(names, (True, False), strict=True):
     found = {'gap_widens': {'holds': holds}, 'separated': {'holds': True}}
     record = {'findings': {'cnn1': found}}
     common.write_json(record, results / f'table_{name}.json')
   where = (
     '[cnn1, table_2-short](table_2-short-mnist.md)',
-    '[cnn1, table_5-quick](table_5-quick-cifar10.md)',
+    '[cnn1, table_5-quick-250examples](table_5-quick-cifar10-250examples.md)',
   )
   assert report.published('findings') == [
     {
