@@ -244,7 +244,15 @@ def joined(
   before: dict[str, Any] | None, row: dict[str, Any]
 ) -> dict[str, Any]:
   """A row, with the columns of other attacks on the same runs added."""
-  if before is None or before['runs'] != row['runs']:
+  if before is None:
+    return row
+  if before['runs'] != row['runs']:
+    if lost := before['ours'].keys() - row['ours'].keys():
+      logging.warning(
+        'The table loses %s, which are of other runs; name the --attacks or '
+        '--certify again to measure these',
+        ', '.join(sorted(lost)),
+      )
     return row
   measured = before.get('measured', [])  # older tables lack it
   new = [made for made in row['measured'] if made not in measured]

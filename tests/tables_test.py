@@ -326,16 +326,17 @@ def test_a_bound_that_is_not_finite_is_none_at_once(given, trained):
   assert found == evaluate.evaluate(work, dataset, attack)  # from its file
 
 
-def test_other_attacks_of_the_same_runs_are_kept():
+def test_other_attacks_of_the_same_runs_are_kept(caplog):
   same = {'runs': [{'commit': 'x'}]}
   before = same | {'ours': {'a': [1.0]}, 'paper': {'a': 2.0}, 'measured': ['a']}
   row = same | {'ours': {'b': [3.0]}, 'paper': {}, 'measured': ['a', 'b']}
   both = tables.joined(before, row)
   assert both['ours'] == {'a': [1.0], 'b': [3.0]}
   assert both['paper'] == {'a': 2.0}
-  assert both['measured'] == ['a', 'b']
+  assert both['measured'] == ['a', 'b'] and not caplog.text
   again = row | {'runs': [{'commit': 'y'}]}  # other networks
   assert tables.joined(before, again) == again
+  assert 'The table loses a, which are of other runs' in caplog.text
   more = row | {'runs': 2 * same['runs']}  # of two seeds
   assert tables.joined(before, more) == more
   assert tables.joined(None, row) == row
