@@ -326,6 +326,34 @@ def test_a_bound_that_is_not_finite_is_none_at_once(given, trained):
   assert found == evaluate.evaluate(work, dataset, attack)  # from its file
 
 
+def test_a_tighter_bound_on_the_constant_has_a_column_of_its_own(
+  given, tmp_path
+):
+  bounds = {'linear': 9.0, 'crown': 5.0}
+  run = {'step': 1, 'seed': 0, 'seconds': 1.0, 'test_acc': 90.0}
+  run |= {'measured_train': 1, 'measured_test': 1}
+  run |= dict.fromkeys(common.ORIGIN, 'x')
+
+  def measured(path, dataset, attack, **_):
+    found = {'certified_test_acc': 80.0, 'seconds': 1.0}
+    found['upper_lipschitz'] = bounds[attack.certify]
+    return run | found
+
+  row = None
+  for method in bounds:
+    given('--table=2', '--attacks=', f'--certify={method}')
+    with (
+      mock.patch.object(tables.runs, 'train', lambda *_: dict(run)),
+      mock.patch.object(evaluate, 'evaluate', measured),
+    ):
+      made = tables.finished(datasets.load('mnist5k'), None, 'at', tmp_path)
+      row = tables.joined(row, made)
+  assert row['ours']['upper_lipschitz'] == [9.0]
+  assert row['ours']['crown_upper_lipschitz'] == [5.0]
+  heading = 'test Lipschitz, upper bound, crown'
+  assert report.heading('crown_upper_lipschitz') == heading
+
+
 def test_other_attacks_of_the_same_runs_are_kept(caplog):
   same = {'runs': [{'commit': 'x'}]}
   before = same | {'ours': {'a': [1.0]}, 'paper': {'a': 2.0}, 'measured': ['a']}
