@@ -215,6 +215,12 @@ def check(settings: Config, dataset: Dataset) -> None:
   order = epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
+  first = round(settings.swa * settings.epochs * len(order)) // len(order)
+  if settings.swa and settings.epochs - first < 2:
+    raise ValueError(
+      f'--swa={settings.swa:g} leaves fewer than two of {settings.epochs} '
+      'epochs to average'
+    )
   # Images may be too small for the network, and a method may not take it.
   make_recipe, *_ = _trainer(
     settings.static, len(dataset.class_names), len(order)

@@ -171,8 +171,10 @@ def _with_tools(
 ) -> config.Config:
   """The settings with these tools and no others; all have the same holdout."""
   chosen: dict[str, Any] = {'dropout': 0.0}
+  latest = max(1 - 1.5 / found.epochs, 0.0)  # leaves two epochs to average
+  strengths = STRENGTHS | {'swa': min(STRENGTHS['swa'], latest)}
   for name in STRENGTHS.keys() & tools:
-    chosen[name] = FLAGS[name].value if FLAGS[name].present else STRENGTHS[name]
+    chosen[name] = FLAGS[name].value if FLAGS[name].present else strengths[name]
     if not chosen[name]:
       raise ValueError(f'--{name}=0 leaves nothing of a row with {name}')
   if 'dropout' in tools:

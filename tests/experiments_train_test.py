@@ -375,6 +375,7 @@ WRONG_FLAGS = [
   (TRAIN, ['--holdout=90'], 'holdout'),
   (TRAIN, ['--augment=flip,magic'], 'no augmentation magic'),
   (TRAIN, ['--ema=.9', '--swa=.5'], 'two averages'),
+  (TRAIN, ['--epochs=3', '--swa=.75'], 'fewer than two of 3 epochs'),
   (TRAIN, ['--batch_size=45', '--cutmix=1'], 'in pairs'),
   (TRAIN, ['--method=ibp', '--dropout=0', '--cutmix=.1'], 'one label'),
   (TRAIN, ['--method=ibp', '--dropout=0', '--label_smoothing=.1'], 'one label'),

@@ -19,6 +19,7 @@ from experiments import (
   measure,
   paper,
   report,
+  runs,
   table_figures,
   table_rows,
   tables,
@@ -216,6 +217,15 @@ def test_a_row_of_table_5_is_a_method_with_tools(given):
   given('--table=5', '--rows=at-magic')
   with pytest.raises(ValueError, match="no row 'at-magic'"):
     table_rows.row_names({})
+
+
+def test_a_row_with_swa_averages_two_epochs_at_least(given):
+  dataset = datasets.load('mnist5k')
+  for epochs, expected in {2: 0.25, 3: 0.5, 4: 0.625, 15: 0.75}.items():
+    given('--table=5', f'--epochs={epochs}')
+    found = table_rows.settings(dataset, None, 'at-swa')
+    assert found.swa == pytest.approx(expected)
+    runs.check(found, dataset)
 
 
 def test_tools_are_ordered_by_the_gap_at_equal_accuracy(given, tmp_path):
