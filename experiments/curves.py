@@ -24,7 +24,10 @@ FLAGS = flags.FLAGS
 COLUMNS = (*plots.ACCURACIES, *plots.CONSTANTS)
 # What no label says, and so has to be the same for all networks.
 SHARED = (
-  *('measured_test', 'attack', 'attack_steps', 'attack_restarts'),
+  'measured_test',
+  'attack',
+  'attack_steps',
+  'attack_restarts',
   'bounds',
 )
 
