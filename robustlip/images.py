@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -69,8 +71,12 @@ def zero_or_nan(room: chex.Array) -> chex.Array:
 
 
 def check_least(least: int, **numbers: int) -> None:
-  """Raises a ValueError that names the first of the numbers below `least`."""
+  """Raises a ValueError that names the first that is no integer >= `least`."""
   for name, number in numbers.items():
+    try:
+      number = operator.index(number)
+    except TypeError:  # also for a traced one
+      raise ValueError(f'{name} must be an integer, got {number!r}.') from None
     if number < least:
       raise ValueError(f'{name} must be at least {least}, got {number}.')
 
