@@ -97,8 +97,22 @@ def _averaging(
 
 
 def average(opt_state: Any) -> Any | None:
-  """The average that the optimizer keeps, None if it keeps none."""
-  nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, Averaged))
+  """The average that the optimizer keeps, None if it keeps none.
+
+  Raises:
+    ValueError: if it is not the last part of a chain: later parts would change
+      the updates, so that the parameters were other ones than those averaged.
+  """
+
+  def is_average(node):
+    if type(node) is tuple and any(isinstance(x, Averaged) for x in node[:-1]):
+      raise ValueError(
+        'an average must be the last part of its optax.chain: '
+        'optax.chain(optax.sgd(0.05), parameters.ema(0.999)).'
+      )
+    return isinstance(node, Averaged)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
   return next((x.average for x in nodes if isinstance(x, Averaged)), None)
 
 

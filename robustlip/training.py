@@ -94,11 +94,13 @@ def initial_state(
     variables = models.init(recipe.module, first, image)
     variables = _method(recipe, 0).prepare(variables)
     params = variables['params']
+    opt_state = recipe.optimizer.init(params)
+    parameters.average(opt_state)  # raises where it would not be of `params`
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       batch_stats=variables.get('batch_stats', {}),
-      opt_state=recipe.optimizer.init(params),
+      opt_state=opt_state,
       loss_sum=jnp.zeros((), jnp.float32),
       bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -384,6 +386,20 @@ def _check_batches(recipe, batch_size):
   )
 
 
+def _check_state(recipe, state, key, image_shape):
+  """Raises ValueError unless the state has the arrays of a new one."""
+
+  def kinds(state):
+    return jax.tree.structure(state), *map(jnp.shape, jax.tree.leaves(state))
+
+  new = functools.partial(initial_state, recipe, image_shape=image_shape)
+  if kinds(state) != kinds(jax.eval_shape(new, key)):
+    raise ValueError(
+      'the state is not one of this recipe: of another module or optimizer, or '
+      'read from a file as plain dicts and lists.'
+    )
+
+
 def fit(
   recipe: Recipe,
   split: Split,
@@ -406,13 +422,16 @@ def fit(
   Raises:
     ValueError: if `split` is not a `Split`, has fewer examples than a batch or
       labels that are no classes of the network, if a batch does not split
-      evenly, or if the loss at some step or the last weights are not finite.
+      evenly, if `state` is of another recipe, or if the loss at some step or
+      the last weights are not finite.
   """
   check_layout(split)
   _check_batches(recipe, batch_size)
   check_least(0, epochs=epochs)
   if state is None:
     state = initial_state(recipe, key, split.images.shape[1:])
+  else:
+    _check_state(recipe, state, key, split.images.shape[1:])
   network = models.logits_fn(recipe.module, state.variables)
   losses.check_classes(network, split.images.shape, split.labels)
   done = int(state.step)
@@ -463,9 +482,11 @@ def averaged(
   Returns `state` itself if the optimizer keeps no average.
 
   Raises:
-    ValueError: if a batch does not split evenly.
+    ValueError: if a batch does not split evenly, or `state` is of another
+      recipe.
   """
   _check_batches(recipe, batch_size)
+  _check_state(recipe, state, key, split.images.shape[1:])
   order = epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=batch_size
   )

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from robustlip import (
   augmentations,
+  checkpoints,
   feed,
   losses,
   methods,
@@ -263,7 +264,7 @@ class TrainingTest(chex.TestCase):
   def test_averaged_statistics_are_of_the_averaged_parameters(self):
     recipe = factory(methods.natural, augment=AUGMENTATIONS['none'])(number())
     keeping = optax.chain(recipe.optimizer, parameters.ema(0.9))
-    plain = fit(recipe)
+    without, plain = recipe, fit(recipe)
     recipe = recipe._replace(optimizer=keeping)
     state = fit(recipe)
     chex.assert_trees_all_close(state.params, plain.params, rtol=1e-5)
@@ -280,8 +281,10 @@ class TrainingTest(chex.TestCase):
     np.testing.assert_allclose(
       found.batch_stats['BatchNorm_0']['mean'], mean, rtol=1e-3, atol=1e-4
     )
-    found = training.averaged(recipe, plain, SPLIT, KEY, batch_size=BATCH)
+    found = training.averaged(without, plain, SPLIT, KEY, batch_size=BATCH)
     chex.assert_trees_all_equal(found, plain)
+    with pytest.raises(ValueError, match='not one of this recipe'):
+      training.averaged(recipe, plain, SPLIT, KEY, batch_size=BATCH)
 
   def test_awp_descends_from_where_the_loss_is_highest(self):
     make = factory(
@@ -454,4 +457,25 @@ def test_a_state_is_made_within_a_program_too():
 def test_recipes_that_cannot_be_followed_are_refused(changes, message):
   recipe = factory(methods.natural)(number())._replace(**changes)
   with pytest.raises(ValueError, match=message):
+    fit(recipe)
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path):
+  keeping = optax.chain(optax.sgd(0.1), parameters.ema(0.9))
+  recipe = training.Recipe(Linear(), methods.natural(), keeping)
+  state = fit(recipe, epochs=0)
+  checkpoints.save(tmp_path / 'state', state)
+  read = training.TrainState(**checkpoints.load(tmp_path / 'state'))
+  other = recipe._replace(optimizer=optax.sgd(0.1))
+  for asked, given in ((recipe, read), (other, state)):
+    with pytest.raises(ValueError, match='not one of this recipe'):
+      fit(asked, state=given)
+    with pytest.raises(ValueError, match='not one of this recipe'):
+      training.averaged(asked, given, SPLIT, KEY, batch_size=BATCH)
+
+
+def test_an_average_of_what_the_optimizer_has_yet_to_change_is_refused():
+  early = optax.chain(parameters.ema(0.9), optax.sgd(0.1))
+  recipe = training.Recipe(Linear(), methods.natural(), early)
+  with pytest.raises(ValueError, match='must be the last part'):
     fit(recipe)
