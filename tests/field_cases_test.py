@@ -253,6 +253,24 @@ def test_shard_map_trains_as_one_device_does(check_vma):
     training.step(RECIPE, state, IMAGES, BATCH.labels, KEY, axis_name='i')
 
 
+def test_shard_map_attacks_as_one_device_does():
+  def points(inputs, labels, keys):
+    run = linear, Batch(inputs, labels), keys
+    settings = dict(epsilon=0.1)
+    found = lipschitz.estimate(linear, inputs, keys, num_steps=3, **settings)
+    return [
+      attacks.apgd(*run, num_steps=3, **settings),
+      attacks.square(*run, num_queries=3, **settings),
+      found.points,
+    ]
+
+  mesh = jax.make_mesh((2,), 'i', axis_types=(jax.sharding.AxisType.Auto,))
+  shared = PartitionSpec('i')
+  given = *BATCH, jax.random.split(KEY, 40)
+  two = jax.shard_map(points, mesh=mesh, in_specs=shared, out_specs=shared)
+  chex.assert_trees_all_close(jax.jit(two)(*given), points(*given), atol=1e-5)
+
+
 def test_training_draws_from_threefry_whatever_the_key():
   keys = [jax.random.key(5, impl=impl) for impl in ('threefry2x32', 'rbg')]
   states = [

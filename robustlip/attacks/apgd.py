@@ -123,7 +123,9 @@ def apgd(
 
 
 def _first(start, steps):
-  lowest = jnp.full(len(start), -jnp.inf, start.dtype)
+  # Made of `start`, so that within `jax.shard_map` they vary as the state does.
+  lowest = jnp.full_like(start[:, 0], -jnp.inf)
+  never = jnp.zeros_like(lowest, bool)
   return _State(
     step=jnp.zeros((), jnp.int32),
     points=start,
@@ -133,11 +135,11 @@ def _first(start, steps):
     best_points=start,
     best_gradients=jnp.zeros_like(start),
     best_values=lowest,
-    step_sizes=jnp.broadcast_to(steps.reshape(-1), len(start)),
-    rises=jnp.zeros(len(start), jnp.int32),
+    step_sizes=jnp.zeros_like(lowest) + steps.reshape(-1),
+    rises=jnp.zeros_like(lowest, jnp.int32),
     checked_values=-lowest,
-    halved=jnp.zeros(len(start), bool),
-    fooled=jnp.zeros(len(start), bool),
+    halved=never,
+    fooled=never,
     adversarial=start,
   )
 

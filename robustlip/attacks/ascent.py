@@ -91,7 +91,7 @@ def ascend(
   best = None
   if keep == 'best':
     dtype = jax.eval_shape(values_of, points).dtype
-    best = jnp.full(len(inputs), -jnp.inf, dtype), points
+    best = jnp.full_like(points[:, 0], -jnp.inf, dtype), points
   points, best = jax.lax.fori_loop(
     0, num_steps, step, (points, best), unroll=unroll
   )

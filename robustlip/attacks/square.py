@@ -85,8 +85,8 @@ def square(
     jnp.zeros((), jnp.int32),
     start,
     projections.ball(start, inputs, epsilon=epsilon, norm=norm),
-    jnp.full(len(inputs), -jnp.inf, inputs.dtype),
-    jnp.zeros(len(inputs), bool),
+    jnp.full_like(inputs[:, 0], -jnp.inf),
+    jnp.zeros_like(inputs[:, 0], bool),
   )
   points = jax.lax.while_loop(unfinished, query, state)[2]
   return jax.lax.stop_gradient(points.reshape(shape))
