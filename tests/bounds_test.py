@@ -177,6 +177,7 @@ PIECES = {
   'slopes of two signs': lambda x: jnp.where(x < 0, -0.5 * x, 2.0 * x),
   'slopes of features': lambda x: jnp.where(x > 0, x, SLOPES * x),
   'CELU': nn.celu,
+  'soft sign': nn.soft_sign,
   'pieces that meet': lambda x: jnp.where(x < 0.5, jnp.tanh(x - 0.5), x - 0.5),
   'softmax': lambda x: nn.softmax(jnp.where(SLOPES > 0, x, -jnp.inf)),
   'quotient': lambda x: x / (1.0 + jnp.square(x)),
@@ -285,6 +286,16 @@ def test_leaky_relu_is_bounded_by_its_ends_and_its_chord():
   lower, upper = bounds.linear(lambda x: logits_fn(x) - x, *box)
   np.testing.assert_allclose(lower, [[0.0, 0.8, 0.0]], atol=1e-4)
   np.testing.assert_allclose(upper, [[0.8, 1.6, 0.0]], atol=1e-4)
+
+
+def test_a_modulus_is_bounded_by_0_its_ends_and_its_chord():
+  box = jnp.array([[-1.0, -2.0, 0.5]]), jnp.array([[3.0, -1.0, 1.0]])
+  lower, upper = bounds.interval(jnp.abs, *box)
+  np.testing.assert_allclose(lower, [[0.0, 1.0, 0.5]], atol=1e-4)
+  np.testing.assert_allclose(upper, [[3.0, 2.0, 1.0]], atol=1e-4)
+  lower, upper = bounds.linear(lambda x: jnp.abs(x) - x / 2, *box)
+  np.testing.assert_allclose(lower, [[-0.5, 1.5, 0.25]], atol=1e-4)
+  np.testing.assert_allclose(upper, [[1.5, 3.0, 0.5]], atol=1e-4)
 
 
 def test_bounds_of_affine_networks_are_exact():
@@ -666,6 +677,8 @@ UNARY = {
   'selu': nn.selu,
   'hard_tanh': nn.hard_tanh,
   'sparse_plus': jax.nn.sparse_plus,
+  'soft_sign': nn.soft_sign,
+  'root': lambda x: jnp.sqrt(0.1 + jnp.abs(x)),
 }
 
 
@@ -685,6 +698,7 @@ def test_every_activation_lies_between_its_lines():
   for function in (bounds.interval, bounds.linear):
     bound = jax.jit(partial(function, logits_fn))(lower, upper)
     assert contained(bound, outputs)
+    assert jnp.isfinite(jnp.stack(bound)).all()
     width = np.asarray(bound[1] - bound[0])[:, tight]
     slack = 1e-3 if function is bounds.interval else 2.0 * true[:, tight].max(0)
     assert (width <= true[:, tight] + slack).all()

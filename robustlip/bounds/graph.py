@@ -131,7 +131,7 @@ _BROADCAST = {'add', 'sub', 'mul', 'div', 'max'}
 SMOOTH = set('tanh logistic erf exp expm1 log log1p sqrt'.split())
 # Primitives of which each output component needs one of each operand.
 ELEMENTWISE = SMOOTH | set(
-  'add add_any sub mul div max neg copy copy_p convert_element_type'.split()
+  'add add_any sub mul div max abs neg copy copy_p convert_element_type'.split()
 )
 
 _RANDOM = {'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'}
@@ -432,7 +432,6 @@ def _power(x, *, y):
 # Primitive -> the same function in terms of primitives that have rules.
 REWRITES: dict[str, Callable[..., chex.Array]] = {
   'min': lambda a, b: -lax.max(-a, -b),
-  'abs': lambda x: lax.max(x, -x),
   'clamp': lambda low, x, high: -lax.max(-lax.max(x, low), -high),
   'div': lambda a, b: a * lax.exp(-lax.log(b)),  # b depends on the input, b > 0
   'dot_general': _dot,  # where both factors depend on the input

@@ -306,6 +306,10 @@ def interval(step: Step, bounds: Sequence[Bound]) -> list[Bound]:
   if step.name == 'max':
     (a, b) = ends
     return [(jnp.maximum(a[0], b[0]), jnp.maximum(a[1], b[1]))]
+  if step.name == 'abs':
+    ((lower, upper),) = bounds
+    least = jnp.maximum(jnp.maximum(lower, -upper), 0.0)
+    return [(least, magnitude((lower, upper)))]
   if step.name == 'mul':
     (a, b) = ends
     corners = jnp.stack([x * y for x in a for y in b])
@@ -343,6 +347,10 @@ def lines(
   if step.name == 'max':
     low, high, shift = _max_lines(*ends, alpha)
     slopes = [low, 1 - low], [high, 1 - high]
+    intercepts = 0.0, shift
+  elif step.name == 'abs':  # max(x, -x)
+    low, high, shift = _max_lines(ends[0], _signed_sum('neg', ends[0]), alpha)
+    slopes = [2 * low - 1], [2 * high - 1]
     intercepts = 0.0, shift
   elif step.name == 'mul':
     (a, b) = ends
@@ -428,6 +436,10 @@ def slopes(
   if step.name == 'max':
     low, high = _max_slopes(_difference(*here), _difference(*there))
     every = [(low, high), (1 - high, 1 - low)]
+  elif step.name == 'abs':
+    # Of max(2 x, 0), twice that of max(x, 0), less 1.
+    low, high = _max_slopes(points[0], bounds[0])
+    every = [(2 * low - 1, 2 * high - 1)]
   elif step.name == 'mul':
     every = [there[1], here[0]]
   else:

@@ -305,7 +305,7 @@ def climb(
   alphas = {
     index: jnp.full((len(weights), *step.outputs[0].shape), 0.5, jnp.float32)
     for index, step in enumerate(network.steps)
-    if step.name == 'max'
+    if step.name in ('max', 'abs')
   }
   optimizer = optax.adam(0.1)
 
