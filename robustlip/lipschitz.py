@@ -35,8 +35,16 @@ def slope(
   """||clean - logits||_1 / ||deltas||, [B]; 0 where a delta is 0.
 
   A logit that is -inf in both, a class that is never predicted, adds nothing.
+
+  Raises:
+    ValueError: unless there are logits [B, C] for each of the deltas.
   """
   losses.check_logits(clean, fewest=1)
+  if not len(clean) == len(logits) == len(deltas):
+    raise ValueError(
+      f'the network must return logits for each of {len(deltas)} images, got '
+      f'{len(clean)} and {len(logits)}.'
+    )
   same = (clean == logits) & (clean < jnp.inf)
   change = jnp.where(same, 0.0, clean) - jnp.where(same, 0.0, logits)
   rise = jnp.abs(change).sum(axis=-1)

@@ -128,6 +128,10 @@ class LipschitzTest(chex.TestCase):
     with pytest.raises(ValueError, match='uint8; images of bytes'):
       lipschitz.ratio(linear, pixels, pixels + 10)
 
+  def test_logits_of_other_images_are_refused(self):
+    with pytest.raises(ValueError, match='each of . images, got 1 and 1'):
+      lipschitz.ratio(lambda x: linear(x[:1]), INPUTS, 1 - INPUTS)
+
   def test_the_released_procedure_descends(self):
     start = jnp.clip(INPUTS + 0.02, 0, 1)
     before = lipschitz.ratio(linear, INPUTS, start)
