@@ -135,25 +135,27 @@ def _lowered(inputs, kernel, *, tiles, **settings):
   and take up to a hundred times as long: then the inputs are padded first.
   """
   padding, dilation = settings['padding'], settings['lhs_dilation']
-  if tiles and _suit_tiles(inputs, kernel, **settings):
-    return winograd.convolve(inputs, kernel, padding)
+  padded = _padded(inputs, padding, dilation)
+  dense = {*settings['window_strides'], *dilation} == {1}
+  if tiles and dense and _suit_tiles(padded, kernel):
+    return winograd.convolve(padded, kernel)
   sides = zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
   if any(image < window for image, window in sides):
-    inputs = _padded(inputs, padding, dilation)
-    inputs = lax.optimization_barrier(inputs)  # else XLA pads in the operation
+    inputs = lax.optimization_barrier(padded)  # else XLA pads in the operation
     settings |= dict(padding=((0, 0), (0, 0)), lhs_dilation=(1, 1))
   return xla(inputs, kernel, **settings)
 
 
-def _suit_tiles(inputs, kernel, *, window_strides, padding, lhs_dilation):
-  """Whether a convolution is faster by tiles."""
-  plain = {*window_strides, *lhs_dilation} == {1}
-  plain &= kernel.shape[:2] == (winograd.WINDOW, winograd.WINDOW)
-  sides = winograd.sides(inputs.shape, padding)
-  count = math.prod(-(-side // winograd.TILE) for side in sides)
-  full = count * winograd.TILE**2 <= _MOST_WASTE * math.prod(sides)
-  enough = inputs.shape[0] * count >= _FEWEST_TILES
-  return plain and full and enough and min(kernel.shape[2:]) >= _WIDEST
+def _suit_tiles(padded, kernel):
+  """Whether a convolution of stride 1 is faster by tiles."""
+  window, tile = winograd.WINDOW, winograd.TILE
+  if kernel.shape[:2] != (window, window):
+    return False
+  sides = [size - window + 1 for size in padded.shape[1:3]]
+  count = math.prod(-(-side // tile) for side in sides)
+  full = count * tile**2 <= _MOST_WASTE * math.prod(sides)
+  enough = padded.shape[0] * count >= _FEWEST_TILES
+  return full and enough and min(kernel.shape[2:]) >= _WIDEST
 
 
 # `xla` with our gradients, of any order, forward and reverse mode.

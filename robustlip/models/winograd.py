@@ -13,8 +13,6 @@ Source: Lavin and Gray 2016, arXiv:1509.09308; the matrices, Cook and Toom.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -24,21 +22,12 @@ TILE = 4  # outputs of a tile along an axis
 WINDOW = 3  # side of the kernel
 
 
-def convolve(
-  inputs: chex.Array, kernel: chex.Array, padding: Sequence[tuple[int, int]]
-) -> chex.Array:
-  """The convolution of [B, H, W, C] with [3, 3, C, D] -> [B, H', W', D].
-
-  Args:
-    padding: zeros before and after, for height and width; negative to crop.
-  """
-  height, width = sides(inputs.shape, padding)
+def convolve(inputs: chex.Array, kernel: chex.Array) -> chex.Array:
+  """Convolution of [B, H, W, C] with [3, 3, C, D] -> [B, H - 2, W - 2, D]."""
+  height, width = (size - WINDOW + 1 for size in inputs.shape[1:3])
   tall, wide = -(-height // TILE), -(-width // TILE)
-  (top, bottom), (left, right) = padding
-  bottom += tall * TILE - height
-  right += wide * TILE - width
-  pads = (0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)
-  padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), pads)
+  rest = (0, tall * TILE - height), (0, wide * TILE - width)
+  padded = jnp.pad(inputs, ((0, 0), *rest, (0, 0)))
   rows = zip(
     _combined(INPUTS, _steps(padded, 1, tall)),
     _combined(KERNEL, kernel),
@@ -55,14 +44,6 @@ def convolve(
   whole = tiles.transpose(2, 3, 0, 4, 1, 5)
   whole = whole.reshape(-1, tall * TILE, wide * TILE, kernel.shape[3])
   return whole[:, :height, :width]
-
-
-def sides(
-  shape: tuple[int, ...], padding: Sequence[tuple[int, int]]
-) -> list[int]:
-  """Height and width of the outputs."""
-  pairs = zip(shape[1:3], padding, strict=True)
-  return [size + sum(pads) - WINDOW + 1 for size, pads in pairs]
 
 
 def _steps(features, axis, count) -> list[chex.Array]:
