@@ -29,12 +29,12 @@ def convolve(inputs: chex.Array, kernel: chex.Array) -> chex.Array:
   rest = (0, tall * TILE - height), (0, wide * TILE - width)
   padded = jnp.pad(inputs, ((0, 0), *rest, (0, 0)))
   rows = _combined(INPUTS, _steps(padded, 1, tall))
-  weights = np.kron(KERNEL, KERNEL) @ kernel.reshape(WINDOW**2, -1)
-  weights = weights.reshape(len(rows), -1, *kernel.shape[2:])
   columns = []  # [4, ...], the outputs along the width, for each of six rows
-  for features, matrices in zip(rows, weights, strict=True):
+  for features, factors in zip(rows, KERNEL, strict=True):
     values = jnp.stack(_combined(INPUTS, _steps(features, 2, wide)))
-    products = values.reshape(len(values), -1, kernel.shape[2]) @ matrices
+    weights = np.kron(factors, KERNEL) @ kernel.reshape(WINDOW**2, -1)
+    weights = weights.reshape(-1, *kernel.shape[2:])
+    products = values.reshape(len(values), -1, kernel.shape[2]) @ weights
     columns.append(OUTPUTS @ products.reshape(len(values), -1))
   tiles = jnp.stack(_combined(OUTPUTS, columns))
   tiles = tiles.reshape(TILE, TILE, -1, tall, wide, kernel.shape[3])
