@@ -72,7 +72,11 @@ def define() -> None:
 def optimizer(
   settings: Config, learning_rate: Any, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-  """The optimizer and the schedule of its rate, which may be traced."""
+  """The optimizer and the schedule of its rate, which may be traced.
+
+  Raises:
+    ValueError: if too few epochs are left for the average of `swa`.
+  """
   total = settings.epochs * steps_per_epoch
   if settings.schedule == 'onecycle':
     rate = optax.cosine_onecycle_schedule(total, learning_rate)
@@ -96,6 +100,11 @@ def optimizer(
     parts.append(parameters.ema(settings.ema))
   if settings.swa:
     first = round(settings.swa * total)
+    if settings.epochs - first // steps_per_epoch < 2:
+      raise ValueError(
+        f'--swa={settings.swa:g} leaves fewer than two of {settings.epochs} '
+        'epochs to average'
+      )
     parts.append(parameters.swa(first, every=steps_per_epoch))
   return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
@@ -215,12 +224,6 @@ def check(settings: Config, dataset: Dataset) -> None:
   order = epoch_order(
     0, 0, num_examples=len(split.labels), batch_size=settings.batch_size
   )
-  first = round(settings.swa * settings.epochs * len(order)) // len(order)
-  if settings.swa and settings.epochs - first < 2:
-    raise ValueError(
-      f'--swa={settings.swa:g} leaves fewer than two of {settings.epochs} '
-      'epochs to average'
-    )
   # Images may be too small for the network, and a method may not take it.
   make_recipe, *_ = _trainer(
     settings.static, len(dataset.class_names), len(order)

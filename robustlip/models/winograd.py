@@ -75,5 +75,5 @@ def _matrices(points: np.ndarray) -> tuple[np.ndarray, ...]:
   return tuple(map(np.float32, (values(TILE - 1).T, kernel, inputs)))
 
 
-# 0, 3/4, -3/4, 3/2, -3/2 round a fourth as coarsely, and take a third longer.
+# 0, 3/4, -3/4, 3/2, -3/2 round a fourth as coarsely, but have fewer factors 1.
 OUTPUTS, KERNEL, INPUTS = _matrices(np.array([0.0, 1.0, -1.0, 2.0, -2.0]))
